@@ -1,0 +1,400 @@
+"""Every knob of a run, typed, bounded and frozen: the YAML file and the `-o` overrides are checked against these classes.
+
+A file is one complete experiment. Unknown, missing, mistyped and repeated keys are all reported together, each with the
+value, what was expected and, where a name is close, a suggestion. Nothing here touches a device or imports Paddle.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from passl_densecl.errors import InputError
+from passl_densecl.schedules import Schedule
+from passl_densecl.transforms import Transform
+
+DEPTHS = (18, 34, 50, 101, 152)
+QUEUE_LEN_MAX = 65_536  # the paper's queue, and the ceiling of queue_len: auto
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Count = Annotated[int, Field(ge=1)]
+Transforms = Annotated[tuple[Transform, ...], Field(strict=False, min_length=1)]
+
+
+class BackboneConfig(Section):
+    depth: Literal[18, 34, 50, 101, 152]
+    stem_stride: Literal[1, 2, 4] = Field(
+        4, description="4: the ResNet stem as published; 2: without its max-pooling; 1: also without conv1's stride"
+    )
+
+
+class PretrainModelConfig(BackboneConfig):
+    hidden_dim: Count = Field(2048, description="width of the hidden layer of both necks")
+    out_dim: Count = Field(128, description="D, the length of a projected vector")
+    num_grid: Count | None = Field(None, description="pool the map to this many cells a side; null keeps it whole")
+    queue_len: Count | Literal["auto"] = Field(description="K, the number of negatives; auto fits it to the data set")
+    temperature: float = Field(0.2, gt=0)
+    momentum: float = Field(0.999, ge=0, lt=1, description="of the key encoder's moving average")
+    loss_lambda: float = Field(0.5, ge=0, le=1, description="weight of the dense loss; 0 is MoCo-v2")
+    loss_lambda_warmup_steps: int = Field(0, ge=0, description="loss_lambda is 0 for this many steps")
+
+
+class ImagesConfig(Section):
+    root: str = Field(description="folder of images")
+    list_file: str | None = Field(None, description="text file that lists images relative to root; null takes them all")
+
+
+class PretrainDataConfig(ImagesConfig):
+    transforms: Transforms = Field(description="augmentations, drawn twice for each image")
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class LinearDataConfig(Section):
+    train: ImagesConfig
+    val: ImagesConfig
+    train_transforms: Transforms
+    val_transforms: Transforms
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class SGDConfig(Section):
+    name: Literal["SGD"] = "SGD"
+    lr: float = Field(gt=0, description="learning rate for reference_batch_size")
+    reference_batch_size: Count = Field(256, description="lr is scaled by batch_size over this")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0001, ge=0)
+
+
+class AmpConfig(Section):
+    enabled: bool = False
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+
+
+class CheckpointConfig(Section):
+    every_epochs: Count = 1
+    every_steps: Count | None = Field(default=None, description="also within an epoch, every so many steps")
+    keep: Count = Field(default=3, description="how many of the newest stay")
+
+
+class RunConfig(Section):
+    """What every run has, whatever its task."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir")
+    output_dir: str = Field("output", min_length=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    batch_size: Count = Field(description="images of one optimiser step, over all devices")
+    epochs: Count
+    optimizer: SGDConfig
+    schedule: Schedule
+    amp: AmpConfig = Field(default_factory=AmpConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log_every_steps: Count = 10
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate that the schedule multiplies: `optimizer.lr`, scaled linearly with the batch."""
+        return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch_size
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(key, message) of every setting that is fine alone but not beside the others."""
+        return []
+
+
+class PretrainConfig(RunConfig):
+    task: Literal["pretrain"]
+    model: PretrainModelConfig
+    data: PretrainDataConfig
+    micro_batch_size: Count = Field(32, description="images that one BatchNorm sees; gradients are summed over the rest")
+
+    @property
+    def micro_batch_count(self) -> int:
+        return self.batch_size // self.micro_batch_size
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if self.batch_size % self.micro_batch_size:
+            fitting = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
+            best = min(fitting, key=lambda d: abs(d - self.micro_batch_size))
+            found.append(
+                (
+                    "micro_batch_size",
+                    f"{self.micro_batch_size} does not divide batch_size {self.batch_size}; try micro_batch_size "
+                    f"{best}, or batch_size {max(1, round(self.batch_size / self.micro_batch_size)) * self.micro_batch_size}",
+                )
+            )
+        if isinstance(self.model.queue_len, int) and self.model.queue_len < self.batch_size:
+            found.append(
+                (
+                    "model.queue_len",
+                    f"{self.model.queue_len} is less than batch_size {self.batch_size}: a step would overwrite its own "
+                    f"keys; try {2 ** (self.batch_size * 4 - 1).bit_length()} or auto",
+                )
+            )
+        return found
+
+
+class LinearConfig(RunConfig):
+    task: Literal["linear"]
+    model: BackboneConfig
+    data: LinearDataConfig
+
+
+Config = PretrainConfig | LinearConfig
+_CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
+
+
+# ---------------------------------------------------------------- reading
+
+class _Reader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-4 is a number, only true/false are booleans, a repeated key is an error."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.repeated: list[tuple[str, str]] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first_line: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in first_line:
+                self.repeated.append((str(key), f"given twice, in lines {first_line[key]} and {line}; keep one"))
+            first_line.setdefault(key, line)
+        return super().construct_mapping(node, deep)
+
+
+_Reader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp", ":merge"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Reader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Reader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str, what: str) -> tuple[Any, list[tuple[str, str]]]:
+    try:
+        reader = _Reader(text)
+        try:
+            return reader.get_single_data(), reader.repeated
+        finally:
+            reader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise InputError(f"{what}{where}: not readable as YAML: {problem}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The checked experiment in the YAML file `path`, with `key=value` overrides such as `data.root=photos`.
+
+    Raises InputError, listing every problem at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {str(path)!r}: {_why_unreadable(path, error)}") from None
+    tree, problems = _parse(text, str(path))
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping of keys such as 'task: pretrain', got {_shown(tree)}")
+    for override in overrides:
+        problems += _apply_override(tree, override)
+    return parse_config(tree, source=str(path), problems=problems)
+
+
+def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iterable[tuple[str, str]] = ()) -> Config:
+    """The checked experiment in a plain mapping. Raises InputError, listing every problem at once."""
+    found = list(problems)
+    task = tree.get("task")
+    cls = _CLASSES.get(task) if isinstance(task, str) else None
+    config = None
+    if cls is None:
+        got = f"got {_shown(tree['task'])}" if "task" in tree else "it is missing"
+        found.append(("task", f"expected 'pretrain' or 'linear'; {got}"))
+    else:
+        try:
+            config = cls.model_validate(tree)
+            found += config.problems()
+        except ValidationError as error:
+            found += _merged([_explain(cls, problem) for problem in error.errors()])
+    if found or config is None:
+        width = max(len(key) for key, _ in found)
+        lines = [f"  {key:<{width}}   {message}" for key, message in found]
+        raise InputError("\n".join([f"{source}: {len(found)} problem{'s' if len(found) > 1 else ''}", *lines]))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved experiment as YAML that load_config reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]]:
+    """Write `a.b.0.c=value` into `tree`; the value is read as YAML. Problems come back, wrong keys are left to the check."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        return [(f"-o {override}", "expected key=value, for example -o data.root=photos")]
+    value, problems = _parse(text, f"-o {override}")
+    node: Any = tree
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        node = _child(node, part)
+        if not isinstance(node, (dict, list)):
+            missing = ".".join(parents[: depth + 1])
+            return [(f"-o {key}", f"the file has no section {missing!r}{_suggest(part, _keys_at(tree, parents[:depth]))}")]
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            return [(f"-o {key}", f"expected a position from 0 to {len(node) - 1}, got {last!r}")]
+        node[int(last)] = value
+    else:
+        node[last] = value
+    return problems
+
+
+def _child(node: Any, part: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(part)
+    return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+
+
+def _keys_at(tree: Any, path: Sequence[str]) -> list[str]:
+    for part in path:
+        tree = _child(tree, part)
+    return [str(key) for key in tree] if isinstance(tree, dict) else []
+
+
+# ---------------------------------------------------------------- explaining
+
+def _merged(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One line a key: the choices of a union joined by 'or', and no complaint about a list whose entries are wrong."""
+    merged: dict[str, str] = {}
+    for key, message in problems:
+        if any(other.startswith(key + ".") for other, _ in problems) and message.startswith("expected at least"):
+            continue
+        before = merged.get(key)
+        if before and before.startswith("expected ") and message.startswith("expected "):
+            message = f"{before.split(', got ')[0]} or {message.removeprefix('expected ')}"
+        merged[key] = message
+    return list(merged.items())
+
+
+def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
+    """(dotted key, sentence) of one pydantic problem."""
+    keys, owner = _walk(cls, problem["loc"])
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    name = ".".join(keys)
+    if kind == "extra_forbidden":
+        siblings = list(owner.model_fields) if owner else []
+        return name, "unknown key" + (_suggest(keys[-1], siblings) or f"; known: {', '.join(siblings)}")
+    if kind == "missing":
+        field = owner.model_fields.get(keys[-1]) if owner else None
+        return name, "missing" + (f": {field.description}" if field and field.description else "; it has no default")
+    if kind in ("union_tag_invalid", "literal_error"):
+        expected = context.get("expected_tags") or context.get("expected")
+        return name, f"expected {expected}, got {_shown(value)}{_suggest(str(value), re.findall(r'[^ ,]+', str(expected).replace(chr(39), '')))}"
+    if kind == "union_tag_not_found":
+        return name, f"expected a mapping with a 'name', got {_shown(value)}"
+    nullable = owner is not None and type(None) in get_args(owner.model_fields[keys[-1]].annotation) if keys else False
+    hint = "; write null for none" if nullable and value in ("None", "none", "nil") else ""
+    return name, f"expected {_wanted(kind, context, problem['msg'])}, got {_shown(value)}{hint}"
+
+
+_WANTED = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "string_type": "a text", "tuple_type": "a list", "list_type": "a list",
+    "model_type": "a section of keys", "dict_type": "a section of keys", "model_attributes_type": "a section of keys",
+    "too_short": "at least {min_length} entries", "too_long": "at most {max_length} entries",
+    "greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}", "less_than_equal": "at most {le:g}",
+    "string_too_short": "a text that is not empty", "string_pattern_mismatch": "one word without slashes or spaces",
+    "finite_number": "a finite number",
+}  # fmt: skip
+
+
+def _wanted(kind: str, context: dict[str, Any], message: str) -> str:
+    template = _WANTED.get(kind)
+    if template:
+        return template.format(**context)
+    return message.removeprefix("Value error, ")
+
+
+def _walk(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
+    """The keys as the user wrote them (tags of unions and names of types left out), and the class that owns the last one."""
+    keys: list[str] = []
+    owner: type[BaseModel] | None = cls
+    choices: list[type[BaseModel]] = [cls]
+    for part in loc:
+        if isinstance(part, int):
+            keys.append(str(part))
+            continue
+        tagged = [c for c in choices if len(choices) > 1 and _tag(c) == part]
+        if tagged:
+            choices = tagged
+            continue
+        if not choices:  # inside a plain union, pydantic names the member that it tried
+            continue
+        owner = choices[0]
+        keys.append(part)
+        field = owner.model_fields.get(part)
+        choices = _models_in(field.annotation) if field else []
+    return keys, owner
+
+
+def _tag(cls: type[BaseModel]) -> str | None:
+    field = cls.model_fields.get("name")
+    options = get_args(field.annotation) if field else ()
+    return options[0] if options else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every model class inside an annotation such as tuple[A | B, ...]."""
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
+        return [model for part in get_args(annotation) for model in _models_in(part)]
+    return []
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        try:
+            siblings = [entry.name for entry in path.parent.iterdir()]
+        except OSError:
+            return f"no such file, and no folder {str(path.parent)!r}"
+        return "no such file" + _suggest(path.name, siblings)
+    if isinstance(error, IsADirectoryError):
+        return "this is a folder; give the YAML file in it"
+    return f"cannot be read as UTF-8 text: {error}"

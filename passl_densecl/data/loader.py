@@ -1,0 +1,561 @@
+"""Batches, in an order that only (seed, epoch) decides, computed by worker processes.
+
+A training loader delivers every step of the rest of a run through one iterator, so that workers start once. Step s is
+batch ``s % steps_per_epoch`` of epoch ``s // steps_per_epoch``; the rows of that whole batch are divided evenly among
+the ranks, in rank order. What a batch holds does not depend on the number of workers or ranks, nor on where the
+iterator started.
+
+Why not ``paddle.io.DataLoader`` (tried on 2.6.2 and 3.3.1): leaving its iterator early leaves its worker processes, a
+thread and files in /dev/shm behind for as long as the program runs; an exception in a worker reaches the caller as
+"Blocking queue is killed"; and it draws from and reseeds the global random state. The workers here write into
+anonymous shared memory, which needs no room in /dev/shm and cannot outlive the processes.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import util
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import paddle
+
+from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, Transforms
+from passl_densecl.errors import InputError
+
+__all__ = [
+    "EvaluationLoader",
+    "LabelledBatch",
+    "LabelledLoader",
+    "PairBatch",
+    "PairLoader",
+    "choose_workers",
+    "epoch_order",
+]
+
+PREFETCH = 2  # batches that one worker computes ahead
+_AUTO_MOST = 8
+_ORDER_STREAM = 2  # takes the place of "view" in a seed; the views are 0 and 1
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Two views of N images.
+
+    Attributes:
+        query, key: uint8 tensors, N×H×W×3, on the current device.
+        indices: (N,) int64, which images of the set these are.
+        bad: those among ``indices`` that could not be decoded and were replaced.
+    """
+
+    query: paddle.Tensor
+    key: paddle.Tensor
+    indices: np.ndarray
+    bad: list[int]
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """N images with their labels.
+
+    Attributes:
+        images: uint8 tensor, N×H×W×3, on the current device.
+        labels: (N,) int64 tensor; -1 where the set has no labels.
+        indices: (N,) int64, which images of the set these are.
+        bad: those among ``indices`` that could not be decoded and were replaced.
+    """
+
+    images: paddle.Tensor
+    labels: paddle.Tensor
+    indices: np.ndarray
+    bad: list[int]
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """(n,) int64: the order of all images in this epoch, a permutation that depends on the arguments only."""
+    return np.random.default_rng([seed, epoch, 0, _ORDER_STREAM]).permutation(n)
+
+
+# --- loaders -------------------------------------------------------------------------------------------------------
+
+
+class _TrainingLoader:
+    """What :class:`PairLoader` and :class:`LabelledLoader` share: shuffling, dividing among ranks, dropping the rest.
+
+    Attributes:
+        steps_per_epoch: whole batches in an epoch; images that fill no whole batch wait for another epoch's order.
+        wait_seconds: how long the consumer waited for the last step's data.
+    """
+
+    def __init__(
+        self,
+        dataset: PairDataset | LabelledDataset,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+    ) -> None:
+        _check_ranks(batch_size, rank, world_size)
+        if len(dataset) < batch_size:
+            raise InputError(
+                f"batch_size {batch_size:,} is more than the {len(dataset):,} images; "
+                f"expected at most as many, try batch_size {_power_of_two_up_to(len(dataset))}"
+            )
+        self._dataset = dataset
+        self._seed = seed
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._num_workers = num_workers
+        self.steps_per_epoch = len(dataset) // batch_size
+        self.wait_seconds = 0.0
+
+    def _requests(self, start: int, stop: int) -> Iterator[_Request]:
+        known_epoch, order = -1, np.empty(0, np.int64)
+        share = self._batch_size // self._world_size
+        for step in range(start, stop):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != known_epoch:
+                known_epoch, order = epoch, epoch_order(len(self._dataset), self._seed, epoch)
+            first = batch * self._batch_size + self._rank * share
+            yield _Request(epoch, order[first : first + share])
+
+    def _arrays(self, start: int, stop: int) -> Generator[tuple[int, tuple[np.ndarray, ...]], None, None]:
+        batches = _compute(
+            self._dataset, self._requests(start, stop), self._batch_size // self._world_size, self._num_workers
+        )
+        try:
+            for step in range(start, stop):
+                began = time.perf_counter()
+                arrays = next(batches)
+                self.wait_seconds = time.perf_counter() - began
+                yield step, arrays
+        finally:
+            batches.close()
+
+
+class PairLoader(_TrainingLoader):
+    """Two augmented views of every image: the batches of pre-training.
+
+    Raises:
+        InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        transforms: Transforms,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            PairDataset(image_set, transforms, seed),
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+        )
+
+    def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
+        """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
+        for step, (query, key, indices, bad) in self._arrays(start, stop):
+            yield step, PairBatch(_tensor(query), _tensor(key), indices.copy(), _bad(bad))
+
+
+class LabelledLoader(_TrainingLoader):
+    """One augmented view of every image and its label: the batches of linear training.
+
+    Raises:
+        InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        transforms: Transforms,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            LabelledDataset(image_set, transforms, seed),
+            seed=seed,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+        )
+
+    def steps(self, start: int, stop: int) -> Generator[tuple[int, LabelledBatch], None, None]:
+        """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
+        for step, arrays in self._arrays(start, stop):
+            yield step, _labelled(arrays)
+
+
+class EvaluationLoader:
+    """Every image once, in order: ``for batch in loader``, as often as wanted.
+
+    Each rank gets an unbroken part of the set; the parts differ by one image at most, nothing is padded or repeated,
+    and the last batch is short. A rank without images gets no batch. ``batch_size`` is the number of images of one
+    batch of one rank. ``transforms`` should be deterministic; if they draw, they draw as in epoch 0 with seed 0.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        transforms: Transforms,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        _check_ranks(world_size, rank, world_size)
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: expected at least 1")
+        self._dataset = LabelledDataset(image_set, transforms, seed=0)
+        self._first = len(image_set) * rank // world_size
+        self._stop = len(image_set) * (rank + 1) // world_size
+        self._batch_size = batch_size
+        self._num_workers = num_workers
+        self.wait_seconds = 0.0
+
+    def __len__(self) -> int:
+        """The number of batches of this rank."""
+        return -(-(self._stop - self._first) // self._batch_size)
+
+    def __iter__(self) -> Generator[LabelledBatch, None, None]:
+        requests = (
+            _Request(0, np.arange(first, min(first + self._batch_size, self._stop)))
+            for first in range(self._first, self._stop, self._batch_size)
+        )
+        batches = _compute(self._dataset, requests, min(self._batch_size, self._stop - self._first), self._num_workers)
+        try:
+            for _ in range(len(self)):
+                began = time.perf_counter()
+                arrays = next(batches)
+                self.wait_seconds = time.perf_counter() - began
+                yield _labelled(arrays)
+        finally:
+            batches.close()
+
+
+def _labelled(arrays: Sequence[np.ndarray]) -> LabelledBatch:
+    images, labels, indices, bad = arrays
+    return LabelledBatch(_tensor(images), _tensor(labels), indices.copy(), _bad(bad))
+
+
+def _tensor(array: np.ndarray) -> paddle.Tensor:
+    """A copy on the current device: the array is a worker's, and will be written again."""
+    return paddle.to_tensor(array)
+
+
+def _bad(indices: np.ndarray) -> list[int]:
+    return indices[indices >= 0].tolist()
+
+
+def _check_ranks(batch_size: int, rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}: expected 0 to {world_size - 1}")
+    if batch_size < 1 or batch_size % world_size:
+        fitting = max(world_size, round(batch_size / world_size) * world_size)
+        raise InputError(
+            f"batch_size {batch_size}: {world_size} processes cannot share it evenly; expected a multiple of "
+            f"{world_size}, try {fitting}"
+        )
+
+
+def _power_of_two_up_to(count: int) -> int:
+    return 1 << max(0, count.bit_length() - 1)
+
+
+# --- computing batches ---------------------------------------------------------------------------------------------
+
+
+class _Dataset(Protocol):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]: ...
+
+
+class _Request(NamedTuple):
+    """A batch to compute: images ``indices`` (int64) with the draws of ``epoch``."""
+
+    epoch: int
+    indices: np.ndarray
+
+
+class _Layout(NamedTuple):
+    """The fields of one sample: their shapes and types, the same for every sample of a loader."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def of(cls, sample: Sequence[Any]) -> _Layout:
+        arrays = [np.asarray(value) for value in sample]
+        return cls(tuple(array.shape for array in arrays), tuple(array.dtype for array in arrays))
+
+    def allocate(self, rows: int) -> tuple[np.ndarray, ...]:
+        """Room for a batch in memory that processes forked from here on share with this one."""
+        arrays = []
+        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
+            memory = mmap.mmap(-1, rows * math.prod(shape) * dtype.itemsize)
+            arrays.append(np.frombuffer(memory, dtype).reshape(rows, *shape))
+        return tuple(arrays)
+
+
+def _compute(
+    dataset: _Dataset, requests: Iterable[_Request], rows: int, num_workers: int
+) -> Generator[tuple[np.ndarray, ...], None, None]:
+    """The fields of every requested batch (of at most ``rows`` rows), in the order of the requests.
+
+    The arrays hold their values until the next batch is asked for. Exceptions of the data set are raised here,
+    whichever process met them. Closing the generator, or leaving it in any other way, ends the workers at once.
+    """
+    requests = iter(requests)
+    first = next(requests, None)
+    if first is None:
+        return
+    layout = _Layout.of(dataset[first.epoch, int(first.indices[0])])
+    if num_workers == 0:
+        room = layout.allocate(rows)
+        for request in _chain(first, requests):
+            _fill(dataset, request, room)
+            yield tuple(array[: len(request.indices)] for array in room)
+        return
+    with _Workers(dataset, layout, rows, num_workers) as workers:
+        yield from workers.run(_chain(first, requests))
+
+
+def _chain(first: _Request, rest: Iterable[_Request]) -> Iterator[_Request]:
+    yield first
+    yield from rest
+
+
+def _fill(dataset: _Dataset, request: _Request, room: Sequence[np.ndarray]) -> None:
+    for row, index in enumerate(request.indices.tolist()):
+        for array, value in zip(room, dataset[request.epoch, index], strict=True):
+            if np.shape(value) != array.shape[1:]:
+                raise InputError(
+                    f"the transforms give images of different sizes, {_size(array.shape[1:])} and "
+                    f"{_size(np.shape(value))} pixels, which make no batch; end with RandomResizedCrop or CenterCrop"
+                )
+            array[row] = value
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(str(length) for length in shape[:2])
+
+
+class _Workers:
+    """Processes that compute batches in turn: batch b is worker ``b % num_workers``'s."""
+
+    def __init__(self, dataset: _Dataset, layout: _Layout, rows: int, num_workers: int) -> None:
+        context = multiprocessing.get_context("fork")  # workers see the data set and the memory without a copy
+        self._rooms = [[layout.allocate(rows) for _ in range(PREFETCH)] for _ in range(num_workers)]
+        pipes = [context.Pipe() for _ in range(num_workers)]
+        self._connections = [ours for ours, _ in pipes]
+        self._processes = [
+            context.Process(
+                target=_work, args=(dataset, self._rooms[number], theirs, pipes), name=f"data-{number}", daemon=True
+            )
+            for number, (_, theirs) in enumerate(pipes)
+        ]
+        # Runs at the latest when the interpreter exits: the workers do not listen to SIGTERM.
+        self.close = util.Finalize(self, _end, args=(self._processes, self._connections), exitpriority=10)
+        try:
+            for process in self._processes:
+                process.start()
+        except BaseException:
+            self.close()
+            raise
+        for _, theirs in pipes:
+            theirs.close()
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, requests: Iterator[_Request]) -> Iterator[tuple[np.ndarray, ...]]:
+        count = len(self._processes)
+        lengths: dict[int, int] = {}  # batch in the making → its number of rows
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            request = next(requests, None)
+            if request is not None:
+                try:
+                    self._connections[sent % count].send((sent // count % PREFETCH, request))
+                except OSError as error:
+                    raise self._death(sent % count) from error
+                lengths[sent] = len(request.indices)
+                sent += 1
+
+        for _ in range(count * PREFETCH):
+            send()
+        batch = 0
+        while lengths:
+            self._receive(batch % count)
+            rows = lengths.pop(batch)
+            yield tuple(array[:rows] for array in self._rooms[batch % count][batch // count % PREFETCH])
+            send()  # into the room that the consumer has just left
+            batch += 1
+
+    def _receive(self, number: int) -> None:
+        """Wait until worker ``number`` reports its oldest batch done.
+
+        Raises:
+            Exception: what the data set raised in the worker.
+            RuntimeError: the worker is dead.
+        """
+        connection = self._connections[number]
+        if connection not in wait([connection, self._processes[number].sentinel]):
+            raise self._death(number)
+        try:
+            failure = connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._death(number) from error
+        if failure is not None:
+            error, trace = failure
+            raise error from RuntimeError(f"in data worker {number}:\n{trace}")
+
+    def _death(self, number: int) -> RuntimeError:
+        process = self._processes[number]
+        process.join(1)
+        code = process.exitcode
+        cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        advice = "with num_workers 0 the cause shows"
+        if code == -signal.SIGKILL:
+            advice = "probably the memory ran out: try fewer num_workers"
+        return RuntimeError(f"data worker {number} died ({cause}); {advice}")
+
+
+def _end(processes: Sequence[BaseProcess], connections: Sequence[Connection]) -> None:
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.kill()  # nothing that a worker has begun is of value
+    for process in started:
+        process.join()
+    for connection in connections:
+        connection.close()
+
+
+def _work(
+    dataset: _Dataset,
+    rooms: Sequence[Sequence[np.ndarray]],
+    connection: Connection,
+    pipes: Sequence[tuple[Connection, Connection]],
+) -> None:
+    """The life of a worker: fill a room, say so, until the connection ends because the main process did."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # they often reach the whole group; the main process decides
+        signal.signal(name, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    for pair in pipes:  # an end that stays open here would hide the main process's death from the others
+        for end in pair:
+            if end is not connection:
+                end.close()
+    while True:
+        try:
+            which, request = connection.recv()
+        except (EOFError, OSError):
+            return
+        failure = None
+        try:
+            _fill(dataset, request, rooms[which])
+        except Exception as error:
+            failure = _portable(error)
+        try:
+            connection.send(failure)
+        except OSError:
+            return
+
+
+def _portable(error: Exception) -> tuple[Exception, str]:
+    """The exception and its traceback in a form that survives the way to another process."""
+    trace = traceback.format_exc()
+    if isinstance(error, (InputError, OSError)):
+        return error, trace
+    return RuntimeError(f"{type(error).__name__}: {error}"), trace
+
+
+# --- how many workers ----------------------------------------------------------------------------------------------
+
+
+def choose_workers(requested: int | Literal["auto"], *, batch_bytes: int, world_size_local: int = 1) -> tuple[int, str]:
+    """The number of worker processes for this process, and a sentence for the log that says why.
+
+    Args:
+        requested: a number, which is kept as far as memory allows, or "auto": this process's share of the cores, from
+            1 to 8.
+        batch_bytes: size of one batch of this process; every worker holds ``PREFETCH`` of them.
+        world_size_local: training processes on this machine.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return 0, "no workers: this system cannot fork processes, images are loaded by the training process"
+    cores = _available_cores()
+    count = max(1, min(_AUTO_MOST, cores // world_size_local)) if requested == "auto" else requested
+    free = _available_memory()
+    if free is None or count == 0:
+        fitting = count
+    else:
+        fitting = min(count, free // 2 // world_size_local // max(1, PREFETCH * batch_bytes))
+    if fitting < count:
+        why = (
+            f"{count} would hold {count * PREFETCH} batches of {batch_bytes / 2**20:,.0f} MiB each, more than half of "
+            f"the {(free or 0) / 2**20:,.0f} MiB of free memory; a smaller batch_size allows more"
+        )
+    elif requested == "auto":
+        why = f"{cores} {'core' if cores == 1 else 'cores'}"
+        if world_size_local > 1:
+            why += f" for {world_size_local} processes"
+    else:
+        why = "as configured"
+        if count * world_size_local > cores:
+            why += f", on {cores} {'core' if cores == 1 else 'cores'}"
+    return fitting, f"{fitting} {'worker' if fitting == 1 else 'workers'} ({why})"
+
+
+def _available_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def _available_memory() -> int | None:
+    """Bytes that could be used without swapping, None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,135 @@
+"""Processes working on one batch: who am I, gather rows, join statistics, agree to stop. Alone, each is the identity.
+
+The whole batch is cut into equal contiguous slices, one a process in the order of their ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import paddle
+import paddle.distributed
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+def world_size() -> int:
+    """How many processes the launcher started, over all hosts."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def local_world_size() -> int:
+    """How many of them run on this host."""
+    return int(os.environ.get("PADDLE_LOCAL_SIZE", str(world_size())))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def start() -> None:
+    """Join the other processes (NCCL on GPUs, gloo on CPUs). Alone: nothing."""
+    if world_size() > 1 and not paddle.distributed.is_initialized():
+        paddle.distributed.init_parallel_env()
+
+
+def stop() -> None:
+    """Leave the other processes, after all have come here."""
+    if world_size() > 1 and paddle.distributed.is_initialized():
+        barrier()
+        paddle.distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        paddle.distributed.barrier()
+
+
+def parallel(layer: paddle.nn.Layer) -> paddle.nn.Layer:
+    """The layer with gradients averaged over the processes; weights and buffers start as rank 0's. Alone: the layer."""
+    return paddle.DataParallel(layer) if world_size() > 1 else layer
+
+
+def local_gradients(layer: paddle.nn.Layer) -> contextlib.AbstractContextManager:
+    """Within it, gradients pile up in each process and are not averaged yet."""
+    return layer.no_sync() if isinstance(layer, paddle.DataParallel) else contextlib.nullcontext()
+
+
+def own_rows(count: int) -> slice:
+    """This process's slice of a whole batch of `count` rows."""
+    share = count // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
+@paddle.no_grad()
+def gather_rows(rows: paddle.Tensor) -> paddle.Tensor:
+    """(N, …) in each process → (N·processes, …), in the order of the ranks, everywhere."""
+    if world_size() == 1:
+        return rows
+    parts: list[paddle.Tensor] = []
+    paddle.distributed.all_gather(parts, rows.contiguous())
+    return paddle.concat(parts)
+
+
+@paddle.no_grad()
+def total(values: Sequence[float]) -> list[float]:
+    """The sum of each number over the processes, in float64."""
+    if world_size() == 1:
+        return [float(value) for value in values]
+    tensor = paddle.to_tensor(list(values), dtype="float64")
+    paddle.distributed.all_reduce(tensor)
+    return [float(value) for value in tensor.numpy()]
+
+
+@paddle.no_grad()
+def mean(values: paddle.Tensor) -> list[float]:
+    """The mean of a small tensor over the processes, as numbers."""
+    return [value / world_size() for value in total(values.astype("float64").numpy())]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is up in any process."""
+    return total([float(flag)])[0] > 0
+
+
+class ChainedStatistics:
+    """BatchNorm's running statistics, as if one process had seen all micro-batches of the step one after another.
+
+    Each update is r ← m·r + (1−m)·s. A process that starts from r and sees n micro-batches ends at mⁿ·r + c; the chain
+    over all processes, in the order of their ranks, ends at m^(n·processes)·r + Σ m^(n·later processes)·c.
+    So a checkpoint does not depend on how many devices made it.
+    """
+
+    def __init__(self, layer: paddle.nn.Layer, updates_per_step: int, momentum: float = 0.9) -> None:
+        self._statistics = [
+            parameter
+            for name, parameter in layer.named_parameters()
+            if name.rsplit(".", 1)[-1] in ("_mean", "_variance")
+        ]
+        self._sizes = [statistic.shape[0] for statistic in self._statistics]
+        self._own_decay = momentum**updates_per_step
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around all training-mode forward passes of one step."""
+        if world_size() == 1 or not self._statistics:
+            yield
+            return
+        before = self._joined()
+        yield
+        with paddle.no_grad():
+            later = world_size() - 1 - rank()
+            seen = (self._joined() - before * self._own_decay) * self._own_decay**later
+            paddle.distributed.all_reduce(seen)
+            joined = before * self._own_decay ** world_size() + seen
+            for statistic, values in zip(self._statistics, paddle.split(joined, self._sizes), strict=True):
+                statistic.set_value(values)
+
+    @paddle.no_grad()
+    def _joined(self) -> paddle.Tensor:
+        return paddle.concat(self._statistics)

@@ -1,0 +1,1 @@
+"""Training: the loops, the optimiser, checkpoints and the log of a run."""

@@ -1,0 +1,116 @@
+"""Checkpoints: written whole or not at all, the newest kept, found again.
+
+`checkpoints/epoch_0010/` (or `step_00001234/` within an epoch) holds `model.pdparams`, `optimizer.pdopt` and `state.json`.
+It is written under a temporary name, synced and renamed, so a folder without `.tmp` in its name is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from passl_densecl.errors import InputError
+from passl_densecl.weights import read_arrays, write_pickle
+
+MODEL, OPTIMIZER, STATE = "model.pdparams", "optimizer.pdopt", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint as read: arrays by structured name, and what else the run must know."""
+
+    path: Path
+    step: int  # optimiser steps taken
+    model: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; only the main process writes."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.keep = keep
+
+    def save(
+        self, name: str, step: int, model: Mapping[str, paddle.Tensor | np.ndarray],
+        optimizer: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep_also: str | None = None,
+    ) -> Path:  # fmt: skip
+        """Write one, then drop the oldest beyond `keep`; `keep_also` names one that stays whatever its age."""
+        final, temporary = self.folder / name, self.folder / f".{name}.tmp"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        write_pickle(temporary / MODEL, {key: np.asarray(value) for key, value in model.items()})
+        write_pickle(temporary / OPTIMIZER, dict(optimizer))
+        with open(temporary / STATE, "w", encoding="utf-8") as file:
+            json.dump({"step": step, **state}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(temporary)
+        if final.exists():  # the same step again, after a resume from an older checkpoint
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _sync(self.folder)
+        for old in complete(self.folder)[: -self.keep]:
+            if old.name != keep_also:
+                shutil.rmtree(old)
+        return final
+
+    def newest(self) -> Path | None:
+        """The complete checkpoint of the latest step, or None."""
+        found = complete(self.folder)
+        return found[-1] if found else None
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest step first."""
+    steps = []
+    for path in folder.glob("*"):
+        if path.name.startswith(".") or not (path / MODEL).is_file() or not (path / STATE).is_file():
+            continue
+        try:
+            steps.append((int(json.loads((path / STATE).read_text(encoding="utf-8"))["step"]), path))
+        except (ValueError, KeyError, TypeError, OSError):
+            continue
+    return [path for _, path in sorted(steps)]
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint folder, or the newest in a run folder. Raises InputError saying what is missing or broken."""
+    if not path.exists():
+        raise InputError(f"checkpoint {str(path)!r}: no such folder")
+    if path.is_file():
+        path = path.parent
+    if (path / "checkpoints").is_dir():
+        found = complete(path / "checkpoints")
+        if not found:
+            raise InputError(f"run folder {str(path)!r} holds no complete checkpoint")
+        path = found[-1]
+    for part in (MODEL, OPTIMIZER, STATE):
+        if not (path / part).is_file():
+            raise InputError(f"checkpoint {str(path)!r}: {part} is missing; choose another checkpoint of the run")
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        step = int(state.pop("step"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"checkpoint {str(path)!r}: {STATE} cannot be read ({error})") from None
+    return Checkpoint(path, step, read_arrays(path / MODEL), read_arrays(path / OPTIMIZER), state)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

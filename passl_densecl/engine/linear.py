@@ -1,0 +1,296 @@
+"""Linear evaluation: how good are frozen features for classification? Trains one linear layer, or only evaluates one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+
+from passl_densecl import dist
+from passl_densecl.config import LinearConfig
+from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
+from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
+from passl_densecl.engine import checkpoint as checkpoint_files
+from passl_densecl.engine.checkpoint import MODEL, STATE, Checkpoint, Checkpoints
+from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
+from passl_densecl.engine.pretrain import amp_context, check_finite, checkpoint_name, find_start, output_bytes
+from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
+from passl_densecl.engine.signals import StopRequest
+from passl_densecl.errors import InputError
+from passl_densecl.models import LinearClassifier
+from passl_densecl.weights import load_strict, read_arrays, read_backbone, weights_file
+
+RANDOM = "random"
+
+
+def linear_eval(
+    config: LinearConfig, *, pretrained: str | None = None, load: str | None = None, evaluate_only: bool = False,
+    resume: str | None = None,
+) -> int:  # fmt: skip
+    """Train a classifier on the frozen backbone `pretrained` and evaluate it each epoch. Returns the exit code.
+
+    `pretrained` is any file or folder with a backbone (extracted, with a prefix, or a training checkpoint), or "random".
+    `load` is a classifier's checkpoint to start from; with `evaluate_only` nothing is trained, a line is printed and
+    `evaluation.json` is written into the run folder. Raises InputError for whatever the user can mend.
+    """
+    if evaluate_only:
+        if load is None:
+            raise InputError("--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)")
+        return _evaluate_only(config, load)
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
+    start = find_start(config.run_dir, checkpoints, resume)
+    if start is None and pretrained is None and load is None:
+        raise InputError(
+            "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
+            f"--pretrained {RANDOM} for the baseline of untrained weights"
+        )
+    set_device(config.device)
+    log = open_log(config, resumed=start is not None)
+    try:
+        dist.start()
+        return _train(config, pretrained, load, start, checkpoints, log)
+    finally:
+        log.close()
+
+
+def _train(
+    config: LinearConfig, pretrained: str | None, load: str | None, start: Checkpoint | None, checkpoints: Checkpoints,
+    log: SilentLog,
+) -> int:  # fmt: skip
+    train_set = scan_images(config.data.train.root, config.data.train.list_file, labelled=True)
+    val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=train_set.classes)
+    steps_per_epoch = _check_counts(train_set, config)
+    for images in (train_set, val_set):
+        check_decodable(images)
+    workers, why = _workers(config)
+    log.line("data", f"train {train_set.describe()}, {len(train_set.classes)} classes; {why}")
+    log.line("data", f"val   {val_set.describe()}")
+    model = LinearClassifier(config.model.depth, len(train_set.classes), config.model.stem_stride, config.seed)
+    best, first = {"epoch": 0, "top1": -1.0, "name": ""}, 0
+    optimizer = build_optimizer(config.optimizer, model)
+    scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
+    if start is not None:
+        load_strict(model, start.model)
+        load_optimizer_state(optimizer, model, start.optimizer)
+        first, best = start.step, start.state["best"]
+        log.rewind(first)
+        log.line("resume", f"{start.path}, step {first:,}")
+    elif load is not None:
+        load_classifier(model, load, log)
+    else:
+        load_pretrained(model, str(pretrained), log)
+    frozen = fingerprint(model.backbone)
+    log.line(
+        "recipe",
+        f"{config.epochs} epochs × {steps_per_epoch:,} steps, batch {config.batch_size}, SGD lr {config.base_lr:g} "
+        f"{config.schedule.name}; frozen ResNet-{config.model.depth}, one linear layer",
+    )
+    if config.batch_size != config.optimizer.reference_batch_size:
+        log.line(
+            "note",
+            f"lr {config.optimizer.lr:g} is for batch {config.optimizer.reference_batch_size}; scaled linearly to "
+            f"{config.base_lr:g} for batch {config.batch_size}",
+        )
+    model.train()
+    parallel = dist.parallel(model)
+    loader = LabelledLoader(
+        train_set, config.data.train_transforms, seed=config.seed, batch_size=config.batch_size,
+        rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
+    )  # fmt: skip
+    last, stopwatch = steps_per_epoch * config.epochs, Stopwatch()
+    with StopRequest() as stop:
+        for step, batch in loader.steps(first, last):
+            optimizer.set_lr(
+                config.base_lr * config.schedule(step, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
+            )
+            with amp_context(config.amp):
+                logits = parallel(batch.images)
+            loss = F.cross_entropy(logits.astype("float32"), batch.labels)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.clear_grad()
+
+            done = step + 1
+            stopwatch.step(loader.wait_seconds)
+            if done % config.log_every_steps == 0 or done % steps_per_epoch == 0:
+                top1 = (logits.argmax(axis=1) == batch.labels).astype("float32").mean()
+                report = dist.mean(paddle.stack([loss.detach(), top1]))
+                _log_step(config, log, stopwatch, report, done, steps_per_epoch, optimizer.get_lr())
+            ending = done % steps_per_epoch == 0
+            if ending:
+                best = _validate(config, model, val_set, workers, done // steps_per_epoch, done, best, log)
+                stopwatch = Stopwatch()
+            stopping = stop.agreed()
+            name = checkpoint_name(done, steps_per_epoch, config, last, stopping)
+            if ending and best["epoch"] == done // steps_per_epoch:
+                name = f"epoch_{best['epoch']:04d}"
+            if name and dist.is_main():
+                state = {"task": "linear", "classes": list(train_set.classes), "best": best}
+                checkpoints.save(
+                    name, done, model.state_dict(), optimizer_state(optimizer, model), state, keep_also=best["name"]
+                )
+            if stopping and done < last:
+                log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
+                return stop.exit_code
+    if fingerprint(model.backbone) != frozen:
+        raise RuntimeError("the frozen backbone changed during linear evaluation: its result is not valid")
+    log.line("done", f"best top-1 {best['top1']:.2%} in epoch {best['epoch']} · {checkpoints.folder / best['name']}")
+    dist.stop()
+    return 0
+
+
+def _evaluate_only(config: LinearConfig, load: str) -> int:
+    set_device(config.device)
+    dist.start()
+    path = classifier_file(load)
+    arrays, classes = read_arrays(path), _classes_beside(path)
+    val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=classes)
+    check_decodable(val_set)
+    count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)
+    if count != len(val_set.classes):
+        raise InputError(
+            f"--load {load}: a classifier of {count} classes, but {config.data.val.root!r} holds {len(val_set.classes)}; "
+            "evaluate it on the classes that it was trained for"
+        )
+    model = LinearClassifier(config.model.depth, count, config.model.stem_stride)
+    load_strict(model, arrays)
+    log = _ConsoleLog() if dist.is_main() else SilentLog()
+    top1, top5, images = evaluate(config, model, val_set, _workers(config)[0], log)
+    if dist.is_main():
+        result = {"weights": str(path), "images": images, "classes": count, "top1": top1, "top5": top5}
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        target = config.run_dir / "evaluation.json"
+        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"top-1 {top1:.2%}  top-5 {top5:.2%}  on {images:,} images of {count} classes · {target}")
+    dist.stop()
+    return 0
+
+
+class _ConsoleLog(SilentLog):
+    """Progress of a run that has no folder of its own."""
+
+    def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
+        import sys
+
+        if sys.stderr.isatty():
+            print(f"\r{title} {done}/{total} {text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- parts
+
+@paddle.no_grad()
+def evaluate(
+    config: LinearConfig, model: LinearClassifier, val_set: ImageSet, workers: int, log: SilentLog, title: str = "evaluate"
+) -> tuple[float, float, int]:
+    """Exact (top-1, top-5, image count) over all processes: every image counts once. The model is left in train mode."""
+    loader = EvaluationLoader(
+        val_set, config.data.val_transforms, batch_size=max(1, config.batch_size // dist.world_size()),
+        rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
+    )  # fmt: skip
+    model.eval()
+    right1 = right5 = seen = 0
+    own = math.ceil(len(val_set) / dist.world_size())
+    for batch in loader:
+        with amp_context(config.amp):
+            logits = model(batch.images)
+        ranked = logits.astype("float32").topk(min(5, logits.shape[1]), axis=1)[1]
+        hits = (ranked == batch.labels.unsqueeze(1)).astype("int64").sum(axis=0).tolist()
+        right1, right5, seen = right1 + hits[0], right5 + sum(hits), seen + len(batch.indices)
+        log.progress(title, seen, own, "")
+    model.train()
+    right1, right5, seen = (int(value) for value in dist.total([right1, right5, seen]))
+    if seen != len(val_set):
+        raise RuntimeError(f"evaluated {seen} of {len(val_set)} images: the processes do not agree on the validation set")
+    return right1 / seen, right5 / seen, seen
+
+
+def load_pretrained(model: LinearClassifier, path: str, log: SilentLog) -> None:
+    """Put the backbone of any recognised file into the model; `random` keeps the seeded initialisation."""
+    if path == RANDOM:
+        log.line("weights", "random: the backbone was not trained (a baseline)")
+        return
+    extraction = read_backbone(Path(path))
+    load_strict(model.backbone, extraction.backbone)
+    log.line("weights", f"{path}: {extraction.kind}, {len(extraction.backbone)} arrays used")
+
+
+def load_classifier(model: LinearClassifier, path: str, log: SilentLog) -> None:
+    """Put a whole classifier's checkpoint into the model."""
+    file = classifier_file(path)
+    load_strict(model, read_arrays(file))
+    log.line("weights", f"{file}: classifier")
+
+
+def classifier_file(path: str) -> Path:
+    """The model.pdparams of a checkpoint folder or run folder, or the file itself."""
+    return Path(weights_file(Path(path)))
+
+
+def fingerprint(layer: paddle.nn.Layer) -> str:
+    """SHA-256 over every tensor of a layer, BatchNorm's statistics included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(layer.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _classes_beside(path: Path) -> tuple[str, ...] | None:
+    """The class names that the checkpoint of a classifier carries, or None for a bare file."""
+    state = path.parent / STATE
+    if path.name != MODEL or not state.is_file():
+        return None
+    try:
+        return tuple(json.loads(state.read_text(encoding="utf-8"))["classes"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_counts(train_set: ImageSet, config: LinearConfig) -> int:
+    if config.batch_size % dist.world_size():
+        raise InputError(
+            f"batch_size {config.batch_size} cannot be shared by {dist.world_size()} processes; set batch_size "
+            f"{max(1, config.batch_size // dist.world_size()) * dist.world_size()}"
+        )
+    if len(train_set) < config.batch_size:
+        raise InputError(
+            f"data.train.root: {train_set.describe()}, fewer than batch_size {config.batch_size}; set batch_size "
+            f"{2 ** int(math.log2(max(len(train_set), 1)))} or less"
+        )
+    return len(train_set) // config.batch_size
+
+
+def _workers(config: LinearConfig) -> tuple[int, str]:
+    bytes_per_batch = output_bytes(config.data.train_transforms) * config.batch_size // dist.world_size()
+    return choose_workers(config.data.num_workers, batch_bytes=bytes_per_batch, world_size_local=dist.local_world_size())
+
+
+def _validate(
+    config: LinearConfig, model: LinearClassifier, val_set: ImageSet, workers: int, epoch: int, done: int,
+    best: dict[str, Any], log: SilentLog,
+) -> dict[str, Any]:  # fmt: skip
+    top1, top5, _ = evaluate(config, model, val_set, workers, log, title=f"epoch {epoch}/{config.epochs} val")
+    log.line("val", f"epoch {epoch}/{config.epochs}  top-1 {top1:.2%}  top-5 {top5:.2%}")
+    log.metrics({"step": done, "epoch": epoch, "val_top1": top1, "val_top5": top5})
+    return {"epoch": epoch, "top1": top1, "name": f"epoch_{epoch:04d}"} if top1 > best["top1"] else best
+
+
+def _log_step(
+    config: LinearConfig, log: SilentLog, stopwatch: Stopwatch, report: list[float], done: int, steps_per_epoch: int,
+    lr: float,
+) -> None:  # fmt: skip
+    loss, top1 = report
+    check_finite(report, done, lr, config)
+    rate, waited, eta = stopwatch.read(config.batch_size, steps_per_epoch * config.epochs - done)
+    epoch, within = divmod(done - 1, steps_per_epoch)
+    log.progress(
+        f"epoch {epoch + 1}/{config.epochs}", within + 1, steps_per_epoch,
+        f"loss {loss:.3f}  top-1 {top1:.1%}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}", record=True,
+    )  # fmt: skip
+    values: dict[str, float] = {"step": done, "epoch": epoch + 1, "loss": loss, "train_top1": top1, "lr": lr}
+    log.metrics(values | {"images_per_second": rate, "data_share": waited, "peak_memory_mb": peak_memory_mb()})

@@ -1,0 +1,320 @@
+"""Pre-training: the loop of DenseCL, from a checked config to a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from passl_densecl import dist
+from passl_densecl.config import QUEUE_LEN_MAX, AmpConfig, PretrainConfig, RunConfig
+from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
+from passl_densecl.data.loader import PairLoader, choose_workers
+from passl_densecl.engine import checkpoint as checkpoint_files
+from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
+from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
+from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
+from passl_densecl.engine.signals import StopRequest
+from passl_densecl.errors import InputError
+from passl_densecl.models import DenseCL
+from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform
+from passl_densecl.weights import load_strict
+
+
+def pretrain(config: PretrainConfig, *, resume: str | None = None) -> int:
+    """Run or continue the experiment. Returns the exit code: 0 when finished, 128 + signal when asked to stop.
+
+    `resume` is "auto" for the run's newest complete checkpoint (a new run when there is none) or a checkpoint's path.
+    Raises InputError for whatever the user can mend.
+    """
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
+    start = find_start(config.run_dir, checkpoints, resume)
+    set_device(config.device)
+    log = open_log(config, resumed=start is not None)
+    try:
+        dist.start()
+        return _train(config, start, checkpoints, log)
+    finally:
+        log.close()
+
+
+def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog) -> int:
+    images = scan_images(config.data.root, config.data.list_file)
+    steps_per_epoch = check_image_count(images, config)
+    check_decodable(images)
+    workers, why = choose_workers(
+        config.data.num_workers, batch_bytes=_batch_bytes(config), world_size_local=dist.local_world_size()
+    )
+    log.line("data", f"{images.describe()}; labels are not needed; {why}")
+    queue_len = choose_queue_len(config, len(images), log)
+    model = build_model(config, queue_len)
+    optimizer = build_optimizer(config.optimizer, model)
+    scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
+    first = 0
+    if start is not None:
+        first = start.step
+        restore(start, model, optimizer, scaler)
+        log.rewind(first)
+        log.line("resume", f"{start.path}, step {first:,}")
+    _describe(config, model, queue_len, steps_per_epoch, log)
+
+    model.train()
+    parallel = dist.parallel(model)
+    local_micro_batches = config.micro_batch_count // dist.world_size()
+    statistics = dist.ChainedStatistics(model, local_micro_batches)
+    loader = PairLoader(
+        images, config.data.transforms, seed=config.seed, batch_size=config.batch_size,
+        rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
+    )  # fmt: skip
+    last = steps_per_epoch * config.epochs
+    chance, stopwatch, bad_images = math.log(queue_len + 1), Stopwatch(), set[int]()
+    with StopRequest() as stop:
+        for step, batch in loader.steps(first, last):
+            optimizer.set_lr(
+                config.base_lr * config.schedule(step, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
+            )
+            loss_lambda = config.model.loss_lambda if step >= config.model.loss_lambda_warmup_steps else 0.0
+            reports = []
+            with statistics.step():
+                keys = model.encode_keys(
+                    batch.key, micro_batch_size=config.micro_batch_size, order=key_order(config, step),
+                    amp=amp_context(config.amp),
+                )  # fmt: skip
+                for index in range(local_micro_batches):
+                    part = slice(index * config.micro_batch_size, (index + 1) * config.micro_batch_size)
+                    final = index == local_micro_batches - 1
+                    with nullcontext() if final else dist.local_gradients(parallel):
+                        losses = parallel(batch.query[part], keys.local.rows(part), amp_context(config.amp))
+                        loss = losses[0]
+                        if len(losses) > 2:
+                            loss = (1 - loss_lambda) * losses[0] + loss_lambda * losses[2]
+                        scaler.scale(loss / local_micro_batches).backward()
+                    reports.append(paddle.stack([loss.detach(), *(value.detach() for value in losses)]))
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.clear_grad()
+            model.enqueue(keys)
+
+            done = step + 1
+            stopwatch.step(loader.wait_seconds)
+            _report_bad_images(batch.bad, bad_images, images, log)
+            stopping = stop.agreed()
+            name = checkpoint_name(done, steps_per_epoch, config, last, stopping)
+            log_due = done % config.log_every_steps == 0 or done in (1, last)
+            report: list[float] = []
+            if log_due or name:
+                report = dist.mean(paddle.stack(reports).mean(axis=0))
+                check_finite(report, done, optimizer.get_lr(), config)
+            if log_due:
+                _log_step(
+                    config, log, stopwatch, report, done=done, steps_per_epoch=steps_per_epoch, chance=chance,
+                    lr=optimizer.get_lr(), loss_lambda=loss_lambda, fill=min(1.0, done * config.batch_size / queue_len),
+                )  # fmt: skip
+            if name and dist.is_main():
+                saved = checkpoints.save(
+                    name, done, model.state_dict(), optimizer_state(optimizer, model),
+                    {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
+                     "scaler": scaler_state(scaler)},
+                )  # fmt: skip
+                if stopping and done < last:
+                    log.line("stopped", f"on request, at step {done:,}; saved {saved}; continue with --resume")
+            if stopping and done < last:
+                return stop.exit_code
+    end = checkpoints.newest()
+    log.line("done", f"{end} · next: python tools/extract_weight.py {end} --output {config.name}.pdparams --remove_prefix")
+    dist.stop()
+    return 0
+
+
+# ---------------------------------------------------------------- before the loop
+
+def find_start(run_dir: Path, checkpoints: Checkpoints, resume: str | None) -> Checkpoint | None:
+    """The checkpoint to go on from. Raises InputError when a new run would write into a folder that holds one."""
+    newest = checkpoints.newest()
+    if resume is None:
+        if newest is not None:
+            raise InputError(
+                f"output_dir {str(run_dir)!r} already holds a run ({newest.name}); continue it with --resume, "
+                "or start another with -o name=NAME"
+            )
+        return None
+    if resume == "auto":
+        return checkpoint_files.read(newest) if newest is not None else None
+    return checkpoint_files.read(Path(resume))
+
+
+def check_image_count(images: ImageSet, config: PretrainConfig) -> int:
+    """Steps in an epoch. Raises InputError when there is not even one, or the processes cannot share a batch."""
+    if len(images) < config.batch_size:
+        raise InputError(
+            f"data.root: {images.describe()}, fewer than batch_size {config.batch_size}: there is not one full step; "
+            f"add images, or set batch_size {2 ** int(math.log2(max(len(images), 1)))} or less"
+        )
+    if config.micro_batch_count % dist.world_size():
+        fitting = [count for count in range(1, dist.world_size()) if config.micro_batch_count % count == 0]
+        raise InputError(
+            f"{dist.world_size()} processes cannot share {config.micro_batch_count} micro-batches (batch_size "
+            f"{config.batch_size} / micro_batch_size {config.micro_batch_size}) evenly; start {fitting[-1]} processes, or "
+            f"set batch_size {config.micro_batch_size * dist.world_size()}"
+        )
+    return len(images) // config.batch_size
+
+
+def choose_queue_len(config: PretrainConfig, image_count: int, log: SilentLog) -> int:
+    """K. `auto` is the largest power of two up to half of the images, at least the batch, at most 65,536."""
+    wanted = config.model.queue_len
+    fitting = max(min(2 ** int(math.log2(max(image_count // 2, 1))), QUEUE_LEN_MAX), config.batch_size)
+    if wanted == "auto":
+        return fitting
+    if wanted > image_count:
+        log.line(
+            "warning",
+            f"model.queue_len {wanted:,} is longer than the data set ({image_count:,} images): an image would meet old "
+            f"keys of itself as negatives; -o model.queue_len={fitting} (or auto) fits",
+        )
+    return wanted
+
+
+def build_model(config: PretrainConfig, queue_len: int) -> DenseCL:
+    """The model of a config; without a dense branch when loss_lambda is 0."""
+    model = config.model
+    return DenseCL(
+        model.depth, queue_len=queue_len, hidden_dim=model.hidden_dim, out_dim=model.out_dim, num_grid=model.num_grid,
+        stem_stride=model.stem_stride, temperature=model.temperature, momentum=model.momentum,
+        dense=model.loss_lambda > 0, seed=config.seed,
+    )  # fmt: skip
+
+
+def restore(
+    start: Checkpoint, model: DenseCL, optimizer: paddle.optimizer.Optimizer, scaler: paddle.amp.GradScaler
+) -> None:
+    """Continue exactly where the checkpoint was made."""
+    load_strict(model, start.model)
+    load_optimizer_state(optimizer, model, start.optimizer)
+    if scaler.is_enable() and start.state.get("scaler"):
+        saved = start.state["scaler"]
+        scale = np.asarray([saved["scale"]], "float32")
+        scaler.load_state_dict(scaler.state_dict() | saved | {"scale": scale})
+
+
+def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, float]:
+    """What changes in a GradScaler over a run, as plain numbers; empty when it is off."""
+    if not scaler.is_enable():
+        return {}
+    state = scaler.state_dict()
+    return {"scale": float(np.asarray(state["scale"]).ravel()[0])} | {
+        key: int(state[key]) for key in ("incr_count", "decr_count")
+    }
+
+
+def _describe(config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_epoch: int, log: SilentLog) -> None:
+    weights = sum(int(np.prod(p.shape)) for p in model.parameters() if not _is_statistic(p))
+    trained = sum(int(np.prod(p.shape)) for p in model.parameters() if not p.stop_gradient)
+    method = "DenseCL" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
+    auto = f" (auto, for {steps_per_epoch * config.batch_size:,} images)" if config.model.queue_len == "auto" else ""
+    log.line(
+        "model",
+        f"ResNet-{config.model.depth}, {method}: {weights / 1e6:.2f} M weights, {trained / 1e6:.2f} M trained; "
+        f"queue {queue_len:,}{auto}",
+    )
+    log.line(
+        "recipe",
+        f"{config.epochs} epochs × {steps_per_epoch:,} steps, batch {config.batch_size} = {config.micro_batch_count} "
+        f"micro-batches of {config.micro_batch_size}, SGD lr {config.base_lr:g} {config.schedule.name}",
+    )
+    if config.batch_size != config.optimizer.reference_batch_size:
+        log.line(
+            "note",
+            f"lr {config.optimizer.lr:g} is for batch {config.optimizer.reference_batch_size}; scaled linearly to "
+            f"{config.base_lr:g} for batch {config.batch_size}",
+        )
+    filled = math.ceil(queue_len / config.batch_size)
+    log.line(
+        "note",
+        f"a rising loss is expected until the queue holds real keys (step {filled:,}), then it falls; chance is "
+        f"{math.log(queue_len + 1):.2f}",
+    )
+
+
+def _is_statistic(parameter: paddle.Tensor) -> bool:
+    return parameter.name.rsplit(".", 1)[-1].startswith(("w_1", "w_2"))
+
+
+def _batch_bytes(config: PretrainConfig) -> int:
+    """Bytes of one process's share of a batch: two uint8 RGB views an image."""
+    return 2 * output_bytes(config.data.transforms) * config.batch_size // dist.world_size()
+
+
+def output_bytes(transforms: Sequence[Transform]) -> int:
+    """Bytes of the uint8 RGB image that the transforms give; 224 px a side is assumed where none sets it."""
+    sizes = [t.size for t in transforms if isinstance(t, (RandomResizedCrop, CenterCrop))]
+    return 3 * (sizes[-1] if sizes else 224) ** 2
+
+
+# ---------------------------------------------------------------- in the loop
+
+def amp_context(config: AmpConfig) -> AbstractContextManager:
+    """Automatic mixed precision (O1) around the encoders; similarities and losses stay outside, in float32."""
+    return paddle.amp.auto_cast(enable=True, level="O1", dtype=config.dtype) if config.enabled else nullcontext()
+
+
+def key_order(config: PretrainConfig, step: int) -> np.ndarray | None:
+    """The permutation of the whole batch's key images at a step; None where one BatchNorm sees them all anyway."""
+    if config.micro_batch_count == 1:
+        return None
+    return np.random.default_rng([config.seed, step, 0x5AFF1E]).permutation(config.batch_size)
+
+
+def checkpoint_name(done: int, steps_per_epoch: int, config: RunConfig, last: int, stopping: bool) -> str | None:
+    """The name of the checkpoint that is due after `done` steps, or None."""
+    epoch, within = divmod(done, steps_per_epoch)
+    every = config.checkpoint
+    if within == 0 and (epoch % every.every_epochs == 0 or done == last or stopping):
+        return f"epoch_{epoch:04d}"
+    if stopping or (every.every_steps and done % every.every_steps == 0):
+        return f"epoch_{epoch:04d}" if within == 0 else f"step_{done:08d}"
+    return None
+
+
+def _report_bad_images(bad: list[int], known: set[int], images: ImageSet, log: SilentLog) -> None:
+    for index in bad:
+        if index not in known:
+            known.add(index)
+            log.line("warning", f"cannot decode {images.path(index)!r}; its neighbour in the list takes its place")
+
+
+def check_finite(report: Sequence[float], done: int, lr: float, config: RunConfig) -> None:
+    """Raises FloatingPointError, with what to do, when a loss is not finite; before anything of it is saved."""
+    if not all(math.isfinite(value) for value in report):
+        raise FloatingPointError(
+            f"step {done}: the loss is not finite ({', '.join(f'{value:g}' for value in report)}); nothing of it was saved. "
+            f"Continue from the last checkpoint with --resume and a lower optimizer.lr (now {lr:g})"
+            + (", or amp.dtype: bfloat16" if config.amp.enabled else "")
+        )
+
+
+def _log_step(
+    config: PretrainConfig, log: SilentLog, stopwatch: Stopwatch, report: list[float], *, done: int,
+    steps_per_epoch: int, chance: float, lr: float, loss_lambda: float, fill: float,
+) -> None:  # fmt: skip
+    """One line and one object of metrics."""
+    loss, global_loss, global_top1, *dense = report
+    rate, waited, eta = stopwatch.read(config.batch_size, steps_per_epoch * config.epochs - done)
+    epoch, within = divmod(done - 1, steps_per_epoch)
+    values = {"step": done, "epoch": epoch + 1, "loss": loss, "global_loss": global_loss, "global_top1": global_top1}
+    if dense:
+        values |= {"dense_loss": dense[0], "dense_top1": dense[1]}
+    values |= {"chance": chance, "lr": lr, "loss_lambda": loss_lambda, "queue_fill": fill}
+    values |= {"images_per_second": rate, "data_share": waited, "peak_memory_mb": peak_memory_mb()}
+    parts = f"loss {loss:.2f} (global {global_loss:.2f}, dense {dense[0]:.2f})" if dense else f"loss {loss:.2f}"
+    top1 = f"top-1 {global_top1:.1%} and {dense[1]:.1%} dense" if dense else f"top-1 {global_top1:.1%}"
+    filling = f"  queue {fill:.0%}" if fill < 1 else ""
+    log.progress(
+        f"epoch {epoch + 1}/{config.epochs}", within + 1, steps_per_epoch,
+        f"{parts}  {top1}{filling}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}", record=True,
+    )  # fmt: skip
+    log.metrics(values)

@@ -1,0 +1,247 @@
+"""What a run says: lines on the terminal and in train.log, numbers in metrics.jsonl and VisualDL, environment.json.
+
+Only the main process has a RunLog; the others have a SilentLog.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+import passl_densecl
+from passl_densecl import dist
+from passl_densecl.config import Config, dump_config
+
+# Numbers of metrics.jsonl that differ between two identical runs.
+TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
+
+
+class SilentLog:
+    """Takes everything and says nothing: the log of every process but the main one."""
+
+    def line(self, label: str, text: str) -> None:
+        """A fact, a note or a result: 'data     12,418 images …'."""
+
+    def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
+        """The moving bar on a terminal; with `record` also a line in the file (and on an output that is no terminal)."""
+
+    def metrics(self, values: Mapping[str, float | int | str]) -> None:
+        """One object of metrics.jsonl; numbers also become VisualDL scalars over `step`."""
+
+    def rewind(self, step: int) -> None:
+        """Forget the metrics of later steps, which a resumed run is going to write again."""
+
+    def close(self) -> None:
+        """Finish the bar and the files."""
+
+
+class RunLog(SilentLog):
+    """The log of a run folder.
+
+    What Paddle's native code and Python warnings say goes to train.log only, so that the terminal stays readable.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir = run_dir
+        self._file = open(run_dir / "train.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(self._file.fileno(), 1)
+        os.dup2(self._file.fileno(), 2)
+        sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False)
+        faulthandler.enable(sys.stderr)
+        warnings.showwarning = self._warning
+        self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._visualdl: Any = None
+        self._bar: Any = None
+        self._interactive = sys.stdout.isatty()
+
+    def line(self, label: str, text: str) -> None:
+        self._end_bar()
+        print(f"{label:<8} {text}", file=sys.stdout)
+        self._file.write(f"{label:<8} {text}\n")
+
+    def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
+        if self._interactive:
+            self._show_bar(title, done, total, text)
+        if record:
+            line = f"{title} {done}/{total}  {text}"
+            self._file.write(line + "\n")
+            if not self._interactive:
+                print(line, file=sys.stdout)
+
+    def metrics(self, values: Mapping[str, float | int | str]) -> None:
+        self._metrics.write(json.dumps(values) + "\n")
+        self._metrics.flush()
+        if self._visualdl is None:
+            from visualdl import LogWriter
+
+            (self.run_dir / "vdl").mkdir(exist_ok=True)
+            self._visualdl = LogWriter(logdir=str(self.run_dir / "vdl"))
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._visualdl.add_scalar(tag=name, value=float(value), step=int(values["step"]))
+
+    def rewind(self, step: int) -> None:
+        path = self.run_dir / "metrics.jsonl"
+        self._metrics.close()
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that was being written when the run was killed
+        temporary = path.with_name("metrics.jsonl.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def close(self) -> None:
+        self._end_bar()
+        if self._visualdl is not None:
+            self._visualdl.close()
+        self._metrics.close()
+        faulthandler.disable()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out, err, sys.stdout, sys.stderr, warnings.showwarning = self._saved
+        for saved, number in ((out, 1), (err, 2)):
+            os.dup2(saved, number)
+            os.close(saved)
+        self._file.close()
+
+    def _warning(self, message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+        self._file.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+    def _show_bar(self, title: str, done: int, total: int, text: str) -> None:
+        if self._bar is None or self._bar[0] != title:
+            self._end_bar()
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            bar = Progress(
+                TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
+                console=Console(file=sys.stdout), auto_refresh=False,
+            )  # fmt: skip
+            bar.start()
+            self._bar = (title, bar, bar.add_task(title, total=total, text=text))
+        _, bar, task = self._bar
+        bar.update(task, completed=done, text=text, refresh=True)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar[1].stop()
+            self._bar = None
+
+
+def open_log(config: Config, *, resumed: bool) -> SilentLog:
+    """The run's log in the main process (with config.yaml and environment.json written), silence in the others."""
+    if not dist.is_main():
+        return SilentLog()
+    log = RunLog(config.run_dir)
+    (config.run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    (config.run_dir / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
+    kind = "gpu" if paddle.get_device().startswith("gpu") else "cpu"
+    how = "resumed" if resumed else "new run"
+    title = f"passl_densecl {passl_densecl.__version__} · paddle {paddle.__version__} · {dist.world_size()} × {kind}"
+    log.line(title, f"· {config.run_dir} ({how})")
+    return log
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, machine and commit: what someone needs to understand a run later."""
+    import cv2
+
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "passl_densecl": passl_densecl.__version__,
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": paddle.get_device(),
+        "devices": [paddle.device.cuda.get_device_name()] if paddle.get_device().startswith("gpu") else [],
+        "processes": dist.world_size(),
+        "cpu_count": os.cpu_count(),
+        "commit": commit.stdout.strip() or None,
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def set_device(requested: str) -> None:
+    """Choose the device before anything is built; `auto` takes a GPU where this Paddle and this machine have one."""
+    gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if requested == "gpu" and not gpu:
+        from passl_densecl.errors import InputError
+
+        raise InputError(
+            "device: expected a GPU, but this Paddle sees none "
+            f"(built with CUDA: {paddle.device.is_compiled_with_cuda()}); install paddlepaddle-gpu, or set device: cpu"
+        )
+    if requested == "cpu" or not gpu:
+        paddle.set_device("cpu")
+    else:
+        paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MiB: of the device when it is a GPU, else of this process."""
+    if paddle.get_device().startswith("gpu"):
+        return paddle.device.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Stopwatch:
+    """Seconds and images since the last reading, and the time a run still needs."""
+
+    def __init__(self) -> None:
+        self._mark = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+        self._seconds_per_step: float | None = None
+
+    def step(self, waited: float) -> None:
+        """Count one step that waited `waited` seconds for its data."""
+        self._steps += 1
+        self._waited += waited
+
+    def read(self, batch_size: int, steps_left: int) -> tuple[float, float, str]:
+        """(images/s, share of the time spent waiting for data, time left as text) since the last reading."""
+        seconds = max(time.perf_counter() - self._mark, 1e-9)
+        per_step = seconds / max(self._steps, 1)
+        old = self._seconds_per_step
+        self._seconds_per_step = per_step if old is None else 0.7 * old + 0.3 * per_step
+        rate, share = self._steps * batch_size / seconds, min(1.0, self._waited / seconds)
+        self._mark, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        return rate, share, duration(self._seconds_per_step * steps_left)
+
+
+def duration(seconds: float) -> str:
+    """'1 d 4 h', '3 h 12 min', '4 min 10 s' or '9 s'."""
+    minutes, rest = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((i for i, (value, _) in enumerate(units) if value), 3)
+    return " ".join(f"{value} {unit}" for value, unit in units[first : first + 2])

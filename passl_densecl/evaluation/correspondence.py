@@ -1,0 +1,194 @@
+"""Do the cells of two crops of one image find each other? The geometry is known, so there is a right answer.
+
+This is what the dense loss takes its positives from, measured: for every cell of the query view the most similar cell
+of the key view, by the cosine of the backbone's maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from passl_densecl import transforms
+from passl_densecl.data.datasets import ImageSet, UndecodableImage, decode
+from passl_densecl.errors import InputError
+from passl_densecl.evaluation.features import Backbone, Transforms, feature_maps
+from passl_densecl.models import match
+from passl_densecl.transforms import Crop, RandomResizedCrop
+
+TOLERANCE = 1.0  # cells: how far a match may be from the true place, along either axis
+
+PHOTOMETRIC: Transforms = (transforms.ColorJitter(), transforms.RandomGrayscale(), transforms.GaussianBlur())
+"""MoCo-v2's augmentations that leave every pixel where it is."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A rectangle of an image, resized to size×size pixels and perhaps flipped."""
+
+    crop: Crop
+    size: int
+    flipped: bool = False
+
+    def render(
+        self, image: np.ndarray, photometric: Transforms = (), rng: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """uint8 H×W×3, the whole image → uint8 size×size×3; the flip comes last, as in training."""
+        view = transforms.resized_crop(image, *self.crop, size=self.size)
+        if photometric:
+            view = transforms.apply(photometric, view, rng or np.random.default_rng(0))
+        return transforms.horizontal_flip(view) if self.flipped else view
+
+    def to_image(self, places: np.ndarray) -> np.ndarray:
+        """(S, 2) places (y, x) in the view, from 0 to 1 → (S, 2) places (y, x) in the image, in pixels."""
+        y, x = places[:, 0], places[:, 1]
+        x = 1 - x if self.flipped else x
+        return np.stack([self.crop.top + y * self.crop.height, self.crop.left + x * self.crop.width], axis=1)
+
+    def from_image(self, points: np.ndarray) -> np.ndarray:
+        """The inverse of to_image; a place outside the view is below 0 or above 1."""
+        y = (points[:, 0] - self.crop.top) / self.crop.height
+        x = (points[:, 1] - self.crop.left) / self.crop.width
+        return np.stack([y, 1 - x if self.flipped else x], axis=1)
+
+
+def draw_view(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    size: int,
+    scale: tuple[float, float] = (0.2, 1.0),
+    flip: float = 0.5,
+) -> View:
+    """A random view of a height×width image as RandomResizedCrop draws it, flipped with probability `flip`."""
+    crop = RandomResizedCrop(size=size, scale=scale).draw(rng, height, width)
+    return View(crop, size, bool(rng.random() < flip))
+
+
+def grid(height: int, width: int) -> np.ndarray:
+    """(H·W, 2) float64: row and column of every cell, in the order in which maps are flattened."""
+    return np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2).astype(np.float64)
+
+
+def true_positions(
+    query: View, key: View, query_shape: tuple[int, int], key_shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the centres of the query view's cells are in the key view.
+
+    Args:
+        query_shape, key_shape: (H, W) of the maps; the centre of cell (i, j) is at ((i + ½) / H, (j + ½) / W) of the view.
+
+    Returns:
+        (S, 2) float64 row and column in key cells, where a whole number is the centre of a cell; and (S,) bool,
+        whether the place lies in the key view at all.
+    """
+    places = (grid(*query_shape) + 0.5) / query_shape
+    there = key.from_image(query.to_image(places))
+    inside = ((there >= 0) & (there <= 1)).all(axis=1)
+    return there * key_shape - 0.5, inside
+
+
+def is_near(cells: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(…, 2), (…, 2) → (…) bool: no further apart than one cell along either axis."""
+    return np.abs(cells - positions).max(axis=-1) <= TOLERANCE + 1e-9
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """Shares from 0 to 1 over the same `cells` query cells."""
+
+    share: float  # of query cells whose match is within one cell of the true place
+    chance: float  # what matches drawn at random would reach
+    same_place: float  # what matching every cell with the cell of the same row and column would reach: the shortcut
+    cells: int  # query cells whose true place lies in the other view
+    pairs: int  # pairs of views with at least one such cell
+
+
+def correspondence_accuracy(
+    backbone: Backbone,
+    image_set: ImageSet,
+    *,
+    pairs: int = 256,
+    size: int = 224,
+    seed: int = 0,
+    scale: tuple[float, float] = (0.2, 1.0),
+    flip: float = 0.5,
+    photometric: Transforms = PHOTOMETRIC,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Correspondence:
+    """How often the most similar cell of the other view is the right one, over `pairs` pairs of random views.
+
+    The images are taken in turn; pair n draws from (seed, n), so the pairs do not depend on the backbone.
+    An image that cannot be decoded gives no pair.
+
+    Raises:
+        InputError: no two views had a place in common, or no image could be decoded.
+    """
+    judged: list[np.ndarray] = []  # for each pair what _judge says
+    for start in range(0, pairs, batch_size):
+        views, images = _draw_pairs(
+            image_set, range(start, min(start + batch_size, pairs)), size, seed, scale, flip, photometric
+        )
+        if views:
+            query_map, key_map = (feature_maps(backbone, np.stack(side)) for side in zip(*images, strict=True))
+            matches = match(_unit(query_map), _unit(key_map)).numpy()  # (B, S)
+            shapes = _shape(query_map), _shape(key_map)
+            judged += [_judge(*pair, found, *shapes) for pair, found in zip(views, matches, strict=True)]
+        if progress is not None:
+            progress(min(start + batch_size, pairs), pairs)
+    counts = np.array(judged).reshape(-1, 4)
+    right, chance, same, cells = counts.sum(axis=0)
+    if not cells:
+        raise InputError(f"{len(counts)} pairs of views with no place in common: give more pairs or larger crops")
+    return Correspondence(right / cells, chance / cells, same / cells, int(cells), int((counts[:, 3] > 0).sum()))
+
+
+def _draw_pairs(
+    image_set: ImageSet,
+    numbers: range,
+    size: int,
+    seed: int,
+    scale: tuple[float, float],
+    flip: float,
+    photometric: Transforms,
+) -> tuple[list[tuple[View, View]], list[tuple[np.ndarray, np.ndarray]]]:
+    """Geometry and pixels (uint8 size×size×3) of the pairs with these numbers."""
+    views, images = [], []
+    for number in numbers:
+        rng = np.random.default_rng([seed, number])
+        try:
+            image = decode(image_set.path(number % len(image_set)))
+        except UndecodableImage:
+            continue
+        query, key = (draw_view(rng, *image.shape[:2], size, scale, flip) for _ in range(2))
+        views.append((query, key))
+        images.append((query.render(image, photometric, rng), key.render(image, photometric, rng)))
+    return views, images
+
+
+def _judge(
+    query: View, key: View, matches: np.ndarray, query_shape: tuple[int, int], key_shape: tuple[int, int]
+) -> np.ndarray:
+    """(S,) indices of key cells → (4,): right, chance and same place, summed over the visible query cells; their number."""
+    positions, inside = true_positions(query, key, query_shape, key_shape)
+    cells = grid(*key_shape)
+    near = is_near(cells[None], positions[:, None])[inside]  # (visible, key cells)
+    own = np.arange(len(positions))[inside]
+    right = near[np.arange(len(near)), matches[inside]]
+    return np.array(
+        [right.sum(), near.mean(axis=1).sum(), near[np.arange(len(near)), own].sum(), len(near)], np.float64
+    )
+
+
+def _unit(features: paddle.Tensor) -> paddle.Tensor:
+    """(B, C, H, W) → (B, C, S), of length 1 over C."""
+    return F.normalize(features.flatten(2), axis=1, epsilon=1e-12)
+
+
+def _shape(features: paddle.Tensor) -> tuple[int, int]:
+    return features.shape[2], features.shape[3]

@@ -1,0 +1,127 @@
+"""A backbone from any file, and what it says of images: maps and pooled vectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import paddle
+from paddle.vision.models import ResNet
+
+from passl_densecl.config import DEPTHS, load_config
+from passl_densecl.data.datasets import ImageSet, LabelledDataset
+from passl_densecl.errors import InputError
+from passl_densecl.models import build_backbone, normalize
+from passl_densecl.weights import load_strict, read_backbone, weights_file
+
+RANDOM = "random"
+
+Backbone = Callable[[paddle.Tensor], paddle.Tensor]
+"""Normalised float32 images (B, 3, height, width) → map (B, C, H, W)."""
+
+Transforms = Sequence[Callable[[np.ndarray, np.random.Generator], np.ndarray]]
+
+
+class Features(NamedTuple):
+    """Pooled vectors of N images, in the order of their image set."""
+
+    vectors: np.ndarray  # (N, C) float32
+    labels: np.ndarray  # (N,) int64, -1 throughout when the set has none
+    bad: list[int]  # indices of images that could not be decoded; a neighbour, label and all, stands in
+
+
+def load_backbone(
+    path: str | os.PathLike[str],
+    depth: int | None = None,
+    stem_stride: int | None = None,
+    seed: int = 0,
+    *,
+    encoder: Literal["query", "key"] = "query",
+) -> ResNet:
+    """A backbone in eval mode, from weights or, for the word "random", as initialised with `seed`.
+
+    Args:
+        path: a checkpoint folder, a run folder (its newest checkpoint) or a weight file of any kind that
+            ``passl_densecl.weights`` reads; or "random".
+        depth: needed for "random"; weights tell theirs, and must agree when it is given.
+        stem_stride: 4, 2 or 1. None takes what the config of the run says when the weights lie in a run folder, else 4.
+            Names and shapes of the weights do not depend on it, so nothing else can tell.
+        encoder: which one of a pre-training checkpoint.
+
+    Raises:
+        InputError: nothing there, no backbone in it, of another depth, or "random" without a depth.
+    """
+    if os.fspath(path) == RANDOM:
+        if depth not in DEPTHS:
+            raise InputError(f"random weights need a depth, one of {', '.join(map(str, DEPTHS))}; got {depth}")
+        backbone = build_backbone(depth, stem_stride or 4, seed)
+    else:
+        file = weights_file(path)
+        taken = read_backbone(file, encoder=encoder)
+        if depth not in (None, taken.depth):
+            raise InputError(f"{file} holds a ResNet-{taken.depth}, expected ResNet-{depth}: leave the depth out")
+        backbone = build_backbone(taken.depth, stem_stride or _recorded_stem_stride(file) or 4, seed=None)
+        load_strict(backbone, taken.backbone, source=file)
+    backbone.eval()
+    return backbone
+
+
+def _recorded_stem_stride(file: Path) -> int | None:
+    """What the config of the run says to which a checkpoint's file belongs; None when it belongs to none."""
+    folder = file.resolve().parent.parent
+    config = folder.parent / "config.yaml"
+    if folder.name != "checkpoints" or not config.is_file():
+        return None
+    return load_config(config).model.stem_stride
+
+
+@paddle.no_grad()
+def feature_maps(backbone: Backbone, images: np.ndarray) -> paddle.Tensor:
+    """uint8 RGB (B, height, width, 3) → float32 (B, C, H, W), not normalised over channels."""
+    return backbone(normalize(paddle.to_tensor(images))).astype("float32")
+
+
+def feature_map(backbone: Backbone, image: np.ndarray) -> np.ndarray:
+    """uint8 RGB (height, width, 3) → float32 (C, H, W), not normalised over channels."""
+    return feature_maps(backbone, image[None])[0].numpy()
+
+
+def pooled_features(
+    backbone: Backbone,
+    image_set: ImageSet,
+    transforms: Transforms,
+    batch_size: int = 64,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """The average over the positions of the backbone's map, for every image; what k-NN and linear evaluation look at.
+
+    Args:
+        transforms: must give all images one size; random ones draw from (seed, index).
+        progress: called with (images done, images in all) after each batch.
+
+    Raises:
+        InputError: the transforms leave images of different sizes, or files cannot be decoded.
+    """
+    dataset = LabelledDataset(image_set, transforms, seed)
+    vectors: list[np.ndarray] = []
+    labels = np.empty(len(dataset), np.int64)
+    bad: list[int] = []
+    for start in range(0, len(dataset), batch_size):
+        images = []
+        for index in range(start, min(start + batch_size, len(dataset))):
+            image, labels[index], _, replaced = dataset[0, index]
+            images.append(image)
+            if replaced >= 0:
+                bad.append(index)
+        sizes = {image.shape[:2] for image in images}
+        if len(sizes) > 1:
+            raise InputError(f"the transforms leave different sizes ({sorted(sizes)[:3]}); end them with a CenterCrop")
+        vectors.append(feature_maps(backbone, np.stack(images)).mean(axis=[2, 3]).numpy())
+        if progress is not None:
+            progress(start + len(images), len(dataset))
+    return Features(np.concatenate(vectors), labels, bad)

@@ -1,0 +1,186 @@
+"""DenseCL: query and key encoder, both queues, and one step's losses.
+
+Source: Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training, CVPR 2021, section 3.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from passl_densecl import dist
+from passl_densecl.models.losses import gather_matches, info_nce, match
+from passl_densecl.models.queue import Queue
+from passl_densecl.models.resnet import build_backbone, channels, initialize, normalize, rng_of
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What an encoder says of B images; every vector has unit length. The dense parts are None in a MoCo-v2 encoder."""
+
+    globe: paddle.Tensor  # (B, D)
+    features: paddle.Tensor | None = None  # (B, C, S) of the backbone, pooled to the neck's grid
+    dense: paddle.Tensor | None = None  # (B, D, S)
+    dense_mean: paddle.Tensor | None = None  # (B, D): the mean of the dense vectors before they were normalised
+
+    def rows(self, index: slice | paddle.Tensor) -> Projections:
+        """The projections of some of the images."""
+        if isinstance(index, slice):
+            return self.map(lambda part: part[index])
+        return self.map(lambda part: paddle.gather(part, index))
+
+    def map(self, function: Callable[[paddle.Tensor], paddle.Tensor]) -> Projections:
+        """The function applied to every part that there is."""
+        parts = (self.globe, self.features, self.dense, self.dense_mean)
+        return Projections(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
+
+    @staticmethod
+    def concat(parts: list[Projections]) -> Projections:
+        """Several groups of images as one."""
+        columns = zip(*((p.globe, p.features, p.dense, p.dense_mean) for p in parts), strict=True)
+        return Projections(*(None if column[0] is None else paddle.concat(list(column)) for column in columns))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one step: this process's images for its losses, the whole batch's vectors for the queues."""
+
+    local: Projections
+    globe: paddle.Tensor  # (whole batch, D)
+    dense_mean: paddle.Tensor | None  # (whole batch, D)
+
+
+class Encoder(nn.Layer):
+    """Backbone and both necks. The necks have no BatchNorm; `dense=False` leaves the dense one out."""
+
+    def __init__(
+        self, depth: int, *, hidden_dim: int = 2048, out_dim: int = 128, num_grid: int | None = None,
+        stem_stride: int = 4, dense: bool = True, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.num_grid = num_grid
+        width = channels(depth)
+        self.backbone = build_backbone(depth, stem_stride, seed)
+        self.global_head = nn.Sequential(nn.Linear(width, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
+        initialize(self.global_head.named_parameters(prefix="global_head"), seed, mode="fan_in")
+        for layer in (self.global_head[0], self.global_head[2]):
+            layer.bias.set_value(np.zeros(layer.bias.shape, "float32"))
+        self.dense_head = None
+        if dense:
+            self.dense_head = nn.Sequential(
+                nn.Conv2D(width, hidden_dim, 1), nn.ReLU(), nn.Conv2D(hidden_dim, out_dim, 1)
+            )
+            for position in (0, 2):
+                for name, parameter in self.dense_head[position].named_parameters(prefix=f"dense_head.{position}"):
+                    bound = 1 / math.sqrt(self.dense_head[position].weight.shape[1])
+                    values = rng_of(name, seed).uniform(-bound, bound, parameter.shape).astype("float32")
+                    parameter.set_value(values)
+
+    def forward(self, images: paddle.Tensor) -> Projections:
+        """float32 (B, 3, height, width), normalised → float32 projections."""
+        return self.project(self.backbone(images))
+
+    def project(self, features: paddle.Tensor) -> Projections:
+        """(B, C, H, W) backbone map → projections; vectors are normalised in float32 whatever the network's precision."""
+        globe = _unit(self.global_head(features.mean(axis=[2, 3])))
+        if self.dense_head is None:
+            return Projections(globe)
+        if self.num_grid is not None:
+            features = F.adaptive_avg_pool2d(features, self.num_grid)
+        dense = self.dense_head(features).flatten(2).astype("float32")  # (B, D, S)
+        return Projections(globe, _unit(features.flatten(2).detach()), _unit(dense), _unit(dense.mean(axis=2)))
+
+
+class DenseCL(nn.Layer):
+    """The pre-training model. λ is given at each step; with `dense=False` this is MoCo-v2, at its cost."""
+
+    def __init__(
+        self, depth: int, *, queue_len: int, hidden_dim: int = 2048, out_dim: int = 128, num_grid: int | None = None,
+        stem_stride: int = 4, temperature: float = 0.2, momentum: float = 0.999, dense: bool = True, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.temperature = temperature
+        self.momentum = momentum
+        self.query_encoder = Encoder(
+            depth, hidden_dim=hidden_dim, out_dim=out_dim, num_grid=num_grid, stem_stride=stem_stride, dense=dense, seed=seed
+        )
+        self.key_encoder = copy.deepcopy(self.query_encoder)
+        for parameter in self.key_encoder.parameters():
+            parameter.stop_gradient = True
+        self.global_queue = Queue(queue_len, out_dim, "global_queue", seed)
+        self.dense_queue = Queue(queue_len, out_dim, "dense_queue", seed) if dense else None
+        # BatchNorm's running statistics are among Paddle's parameters; the moving average is of trained weights only.
+        self._averaged = [
+            (key, query)
+            for key, query in zip(self.key_encoder.parameters(), self.query_encoder.parameters(), strict=True)
+            if not query.stop_gradient
+        ]
+
+    @paddle.no_grad()
+    def update_key_encoder(self) -> None:
+        """Move every trained weight of the key encoder: key ← m·key + (1−m)·query."""
+        for key, query in self._averaged:
+            key.lerp_(query, 1 - self.momentum)
+
+    @paddle.no_grad()
+    def encode_keys(
+        self, images: paddle.Tensor, *, micro_batch_size: int, order: np.ndarray | None = None,
+        amp: AbstractContextManager | None = None,
+    ) -> Keys:  # fmt: skip
+        """This process's key images, uint8 (N, height, width, 3) → the keys of the step. Moves the key encoder first.
+
+        `order` is a permutation of the whole batch (all processes) by which images are shuffled before they are encoded
+        in micro-batches and put back afterwards, so that a query and its key never share one BatchNorm batch by position.
+        None leaves them in place.
+        """
+        self.update_key_encoder()
+        if order is not None:
+            images = paddle.gather(dist.gather_rows(images), paddle.to_tensor(order[dist.own_rows(len(order))]))
+        parts = []
+        with amp or nullcontext():
+            for start in range(0, images.shape[0], micro_batch_size):
+                parts.append(self.key_encoder(normalize(images[start : start + micro_batch_size])))
+        encoded = Projections.concat(parts)
+        if order is None:
+            dense_mean = None if encoded.dense_mean is None else dist.gather_rows(encoded.dense_mean)
+            return Keys(encoded, dist.gather_rows(encoded.globe), dense_mean)
+        back = paddle.to_tensor(np.argsort(order))
+        whole = encoded.map(dist.gather_rows).rows(back)
+        return Keys(whole.rows(dist.own_rows(len(order))), whole.globe, whole.dense_mean)
+
+    def forward(
+        self, images: paddle.Tensor, key: Projections, amp: AbstractContextManager | None = None
+    ) -> tuple[paddle.Tensor, ...]:
+        """Query images, uint8 (B, height, width, 3), with their keys → (global loss, its top-1[, dense loss, its top-1])."""
+        with amp or nullcontext():
+            query = self.query_encoder(normalize(images))
+        return self.losses(query, key)
+
+    def losses(self, query: Projections, key: Projections) -> tuple[paddle.Tensor, ...]:
+        """(global loss, top-1[, dense loss, top-1]) of B images as float32 scalars; chance level of a loss is ln(K+1)."""
+        results = info_nce(query.globe, key.globe, self.global_queue.keys, self.temperature)
+        if query.dense is None or self.dense_queue is None:
+            return results
+        assert query.features is not None and key.features is not None and key.dense is not None
+        positive = gather_matches(key.dense, match(query.features, key.features))  # (B·S, D)
+        dense = query.dense.transpose([0, 2, 1]).reshape([-1, query.dense.shape[1]])  # (B·S, D)
+        return *results, *info_nce(dense, positive, self.dense_queue.keys, self.temperature)
+
+    def enqueue(self, keys: Keys) -> None:
+        """Put the whole batch's keys into the queues, after the losses."""
+        self.global_queue.enqueue(keys.globe)
+        if self.dense_queue is not None and keys.dense_mean is not None:
+            self.dense_queue.enqueue(keys.dense_mean)
+
+
+def _unit(vectors: paddle.Tensor) -> paddle.Tensor:
+    """(B, C[, S]) → float32 of length 1 over axis 1."""
+    return F.normalize(vectors.astype("float32"), axis=1, epsilon=1e-12)

@@ -1,0 +1,69 @@
+"""The backbone: `paddle.vision.models.ResNet` without pooling and classifier, initialised as the method wants it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.vision.models import ResNet
+from paddle.vision.models.resnet import BasicBlock, BottleneckBlock
+
+# ImageNet statistics of RGB values scaled to 0..1, as every relative of this method uses them.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalize(images: paddle.Tensor) -> paddle.Tensor:
+    """uint8 RGB (B, height, width, 3), 0..255 → float32 (B, 3, height, width), by ImageNet's mean and deviation.
+
+    Runs on the images' device, so that only bytes travel there.
+    """
+    scale = paddle.to_tensor(1 / (255 * np.asarray(STD, "float32")))
+    shift = paddle.to_tensor(-np.asarray(MEAN, "float32") / np.asarray(STD, "float32"))
+    return (images.astype("float32") * scale + shift).transpose([0, 3, 1, 2])
+
+
+def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0) -> ResNet:
+    """A ResNet that maps (B, 3, height, width) to (B, C, H, W): C is 512 for depths 18 and 34, 2048 for the others.
+
+    `stem_stride` 4 is the published network; 2 leaves its max-pooling out and 1 also the stride of conv1, for small
+    images. The names and shapes of the weights are the same for all three. `seed=None` keeps Paddle's initialisation.
+    """
+    backbone = ResNet(BasicBlock if depth < 50 else BottleneckBlock, depth, num_classes=0, with_pool=False)
+    if stem_stride < 4:
+        backbone.add_sublayer("maxpool", nn.Identity())
+    if stem_stride == 1:
+        backbone.conv1 = nn.Conv2D(3, 64, 7, stride=1, padding=3, bias_attr=False)
+    if seed is not None:
+        initialize(backbone.named_parameters(), seed)
+    return backbone
+
+
+def channels(depth: int) -> int:
+    """C, the channels of the last map."""
+    return 512 if depth < 50 else 2048
+
+
+def initialize(named_parameters: Iterable[tuple[str, paddle.Tensor]], seed: int, mode: str = "fan_out") -> None:
+    """Kaiming-normal weights (relu gain) for matrices and convolutions and zero biases; vectors of BatchNorm stay 1 and 0.
+
+    Every tensor has a random stream of its own, from the seed and its name: the same weights on any device, whatever else
+    was built before. `mode` is fan_out for the backbone and fan_in for a neck's linear layers.
+    """
+    for name, parameter in named_parameters:
+        if len(parameter.shape) < 2:
+            continue
+        shape = parameter.shape
+        window = int(np.prod(shape[2:]))
+        fan_in, fan_out = (shape[1] * window, shape[0] * window) if len(shape) == 4 else (shape[0], shape[1])
+        deviation = (2 / (fan_out if mode == "fan_out" else fan_in)) ** 0.5
+        values = rng_of(name, seed).standard_normal(shape, dtype=np.float32) * np.float32(deviation)
+        parameter.set_value(values)
+
+
+def rng_of(name: str, seed: int) -> np.random.Generator:
+    """The random stream of one named tensor."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])

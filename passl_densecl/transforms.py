@@ -1,0 +1,366 @@
+"""Augmentations as small callable values: ``transform(image, rng) -> image``.
+
+An image is a uint8 array H×W×3 in RGB order, a transform is a frozen pydantic model that checks its own numbers, and
+every random draw comes from the ``numpy.random.Generator`` that the caller passes in. No transform changes its input.
+
+The recipe they serve is MoCo-v2's (Chen et al. 2020, https://arxiv.org/abs/2003.04297, which DenseCL uses unchanged):
+RandomResizedCrop → ColorJitter → RandomGrayscale → GaussianBlur → RandomHorizontalFlip, drawn once for each view.
+What each operation computes is what torchvision computes on Pillow images, on which the published recipe was run,
+to within rounding; the functions in lower case are the deterministic halves of the transforms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, NamedTuple, Union
+
+import cv2
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+__all__ = [
+    "CenterCrop",
+    "ColorJitter",
+    "Crop",
+    "GaussianBlur",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "Resize",
+    "Transform",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "apply",
+    "center_crop",
+    "gaussian_blur",
+    "horizontal_flip",
+    "resize",
+    "resized_crop",
+    "to_grayscale",
+]
+
+_HUE_FULL_CIRCLE = 256  # one turn of the hue circle in 8 bits, in Pillow and in OpenCV's *_FULL conversions
+_CROP_TRIES = 10
+_LARGEST_FIXED_POINT_SIGMA = 4.0  # above, 1/256 is too coarse for the many small values of the kernel
+
+
+# --- geometry ------------------------------------------------------------------------------------------------------
+
+
+class Crop(NamedTuple):
+    """A rectangle of an image, in whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 H×W×3 → uint8 height×width×3: bilinear, with anti-aliasing where the image shrinks.
+
+    Pillow's bilinear filter is a triangle whose width grows with the scale s when shrinking, with variance s²/6 in
+    source pixels. Here a Gaussian brings the variance that OpenCV's plain bilinear sampling (1/6) lacks, which is
+    several times closer to Pillow than area interpolation, and as fast. Where the image grows nothing is blurred.
+    """
+    source_height, source_width = image.shape[:2]
+    if (source_height, source_width) == (height, width):
+        return image.copy()
+    # Far from the goal, whole blocks are averaged first, so that the Gaussian stays small.
+    block_y, block_x = max(1, source_height // (4 * height)), max(1, source_width // (4 * width))
+    if block_y > 1 or block_x > 1:
+        image = cv2.resize(
+            image, (round(source_width / block_x), round(source_height / block_y)), interpolation=cv2.INTER_AREA
+        )
+    sigma_y = _missing_sigma(image.shape[0] / height, block_y > 1)
+    sigma_x = _missing_sigma(image.shape[1] / width, block_x > 1)
+    if sigma_x > 0 or sigma_y > 0:
+        image = cv2.GaussianBlur(
+            image,
+            (_kernel_size(sigma_x), _kernel_size(sigma_y)),
+            # A kernel of size 1 ignores its sigma, but OpenCV takes 0 for "work it out".
+            sigmaX=sigma_x or 1.0,
+            sigmaY=sigma_y or 1.0,
+            borderType=cv2.BORDER_REFLECT,
+        )
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _missing_sigma(scale: float, averaged: bool) -> float:
+    """Standard deviation, in pixels, of the Gaussian that makes bilinear sampling at ``scale`` anti-aliased."""
+    variance = (scale * scale - 1) / 6 - (1 / 12 if averaged else 0)
+    return math.sqrt(variance) if variance > 0.01 else 0.0
+
+
+def _kernel_size(sigma: float) -> int:
+    return 2 * math.ceil(2.5 * sigma) + 1
+
+
+def resized_crop(image: np.ndarray, top: int, left: int, height: int, width: int, size: int) -> np.ndarray:
+    """uint8 H×W×3 → uint8 size×size×3: the rectangle, resized as by :func:`resize`; pixels outside it play no part."""
+    return resize(image[top : top + height, left : left + width], size, size)
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 H×W×3 → uint8 size×size×3: the middle; where the image is smaller than ``size``, black is put around it."""
+    height, width = image.shape[:2]
+    if height < size or width < size:
+        missing_y, missing_x = max(size - height, 0), max(size - width, 0)
+        image = cv2.copyMakeBorder(
+            image,
+            missing_y // 2,
+            missing_y - missing_y // 2,
+            missing_x // 2,
+            missing_x - missing_x // 2,
+            cv2.BORDER_CONSTANT,
+            value=(0, 0, 0),
+        )
+        height, width = image.shape[:2]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def horizontal_flip(image: np.ndarray) -> np.ndarray:
+    """uint8 H×W×3 → uint8 H×W×3, left and right exchanged."""
+    return cv2.flip(image, 1)
+
+
+# --- colour --------------------------------------------------------------------------------------------------------
+
+
+def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with black: 0 is black, 1 the image, 2 twice as bright. ``factor`` ≥ 0."""
+    return _blend_with_level(image, 0, factor)
+
+
+def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with the mean grey of the whole image: 0 is flat grey, 1 the image. ``factor`` ≥ 0."""
+    mean_gray = int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+    return _blend_with_level(image, mean_gray, factor)
+
+
+def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend every pixel with its own grey: 0 is a grey image, 1 the image. ``factor`` ≥ 0."""
+    # Pillow cuts the fraction off, addWeighted rounds: half a level less makes them agree (0.499 keeps whole numbers).
+    return cv2.addWeighted(image, factor, to_grayscale(image), 1.0 - factor, -0.499)
+
+
+def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
+    """Turn the hue circle by ``shift`` of a full turn, from -0.5 to 0.5; saturation and value stay."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(int(shift * (_HUE_FULL_CIRCLE - 1)) % _HUE_FULL_CIRCLE)  # wraps around, as it should
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def to_grayscale(image: np.ndarray) -> np.ndarray:
+    """uint8 H×W×3 → uint8 H×W×3 with three equal channels: 0.299 R + 0.587 G + 0.114 B."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def _blend_with_level(image: np.ndarray, level: int, factor: float) -> np.ndarray:
+    """level + factor · (image − level), the fraction cut off and the range kept, by a table of 256 values."""
+    values = np.arange(256, dtype=np.float32)
+    table = np.float32(level) + np.float32(factor) * (values - np.float32(level))
+    return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8))
+
+
+# --- blur ----------------------------------------------------------------------------------------------------------
+
+
+def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur with standard deviation ``sigma`` > 0 pixels, as Pillow's ``ImageFilter.GaussianBlur(sigma)``, MoCo-v2's.
+
+    Pillow runs three box filters whose fractional width gives exactly the variance sigma² (Gwosdek et al. 2011,
+    "Theoretical foundations of Gaussian convolution by extended box filtering"). For small sigma that blurs clearly
+    more than a sampled Gaussian does. Here the three boxes are folded into one separable kernel.
+    """
+    kernel = _blur_kernel(sigma)
+    if sigma > _LARGEST_FIXED_POINT_SIGMA:
+        smooth = cv2.sepFilter2D(image, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+        return np.rint(smooth).astype(np.uint8)
+    # On 8-bit images OpenCV computes with multiples of 1/256; their sum must be 1 or the image gets brighter or darker.
+    steps = np.rint(kernel * 256)
+    steps[len(steps) // 2] += 256 - steps.sum()
+    kernel = steps / 256
+    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+
+
+def _blur_kernel(sigma: float) -> np.ndarray:
+    """1-D float32 kernel: three extended boxes of variance sigma² / 3 each, convolved."""
+    variance = sigma * sigma / 3
+    reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)  # whole pixels on either side of the centre
+    edge = (2 * reach + 1) * (reach * (reach + 1) - 3 * variance) / (6 * (variance - (reach + 1) ** 2))
+    box = np.array([edge] + [1.0] * (2 * reach + 1) + [edge]) / (2 * reach + 1 + 2 * edge)
+    return np.convolve(np.convolve(box, box), box).astype(np.float32)
+
+
+# --- the transforms ------------------------------------------------------------------------------------------------
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"expected (smallest, largest), got {bounds[0]:g} before {bounds[1]:g}")
+    return bounds
+
+
+_Size = Annotated[int, Field(ge=1, le=65536)]
+_Probability = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Area = Annotated[float, Field(gt=0, le=1)]
+_FROM_LIST = Field(strict=False)  # YAML has no tuples
+_Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Transform(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RandomResizedCrop(_Transform):
+    """A rectangle of random area and shape, resized to size×size pixels.
+
+    ``scale`` bounds the area as a share of the image's, ``ratio`` bounds width / height (drawn evenly on a log scale).
+    """
+
+    name: Literal["RandomResizedCrop"] = "RandomResizedCrop"
+    size: _Size
+    scale: Annotated[tuple[_Area, _Area], _FROM_LIST, AfterValidator(_ordered)] = (0.2, 1.0)
+    ratio: Annotated[tuple[_Positive, _Positive], _FROM_LIST, AfterValidator(_ordered)] = (3 / 4, 4 / 3)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
+        """A random rectangle within height×width pixels; after ten that do not fit, the largest fitting middle one."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(_CROP_TRIES):
+            area = height * width * rng.uniform(*self.scale)
+            aspect = math.exp(rng.uniform(low, high))
+            crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                top = int(rng.integers(0, height - crop_height + 1))
+                left = int(rng.integers(0, width - crop_width + 1))
+                return Crop(top, left, crop_height, crop_width)
+        crop_height, crop_width = height, width
+        if width / height < self.ratio[0]:
+            crop_height = min(height, max(1, round(width / self.ratio[0])))
+        elif width / height > self.ratio[1]:
+            crop_width = min(width, max(1, round(height * self.ratio[1])))
+        return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return resized_crop(image, *self.draw(rng, image.shape[0], image.shape[1]), size=self.size)
+
+
+class ColorJitter(_Transform):
+    """With probability ``p``: brightness, contrast, saturation and hue, in random order.
+
+    A strength b of the first three draws a factor from max(0, 1 − b) to 1 + b; ``hue`` h draws a turn from −h to h.
+    """
+
+    name: Literal["ColorJitter"] = "ColorJitter"
+    brightness: _Strength = 0.4
+    contrast: _Strength = 0.4
+    saturation: _Strength = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    p: _Probability = 0.8
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= self.p:
+            return image
+        order = rng.permutation(4)
+        # Drawn whether used or not, so that a strength of 0 does not shift the draws that follow.
+        amounts = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in (self.brightness, self.contrast, self.saturation)]
+        amounts.append(rng.uniform(-self.hue, self.hue))
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        for which in order:
+            if strengths[which] > 0:
+                image = _ADJUSTMENTS[which](image, amounts[which])
+        return image
+
+
+_ADJUSTMENTS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    adjust_hue,
+)
+
+
+class RandomGrayscale(_Transform):
+    """With probability ``p``: grey, in three equal channels."""
+
+    name: Literal["RandomGrayscale"] = "RandomGrayscale"
+    p: _Probability = 0.2
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return to_grayscale(image) if rng.random() < self.p else image
+
+
+class GaussianBlur(_Transform):
+    """With probability ``p``: a blur whose standard deviation is drawn evenly from ``sigma`` (pixels)."""
+
+    name: Literal["GaussianBlur"] = "GaussianBlur"
+    sigma: Annotated[tuple[_Positive, _Positive], _FROM_LIST, AfterValidator(_ordered)] = (0.1, 2.0)
+    p: _Probability = 0.5
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return gaussian_blur(image, rng.uniform(*self.sigma)) if rng.random() < self.p else image
+
+
+class RandomHorizontalFlip(_Transform):
+    """With probability ``p``: left and right exchanged."""
+
+    name: Literal["RandomHorizontalFlip"] = "RandomHorizontalFlip"
+    p: _Probability = 0.5
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return horizontal_flip(image) if rng.random() < self.p else image
+
+
+class Resize(_Transform):
+    """The shorter side becomes ``size`` pixels, the longer one follows."""
+
+    name: Literal["Resize"] = "Resize"
+    size: _Size
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = image.shape[:2]
+        if height <= width:
+            return resize(image, self.size, max(1, int(self.size * width / height)))
+        return resize(image, max(1, int(self.size * height / width)), self.size)
+
+
+class CenterCrop(_Transform):
+    """The middle size×size pixels; a smaller image gets a black border."""
+
+    name: Literal["CenterCrop"] = "CenterCrop"
+    size: _Size
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return center_crop(image, self.size)
+
+
+Transform = Annotated[
+    Union[  # noqa: UP007 (pydantic evaluates this at run time)
+        RandomResizedCrop,
+        ColorJitter,
+        RandomGrayscale,
+        GaussianBlur,
+        RandomHorizontalFlip,
+        Resize,
+        CenterCrop,
+    ],
+    Field(discriminator="name"),
+]
+"""Any transform of this module, chosen by its ``name``: the type of an entry in a configuration's list."""
+
+
+def apply(
+    transforms: Sequence[Callable[[np.ndarray, np.random.Generator], np.ndarray]],
+    image: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """uint8 H×W×3 → uint8 h×w×3: one transform after the other, all drawing from the same ``rng``."""
+    for transform in transforms:
+        image = transform(image, rng)
+    return image

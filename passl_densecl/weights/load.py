@@ -1,0 +1,135 @@
+"""Weights into layers: every name must fit, or nothing happens.
+
+``Layer.set_state_dict`` only warns about names that are missing, unexpected or of another shape.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from passl_densecl.errors import InputError
+from passl_densecl.weights.files import read_pickle, weights_file
+from passl_densecl.weights.names import Extraction, depth_of, encoder_prefixes, extract_backbone, unwrap
+
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddle.nn import Layer
+
+SHOWN = 6
+
+
+def read_backbone(
+    path: str | os.PathLike[str], *, encoder: Literal["query", "key"] = "query", prefix: str | None = None
+) -> Extraction:
+    """The backbone in a file, a checkpoint folder or a run folder of any kind that ``extract_backbone`` knows.
+
+    Raises:
+        InputError: nothing there, not readable as plain data, or no backbone in it; names the file.
+    """
+    file = weights_file(path)
+    content = read_pickle(file)
+    try:
+        return extract_backbone(unwrap(content), encoder=encoder, prefix=prefix)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def load_strict(
+    layer: Layer,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    may_miss: Collection[str] = (),
+    source: str | os.PathLike[str] = "the weights",
+) -> None:
+    """Copy ``arrays`` into every weight and persistent buffer of ``layer``, or fail and change nothing.
+
+    Numbers are converted to the layer's dtype within their kind: floats to floats, integers to integers.
+
+    Args:
+        layer: any layer; its ``state_dict()`` says which names are wanted.
+        arrays: name → array for each of them, and for nothing else.
+        may_miss: names that may be absent from ``arrays``; they keep their values.
+        source: what the arrays are, for the message; usually the file.
+
+    Raises:
+        InputError: lists the names that are missing, unexpected, or of another shape or kind.
+        ValueError: ``may_miss`` names something that the layer does not have.
+    """
+    state: dict[str, Tensor] = dict(layer.state_dict())
+    strangers = sorted(set(may_miss) - set(state))
+    if strangers:
+        raise ValueError(f"may_miss names what {type(layer).__name__} does not have: {', '.join(strangers)}")
+    missing = [name for name in state if name not in arrays and name not in may_miss]
+    unexpected = [name for name in arrays if name not in state]
+    unfit = [problem for name in state if name in arrays and (problem := _misfit(name, state[name], arrays[name]))]
+    unfit += _contradictions(state, arrays)
+    problems = [
+        f"\n  {len(names)} {what}: {', '.join(names[:SHOWN])}"
+        + (f", … ({len(names) - SHOWN} more)" if len(names) > SHOWN else "")
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("that do not fit", unfit))
+        if names
+    ]
+    if problems:
+        raise InputError(f"{source} do not fit {type(layer).__name__}{_hint(state, arrays)}{''.join(problems)}")
+    for name, target in state.items():
+        if name in arrays:
+            # A copy, so that the layer never shares memory with the caller's array.
+            target.set_value(np.array(arrays[name], dtype=_numpy_dtype(target)))
+
+
+def _numpy_dtype(tensor: Tensor) -> np.dtype:
+    """The dtype that ``set_value`` wants; Paddle keeps bfloat16 in numpy as the bits in uint16."""
+    name = str(tensor.dtype).removeprefix("paddle.")
+    return np.dtype("uint16" if name == "bfloat16" else name)
+
+
+def _misfit(name: str, target: Tensor, array: np.ndarray) -> str | None:
+    if list(array.shape) != list(target.shape):
+        return f"{name} is {list(array.shape)}, the model's is {list(target.shape)}"
+    wanted = _numpy_dtype(target)
+    if not np.can_cast(array.dtype, wanted, casting="same_kind") or (wanted == np.uint16) != (array.dtype == np.uint16):
+        return f"{name} is {array.dtype}, the model's is {str(target.dtype).removeprefix('paddle.')}"
+    return None
+
+
+def _contradictions(state: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """A layer that is reached by two attributes has two names; two values for it cannot both be meant."""
+    first: dict[int, str] = {}
+    problems = []
+    for name, target in state.items():
+        if name in arrays:
+            other = first.setdefault(id(target), name)
+            if not np.array_equal(arrays[other], arrays[name]):
+                problems.append(f"{other} and {name} are one weight of the model with two different values")
+    return problems
+
+
+def _hint(state: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> str:
+    """The usual reasons, where the names show one: another depth, another prefix."""
+    asked, held = _depths(state), _depths(arrays)
+    for prefix, depth in asked.items():
+        other = held.get(prefix)
+        if depth and other and depth != other:
+            return (
+                f": the file holds a ResNet-{other}, the config asks for ResNet-{depth}: "
+                f"set model.depth: {other} or choose another file"
+            )
+    if asked and held and not set(asked) & set(held):
+        return f": the file's backbone stands behind {_quoted(held)}, the model's behind {_quoted(asked)}"
+    return ""
+
+
+def _depths(names: Collection[str]) -> dict[str, int | None]:
+    """Prefix → depth of every backbone among ``names``."""
+    return {
+        prefix: depth_of(name[len(prefix) :] for name in names if name.startswith(prefix))
+        for prefix in encoder_prefixes(names)
+    }
+
+
+def _quoted(prefixes: Collection[str]) -> str:
+    return " and ".join(f"'{prefix}'" if prefix else "no prefix" for prefix in prefixes)

@@ -1,0 +1,88 @@
+"""The first training steps equal the original implementation's, value by value."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import paddle
+import pytest
+
+from passl_densecl.models import DenseCL, Keys, match
+
+# (case, steps that are compared, tolerance of the losses)
+CASES = [("r18_default", 5, 1e-4), ("r18_grid3", 3, 1e-4), ("r50_lambda03", 1, 1e-4)]
+TORCH_NAMES = {
+    "backbone": "0", "global_head.0": "1.mlp.0", "global_head.2": "1.mlp.2",
+    "dense_head.0": "1.mlp2.0", "dense_head.2": "1.mlp2.2",
+}  # fmt: skip
+
+
+def reference_name(name: str) -> str:
+    for ours, theirs in TORCH_NAMES.items():
+        if name.startswith(ours + "."):
+            name = theirs + name[len(ours) :]
+    return name.replace("._mean", ".running_mean").replace("._variance", ".running_var")
+
+
+@pytest.fixture
+def arrays(shared):
+    spec = importlib.util.spec_from_file_location("reference_arrays", shared / "reference" / "arrays.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(case: dict, arrays) -> DenseCL:
+    model = DenseCL(
+        case["depth"], queue_len=case["K"], hidden_dim=case["hid_channels"], out_dim=case["out_channels"],
+        num_grid=case["num_grid"], temperature=case["T"], momentum=case["m"],
+    )  # fmt: skip
+    for encoder in (model.query_encoder, model.key_encoder):
+        for name, parameter in encoder.named_parameters():
+            if name.endswith(("_mean", "_variance")):
+                continue
+            shape = list(parameter.shape)
+            linear = len(shape) == 2
+            value = arrays.initial_weight(reference_name(name), tuple(shape[::-1] if linear else shape), case["seed"])
+            parameter.set_value(value.T if linear else value)
+    for queue, name in ((model.global_queue, "queue"), (model.dense_queue, "queue2")):
+        queue.keys.set_value(arrays.initial_queue(name, case["out_channels"], case["K"], case["seed"]).T)
+    return model
+
+
+@pytest.mark.parametrize(("name", "steps", "tolerance"), CASES)
+def test_training_steps_equal_the_original(shared, arrays, name, steps, tolerance):
+    reference = json.loads((shared / "reference" / f"{name}.json").read_text())
+    case = reference["case"]
+    model = build(case, arrays)
+    model.train()
+    optimizer = paddle.optimizer.Momentum(
+        case["lr"], case["momentum"], parameters=model.query_encoder.parameters(), weight_decay=case["weight_decay"]
+    )
+    for expected in reference["expected"][:steps]:
+        query_images, key_images = (paddle.to_tensor(arrays.images(case, expected["step"], view)) for view in "qk")
+        model.update_key_encoder()
+        with paddle.no_grad():
+            key = model.key_encoder(key_images)
+        query = model.query_encoder(query_images)
+        global_loss, _, dense_loss, _ = model.losses(query, key)
+        loss = (1 - case["loss_lambda"]) * global_loss + case["loss_lambda"] * dense_loss
+        matches = match(query.features, key.features)[0].tolist()
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        model.enqueue(Keys(key, key.globe, key.dense_mean))
+
+        assert float(global_loss) == pytest.approx(expected["loss_single"], abs=tolerance)
+        assert float(dense_loss) == pytest.approx(expected["loss_dense"], abs=tolerance)
+        assert float(loss) == pytest.approx(expected["loss"], abs=tolerance)
+        assert matches == expected["match"]
+        for queue, probe in ((model.global_queue, "queue_probe"), (model.dense_queue, "queue2_probe")):
+            np.testing.assert_allclose(queue.keys.numpy().T[:4, :4].ravel(), expected[probe], atol=1e-4)
+        for encoder, norms in ((model.query_encoder, expected["q"]), (model.key_encoder, expected["k"])):
+            ours = {reference_name(n): float(np.linalg.norm(p.numpy())) for n, p in encoder.named_parameters()}
+            for weight, norm in norms.items():
+                # Paddle averages the biased batch variance, torch the unbiased one
+                assert ours[weight] == pytest.approx(norm, rel=2e-3 if "running_var" in weight else 1e-4), weight

@@ -1,0 +1,78 @@
+"""Take the backbone out of a checkpoint: python tools/extract_weight.py CKPT --output W.pdparams --remove_prefix"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
+
+from passl_densecl.errors import InputError
+from passl_densecl.weights import read_backbone, weights_file, write_pickle
+
+LINEAR_CONFIGS = {50: "configs/moco/moco_clas_r50.yaml", 18: "configs/demo/linear_r18.yaml"}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Take the backbone out of a checkpoint, for PaddleDetection, PaddleSeg, PaddleClas or paddle.vision.",
+        epilog="Nothing in CKPT is executed, whoever made it.",
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        type=Path,
+        help="a checkpoint folder, a run folder (its newest checkpoint), or a .pdparams/.pd file of this project or PASSL",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="W.pdparams", help="the file to write")
+    parser.add_argument(
+        "--remove_prefix",
+        "--remove-prefix",
+        action="store_true",
+        help="write conv1.weight instead of backbone.conv1.weight",
+    )
+    parser.add_argument(
+        "--encoder", choices=("query", "key"), default="query", help="of a pre-training file (default: query)"
+    )
+    parser.add_argument(
+        "--prefix", help="what stands before conv1.weight in the file, where it holds several backbones"
+    )
+    return parser.parse_args(arguments)
+
+
+def extract(args: argparse.Namespace) -> None:
+    source = weights_file(args.checkpoint)
+    if args.output.suffix != ".pdparams":
+        raise InputError(
+            f"--output {args.output}: the name must end in .pdparams, PaddleDetection and PaddleClas insist on it"
+        )
+    if args.output.exists() and args.output.samefile(source):
+        raise InputError(f"--output {args.output} is the file to read; choose another name")
+    taken = read_backbone(source, encoder=args.encoder, prefix=args.prefix)
+    prefix = "" if args.remove_prefix else "backbone."
+    write_pickle(args.output, {prefix + name: array for name, array in taken.backbone.items()})
+
+    print(f"read     {source} ({taken.kind})")
+    print(f"kept     {len(taken.backbone)} arrays: ResNet-{taken.depth}, {taken.weight_count / 1e6:.2f} M weights")
+    print(f"dropped  {', '.join(f'{group} {count}' for group, count in taken.dropped.items()) or 'nothing'}")
+    print(f"wrote    {args.output}, names like {prefix}conv1.weight")
+    config = LINEAR_CONFIGS.get(taken.depth, "")
+    config = config if (ROOT / config).is_file() else "YOUR_LINEAR_CONFIG.yaml"
+    print(f"next     python tools/train.py -c {config} --pretrained {shlex.quote(str(args.output))}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        extract(args)
+    except InputError as error:
+        print(f"extract_weight.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Pre-train a backbone or evaluate one linearly, whichever the config says. `--help` lists the options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from passl_densecl.config import LinearConfig, PretrainConfig, dump_config, load_config
+from passl_densecl.errors import InputError
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-c", "--config", required=True, help="YAML file of the experiment")
+    parser.add_argument(
+        "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="for example data.root=photos; repeatable"
+    )
+    parser.add_argument(
+        "--resume", nargs="?", const="auto", metavar="PATH", help="continue from PATH, or the run's newest checkpoint (auto)"
+    )
+    parser.add_argument("--pretrained", metavar="PATH", help="linear: weights of the frozen backbone, or 'random'")
+    parser.add_argument("--load", metavar="PATH", help="linear: a trained classifier's checkpoint")
+    parser.add_argument("--evaluate-only", action="store_true", help="linear: evaluate --load, train nothing")
+    parser.add_argument("--check", action="store_true", help="validate, print the resolved config, touch no device")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    config = load_config(args.config, args.override)
+    if args.check:
+        print(dump_config(config), end="")
+        return 0
+    if isinstance(config, PretrainConfig):
+        for option, value in (("--pretrained", args.pretrained), ("--load", args.load), ("--evaluate-only", args.evaluate_only)):
+            if value:
+                raise InputError(f"{option} goes with linear evaluation, but {args.config} has task: pretrain")
+        from passl_densecl.engine.pretrain import pretrain
+
+        return pretrain(config, resume=args.resume)
+    assert isinstance(config, LinearConfig)
+    from passl_densecl.engine.linear import linear_eval
+
+    return linear_eval(
+        config, pretrained=args.pretrained, load=args.load, evaluate_only=args.evaluate_only, resume=args.resume
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (InputError, FloatingPointError) as error:
+        if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # every process meets the same error; one says it
+            print(error, file=sys.stderr)
+        sys.exit(2)
