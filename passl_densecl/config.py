@@ -37,6 +37,7 @@ class BackboneConfig(Section):
     stem_stride: Literal[1, 2, 4] = Field(
         4, description="4: the ResNet stem as published; 2: without its max-pooling; 1: also without conv1's stride"
     )
+    last_stride: Literal[1, 2] = Field(2, description="2: as published; 1: the last stage keeps the map's size")
 
 
 class PretrainModelConfig(BackboneConfig):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 
 import paddle
@@ -35,7 +36,8 @@ def is_main() -> bool:
 def start() -> None:
     """Join the other processes (NCCL on GPUs, gloo on CPUs). Alone: nothing."""
     if world_size() > 1 and not paddle.distributed.is_initialized():
-        paddle.distributed.init_parallel_env()
+        with contextlib.redirect_stdout(sys.__stdout__):  # Paddle prints its flags; a run's log has moved sys.stdout away
+            paddle.distributed.init_parallel_env()
 
 
 def stop() -> None:

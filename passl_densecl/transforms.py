@@ -42,7 +42,6 @@ __all__ = [
     "to_grayscale",
 ]
 
-_HUE_FULL_CIRCLE = 256  # one turn of the hue circle in 8 bits, in Pillow and in OpenCV's *_FULL conversions
 _CROP_TRIES = 10
 _LARGEST_FIXED_POINT_SIGMA = 4.0  # above, 1/256 is too coarse for the many small values of the kernel
 
@@ -150,9 +149,12 @@ def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the hue circle by ``shift`` of a full turn, from -0.5 to 0.5; saturation and value stay."""
+    levels = np.arange(256)
+    # Pillow's hue is the turn × 255, cut off; OpenCV's, on the way there but not back, the turn × 256, rounded.
+    hues = np.rint(levels * (255 / 256) - 0.5) + int(shift * 255)
+    table = np.stack([hues % 256, levels, levels], axis=1).astype(np.uint8).reshape(256, 1, 3)
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(shift * (_HUE_FULL_CIRCLE - 1)) % _HUE_FULL_CIRCLE)  # wraps around, as it should
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB_FULL)
 
 
 def to_grayscale(image: np.ndarray) -> np.ndarray:

@@ -13,19 +13,23 @@ sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 from passl_densecl.errors import InputError
 from passl_densecl.weights import read_backbone, weights_file, write_pickle
 
-LINEAR_CONFIGS = {50: "configs/moco/moco_clas_r50.yaml", 18: "configs/demo/linear_r18.yaml"}
+LINEAR_CONFIGS = {
+    18: "configs/demo/linear_r18.yaml",
+    50: "configs/moco/moco_clas_r50.yaml",
+    101: "configs/moco/moco_clas_r101.yaml",
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Take the backbone out of a checkpoint, for PaddleDetection, PaddleSeg, PaddleClas or paddle.vision.",
+        description="Take the backbone out of a checkpoint, under the names of paddle.vision.",
         epilog="Nothing in CKPT is executed, whoever made it.",
     )
     parser.add_argument(
         "checkpoint",
         metavar="CKPT",
         type=Path,
-        help="a checkpoint folder, a run folder (its newest checkpoint), or a .pdparams/.pd file of this project or PASSL",
+        help="a checkpoint folder, a run folder (its newest checkpoint) or a .pdparams/.pd file, ours or PASSL's",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="W.pdparams", help="the file to write")
     parser.add_argument(

@@ -36,7 +36,7 @@ EXTENSIONS = frozenset(
 )
 """Lower-case endings, without the dot, of the files that count as images: those that the installed OpenCV decodes."""
 
-_SPLIT_NAMES = frozenset("train training val valid validation test testing unlabeled unlabelled".split())
+_SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"])
 _REPLACEMENT_TRIES = 20
 _LISTED_FILES_CHECKED = 10_000
 
@@ -375,13 +375,13 @@ def _read_labels(
     """(N,) int64 and the class names. Without ``classes``, labels are all numbers or else all names."""
     if classes is None:
         if all(_is_number(word) for word in words):
-            classes = [str(number) for number in range(max(int(word) for word in words) + 1)]
-            if len(classes) > 10 * len(words) + 1000:
-                line = max(range(len(words)), key=lambda index: int(words[index]))
+            largest = max(range(len(words)), key=lambda index: int(words[index]))
+            if int(words[largest]) > 10 * len(words) + 1000:
                 raise InputError(
-                    f"{_printable(list_file)}:{numbers[line]}: label {words[line]} among {len(words):,} images; labels "
-                    "count from 0 without large gaps"
+                    f"{_printable(list_file)}:{numbers[largest]}: label {words[largest]} among {len(words):,} images; "
+                    "labels count from 0 without large gaps"
                 )
+            classes = [str(number) for number in range(int(words[largest]) + 1)]
         else:
             classes = sorted(set(words))
     number_of = {name: number for number, name in enumerate(classes)}
@@ -418,8 +418,9 @@ def _counted(kinds: Counter[str]) -> str:
     for kind, count in kinds.items():
         merged[_COUNTED_AS.get(kind, "." + kind if kind else "unnamed kind")] += count
     ordered = sorted(merged.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count:,} {_printable(kind)}" for kind, count in ordered[:4]]
-    if len(ordered) > 4:
+    most = 5 if len(ordered) <= 5 else 4
+    shown = [f"{count:,} {_printable(kind)}" for kind, count in ordered[:most]]
+    if len(ordered) > most:
         shown.append(f"{sum(count for _, count in ordered[4:]):,} others")
     return ", ".join(shown)
 

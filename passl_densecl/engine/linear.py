@@ -68,9 +68,9 @@ def _train(
     for images in (train_set, val_set):
         check_decodable(images)
     workers, why = _workers(config)
-    log.line("data", f"train {train_set.describe()}, {len(train_set.classes)} classes; {why}")
+    log.line("data", f"train {train_set.describe()}; {why}")
     log.line("data", f"val   {val_set.describe()}")
-    model = LinearClassifier(config.model.depth, len(train_set.classes), config.model.stem_stride, config.seed)
+    model = LinearClassifier(config.model.depth, len(train_set.classes), config.model.stem_stride, config.seed, config.model.last_stride)
     best, first = {"epoch": 0, "top1": -1.0, "name": ""}, 0
     optimizer = build_optimizer(config.optimizer, model)
     scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
@@ -158,7 +158,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
             f"--load {load}: a classifier of {count} classes, but {config.data.val.root!r} holds {len(val_set.classes)}; "
             "evaluate it on the classes that it was trained for"
         )
-    model = LinearClassifier(config.model.depth, count, config.model.stem_stride)
+    model = LinearClassifier(config.model.depth, count, config.model.stem_stride, last_stride=config.model.last_stride)
     load_strict(model, arrays)
     log = _ConsoleLog() if dist.is_main() else SilentLog()
     top1, top5, images = evaluate(config, model, val_set, _workers(config)[0], log)

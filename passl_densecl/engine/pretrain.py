@@ -184,7 +184,7 @@ def build_model(config: PretrainConfig, queue_len: int) -> DenseCL:
     model = config.model
     return DenseCL(
         model.depth, queue_len=queue_len, hidden_dim=model.hidden_dim, out_dim=model.out_dim, num_grid=model.num_grid,
-        stem_stride=model.stem_stride, temperature=model.temperature, momentum=model.momentum,
+        stem_stride=model.stem_stride, last_stride=model.last_stride, temperature=model.temperature, momentum=model.momentum,
         dense=model.loss_lambda > 0, seed=config.seed,
     )  # fmt: skip
 

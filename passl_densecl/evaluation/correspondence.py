@@ -14,9 +14,9 @@ import paddle
 import paddle.nn.functional as F
 
 from passl_densecl import transforms
-from passl_densecl.data.datasets import ImageSet, UndecodableImage, decode
+from passl_densecl.data.datasets import ImageSet, Transforms, UndecodableImage, decode
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation.features import Backbone, Transforms, feature_maps
+from passl_densecl.evaluation.features import Backbone, feature_maps
 from passl_densecl.models import match
 from passl_densecl.transforms import Crop, RandomResizedCrop
 
@@ -71,7 +71,8 @@ def draw_view(
 
 def grid(height: int, width: int) -> np.ndarray:
     """(H·W, 2) float64: row and column of every cell, in the order in which maps are flattened."""
-    return np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2).astype(np.float64)
+    rows, columns = np.divmod(np.arange(height * width, dtype=np.float64), width)
+    return np.stack([rows, columns], axis=1)
 
 
 def true_positions(
@@ -80,7 +81,8 @@ def true_positions(
     """Where the centres of the query view's cells are in the key view.
 
     Args:
-        query_shape, key_shape: (H, W) of the maps; the centre of cell (i, j) is at ((i + ½) / H, (j + ½) / W) of the view.
+        query_shape, key_shape: (H, W) of the maps. The centre of cell (i, j) is at ((i + ½) / H, (j + ½) / W) of the
+            view.
 
     Returns:
         (S, 2) float64 row and column in key cells, where a whole number is the centre of a cell; and (S,) bool,
@@ -88,7 +90,7 @@ def true_positions(
     """
     places = (grid(*query_shape) + 0.5) / query_shape
     there = key.from_image(query.to_image(places))
-    inside = ((there >= 0) & (there <= 1)).all(axis=1)
+    inside = (there.min(axis=1) >= 0) & (there.max(axis=1) <= 1)
     return there * key_shape - 0.5, inside
 
 
@@ -165,7 +167,7 @@ def _draw_pairs(
             image = decode(image_set.path(number % len(image_set)))
         except UndecodableImage:
             continue
-        query, key = (draw_view(rng, *image.shape[:2], size, scale, flip) for _ in range(2))
+        query, key = (draw_view(rng, image.shape[0], image.shape[1], size, scale, flip) for _ in range(2))
         views.append((query, key))
         images.append((query.render(image, photometric, rng), key.render(image, photometric, rng)))
     return views, images
@@ -174,7 +176,7 @@ def _draw_pairs(
 def _judge(
     query: View, key: View, matches: np.ndarray, query_shape: tuple[int, int], key_shape: tuple[int, int]
 ) -> np.ndarray:
-    """(S,) indices of key cells → (4,): right, chance and same place, summed over the visible query cells; their number."""
+    """(S,) indices of key cells → (4,): right, chance, same place, summed over visible query cells; their number."""
     positions, inside = true_positions(query, key, query_shape, key_shape)
     cells = grid(*key_shape)
     near = is_near(cells[None], positions[:, None])[inside]  # (visible, key cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,8 @@ import paddle
 from paddle.vision.models import ResNet
 
 from passl_densecl.config import DEPTHS, load_config
-from passl_densecl.data.datasets import ImageSet, LabelledDataset
+from passl_densecl.data.datasets import ImageSet, Transforms
+from passl_densecl.data.loader import EvaluationLoader
 from passl_densecl.errors import InputError
 from passl_densecl.models import build_backbone, normalize
 from passl_densecl.weights import load_strict, read_backbone, weights_file
@@ -21,8 +22,6 @@ RANDOM = "random"
 
 Backbone = Callable[[paddle.Tensor], paddle.Tensor]
 """Normalised float32 images (B, 3, height, width) → map (B, C, H, W)."""
-
-Transforms = Sequence[Callable[[np.ndarray, np.random.Generator], np.ndarray]]
 
 
 class Features(NamedTuple):
@@ -95,33 +94,33 @@ def pooled_features(
     transforms: Transforms,
     batch_size: int = 64,
     *,
-    seed: int = 0,
+    num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """The average over the positions of the backbone's map, for every image; what k-NN and linear evaluation look at.
 
     Args:
-        transforms: must give all images one size; random ones draw from (seed, index).
+        transforms: must give all images one size; random ones draw as in epoch 0 with seed 0.
+        num_workers: processes that decode; ``data.loader.choose_workers`` picks a number.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
-        InputError: the transforms leave images of different sizes, or files cannot be decoded.
+        InputError: the transforms leave images of different sizes, or too many files in a row cannot be decoded.
     """
-    dataset = LabelledDataset(image_set, transforms, seed)
+    loader = EvaluationLoader(image_set, transforms, batch_size=batch_size, num_workers=num_workers)
     vectors: list[np.ndarray] = []
-    labels = np.empty(len(dataset), np.int64)
+    labels: list[np.ndarray] = []
     bad: list[int] = []
-    for start in range(0, len(dataset), batch_size):
-        images = []
-        for index in range(start, min(start + batch_size, len(dataset))):
-            image, labels[index], _, replaced = dataset[0, index]
-            images.append(image)
-            if replaced >= 0:
-                bad.append(index)
-        sizes = {image.shape[:2] for image in images}
-        if len(sizes) > 1:
-            raise InputError(f"the transforms leave different sizes ({sorted(sizes)[:3]}); end them with a CenterCrop")
-        vectors.append(feature_maps(backbone, np.stack(images)).mean(axis=[2, 3]).numpy())
+    for batch in loader:
+        vectors.append(pool(backbone, batch.images))
+        labels.append(batch.labels.numpy())
+        bad += batch.bad
         if progress is not None:
-            progress(start + len(images), len(dataset))
-    return Features(np.concatenate(vectors), labels, bad)
+            progress(int(batch.indices[-1]) + 1, len(image_set))
+    return Features(np.concatenate(vectors), np.concatenate(labels), bad)
+
+
+@paddle.no_grad()
+def pool(backbone: Backbone, images: paddle.Tensor) -> np.ndarray:
+    """uint8 RGB (B, height, width, 3) → float32 (B, C), averaged over positions."""
+    return backbone(normalize(images)).mean(axis=[2, 3]).astype("float32").numpy()

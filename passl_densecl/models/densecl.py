@@ -63,12 +63,12 @@ class Encoder(nn.Layer):
 
     def __init__(
         self, depth: int, *, hidden_dim: int = 2048, out_dim: int = 128, num_grid: int | None = None,
-        stem_stride: int = 4, dense: bool = True, seed: int = 0,
+        stem_stride: int = 4, last_stride: int = 2, dense: bool = True, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.num_grid = num_grid
         width = channels(depth)
-        self.backbone = build_backbone(depth, stem_stride, seed)
+        self.backbone = build_backbone(depth, stem_stride, seed, last_stride)
         self.global_head = nn.Sequential(nn.Linear(width, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
         initialize(self.global_head.named_parameters(prefix="global_head"), seed, mode="fan_in")
         for layer in (self.global_head[0], self.global_head[2]):
@@ -104,13 +104,14 @@ class DenseCL(nn.Layer):
 
     def __init__(
         self, depth: int, *, queue_len: int, hidden_dim: int = 2048, out_dim: int = 128, num_grid: int | None = None,
-        stem_stride: int = 4, temperature: float = 0.2, momentum: float = 0.999, dense: bool = True, seed: int = 0,
+        stem_stride: int = 4, last_stride: int = 2, temperature: float = 0.2, momentum: float = 0.999, dense: bool = True, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.temperature = temperature
         self.momentum = momentum
         self.query_encoder = Encoder(
-            depth, hidden_dim=hidden_dim, out_dim=out_dim, num_grid=num_grid, stem_stride=stem_stride, dense=dense, seed=seed
+            depth, hidden_dim=hidden_dim, out_dim=out_dim, num_grid=num_grid, stem_stride=stem_stride,
+            last_stride=last_stride, dense=dense, seed=seed,
         )
         self.key_encoder = copy.deepcopy(self.query_encoder)
         for parameter in self.key_encoder.parameters():

@@ -26,17 +26,24 @@ def normalize(images: paddle.Tensor) -> paddle.Tensor:
     return (images.astype("float32") * scale + shift).transpose([0, 3, 1, 2])
 
 
-def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0) -> ResNet:
+def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0, last_stride: int = 2) -> ResNet:
     """A ResNet that maps (B, 3, height, width) to (B, C, H, W): C is 512 for depths 18 and 34, 2048 for the others.
 
     `stem_stride` 4 is the published network; 2 leaves its max-pooling out and 1 also the stride of conv1, for small
-    images. The names and shapes of the weights are the same for all three. `seed=None` keeps Paddle's initialisation.
+    images. `last_stride` 1 keeps the last stage at the resolution of the one before it, so that H and W double. The names
+    and shapes of the weights are the same for all of them. `seed=None` keeps Paddle's initialisation.
     """
     backbone = ResNet(BasicBlock if depth < 50 else BottleneckBlock, depth, num_classes=0, with_pool=False)
     if stem_stride < 4:
         backbone.add_sublayer("maxpool", nn.Identity())
     if stem_stride == 1:
         backbone.conv1 = nn.Conv2D(3, 64, 7, stride=1, padding=3, bias_attr=False)
+    if last_stride == 1:
+        first = backbone.layer4[0]
+        strided = "conv1" if depth < 50 else "conv2"
+        old = getattr(first, strided)
+        first.add_sublayer(strided, nn.Conv2D(*old.weight.shape[1::-1], 3, stride=1, padding=1, bias_attr=False))
+        first.downsample[0] = nn.Conv2D(*first.downsample[0].weight.shape[1::-1], 1, stride=1, bias_attr=False)
     if seed is not None:
         initialize(backbone.named_parameters(), seed)
     return backbone

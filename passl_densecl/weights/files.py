@@ -218,7 +218,7 @@ def _unpickle(path: Path, reader: _BoundedReader) -> object:
         raise InputError(
             f"{path}: the file ends too early, at {reader.size:,} bytes; it was cut off: copy or download it again"
         ) from None
-    except Exception as error:  # noqa: BLE001 (a damaged pickle can fail in any way at all)
+    except Exception as error:  # a damaged pickle can fail in any way at all
         raise InputError(
             f"{path}: the file is damaged or hostile ({type(error).__name__}: {error!s:.200}); nothing in it was run"
         ) from None
@@ -313,7 +313,7 @@ class _ScalarStandIn(_ArrayStandIn):
 
 
 class _Admitted:
-    """One name that a file may use. Files get this wrapper, not the class behind it, so they cannot change the class."""
+    """One name that a file may use. It gets this wrapper, not the class behind it, and so cannot change the class."""
 
     __slots__ = ("_make",)
     __hash__ = None  # type: ignore[assignment]
@@ -392,7 +392,7 @@ class _PlainUnpickler(pickle._Unpickler):
             raise InputError(f"{self._path}: this {_TORCH_REFUSAL} (it asks for {full})")
         raise InputError(
             f"{self._path}: the file asks for {full}, which is not an array or a plain container; "
-            "it was refused and nothing in it was run. Do not open this file with paddle.load unless you trust its author"
+            "it was refused and nothing in it was run. paddle.load would run it: use that only if you trust the author"
         )
 
     def load_bytearray8(self: Any) -> None:

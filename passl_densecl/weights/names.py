@@ -1,7 +1,7 @@
 """Whose weights are these? Names of ResNet weights, and where a backbone sits in a file.
 
-The names are those of ``paddle.vision.models.ResNet``, which PASSL shares: ``conv1.weight``, ``bn1.weight``, ``bn1._mean``,
-``layer1.0.conv1.weight``, ``layer1.0.downsample.0.weight``. A file holds them plain, or behind a prefix.
+The names are those of ``paddle.vision.models.ResNet``, which PASSL shares: ``conv1.weight``, ``bn1.weight``,
+``bn1._mean``, ``layer1.0.conv1.weight``, ``layer1.0.downsample.0.weight``. A file holds them plain, or behind a prefix.
 No Paddle is needed here.
 """
 

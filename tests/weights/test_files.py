@@ -13,6 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -93,7 +94,8 @@ def test_a_hostile_file_is_refused_and_nothing_runs(tmp_path, name, protocol, ne
 def test_a_hostile_file_of_paddle_save_is_refused(tmp_path):
     path = tmp_path / "hostile.pdparams"
     mark = tmp_path / "ran"
-    paddle.save({"weight": paddle.ones([2]), "extra": Call(os.system, f"touch '{mark}'")}, str(path))
+    content: dict[str, Any] = {"weight": paddle.ones([2]), "extra": Call(os.system, f"touch '{mark}'")}
+    paddle.save(content, str(path))
     assert "posix.system" in refusal(path, read_arrays)
     assert not mark.exists()
 
@@ -143,25 +145,38 @@ def test_bytes_are_never_taken_for_objects(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape, data",
+    ("shape", "data"),
     [((2,), b"123"), ((2**40,), b"1234"), ((-1,), b""), ((True,), b"1234"), (([],), b""), ((1,), [1, 2, 3, 4])],
 )
 def test_an_array_must_be_exactly_its_bytes(tmp_path, shape, data):
     assert "array" in refusal(put(tmp_path / "x.pd", pickle.dumps(Call(np.ndarray, shape, "<f4", data), 4)))
 
 
+def test_a_dtype_cannot_become_records(tmp_path):
+    class Records:
+        def __reduce__(self) -> tuple:
+            fields = {"a": (np.dtype("f4"), 0)}
+            return np.dtype, ("f4",), (3, "<", None, ("a",), fields, 4, 1, 0)
+
+    assert "array of records" in refusal(put(tmp_path / "x.pd", pickle.dumps(Records(), 4)))
+
+
 def test_a_file_cannot_change_what_reading_means(tmp_path):
-    attributes = {
-        name: dict(vars(getattr(files_module, name))) for name in ("_ArrayStandIn", "_DtypeStandIn", "_Admitted")
-    }
-    for name in (b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"ccollections\nOrderedDict\n", b"cbuiltins\nlist\n"):
-        for state in (b"}S'array'\ncbuiltins\nlist\ns", b"N}S'array'\ncbuiltins\nlist\ns\x86"):
-            refusal(put(tmp_path / "x.pd", b"\x80\x04" + name + state + b"b."))
-            refusal(put(tmp_path / "x.pd", b"\x80\x04" + name + b")R" + state + b"b."))
-            refusal(put(tmp_path / "x.pd", b"\x80\x04" + name + b")\x81" + state + b"b."))
-        refusal(put(tmp_path / "x.pd", b"\x80\x04" + name + b"."))  # nor is a class data
-    for name, before in attributes.items():
-        assert dict(vars(getattr(files_module, name))) == before
+    def inside() -> list[object]:
+        makers = dict.fromkeys(files_module._ADMITTED.values())
+        return [
+            (maker, dict(vars(maker)), getattr(maker, "__defaults__", None)) for maker in makers if maker is not dict
+        ]
+
+    before = inside()
+    for name in files_module._ADMITTED:
+        module, _, attribute = name.rpartition(".")
+        get = b"\x80\x04c" + module.encode() + b"\n" + attribute.encode() + b"\n"
+        for state in (b"}S'changed'\nI1\ns", b"N}S'changed'\nI1\ns\x86", b"N}S'__defaults__'\n)s\x86"):
+            for made in (b"", b")\x81"):
+                refusal(put(tmp_path / "x.pd", get + made + state + b"b."))
+        refusal(put(tmp_path / "x.pd", get + b"."))  # nor is a class data
+    assert inside() == before
 
 
 def test_only_latin1_is_decoded(tmp_path):
@@ -170,29 +185,34 @@ def test_only_latin1_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "program",
+    ("program", "said"),
     [
-        b"N" + pickle.LONG_BINPUT + struct.pack("<I", 2**31) + b".",
-        pickle.BINBYTES8 + struct.pack("<Q", 2**38) + b"abc.",
-        pickle.BYTEARRAY8 + struct.pack("<Q", 2**38) + b"abc.",
-        pickle.BINUNICODE8 + struct.pack("<Q", 2**38) + b"abc.",
-        pickle.FRAME + struct.pack("<Q", 2**38) + b"abc.",
-        b"cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x40\x85R.",
-        b"cbuiltins\nbytes\n\x8a\x05\x00\x00\x00\x00\x40\x85R.",
+        (pickle.BINBYTES8 + struct.pack("<Q", 2**38) + b"abc.", "ends too early"),
+        (pickle.BYTEARRAY8 + struct.pack("<Q", 2**38) + b"abc.", "ends too early"),
+        (pickle.BINUNICODE8 + struct.pack("<Q", 2**38) + b"abc.", "ends too early"),
+        (pickle.FRAME + struct.pack("<Q", 2**38) + b"abc.", "ends too early"),
+        (b"cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x40\x85R.", "bytes made of int"),
+        (b"cbuiltins\nbytes\n\x8a\x05\x00\x00\x00\x00\x40\x85R.", "bytes made of int"),
     ],
-    ids=["LONG_BINPUT", "BINBYTES8", "BYTEARRAY8", "BINUNICODE8", "FRAME", "bytearray(n)", "bytes(n)"],
+    ids=["BINBYTES8", "BYTEARRAY8", "BINUNICODE8", "FRAME", "bytearray(n)", "bytes(n)"],
 )
-def test_a_few_bytes_cannot_take_all_memory(tmp_path, program):
+def test_a_few_bytes_cannot_take_all_memory(tmp_path, program, said):
     path = put(tmp_path / "x.pd", b"\x80\x05" + program)
     tracemalloc.start()
-    try:
-        read_pickle(path)
-    except InputError:
-        pass
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    message = refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said in message
     assert peak < 2**20
+
+
+def test_a_large_number_of_a_note_takes_no_memory(tmp_path):
+    path = put(tmp_path / "x.pd", b"\x80\x04N" + pickle.LONG_BINPUT + struct.pack("<I", 2**28) + b".")
+    tracemalloc.start()
+    assert read_pickle(path) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20  # C's unpickler would take 4 GiB
 
 
 def test_knots_and_towers_are_refused_and_repetition_is_cheap(tmp_path):
@@ -210,7 +230,8 @@ def test_knots_and_towers_are_refused_and_repetition_is_cheap(tmp_path):
     leaf = read_pickle(put(tmp_path / "x.pd", pickle.dumps(laughs, 4)))
     while isinstance(leaf, list):
         leaf = leaf[-1]
-    assert np.array_equal(leaf, np.arange(3))
+    assert isinstance(leaf, np.ndarray)
+    assert leaf.tolist() == [0, 1, 2]
 
 
 # Damaged and foreign files
@@ -229,7 +250,8 @@ def small_state() -> dict[str, np.ndarray]:
 def test_a_cut_file_is_an_input_error_at_every_length(tmp_path, protocol):
     whole = tmp_path / "whole.pdparams"
     state = {name: paddle.to_tensor(array) for name, array in small_state().items()}
-    paddle.save({"epoch": 1, "state_dict": state}, str(whole), protocol=protocol)
+    content: dict[str, Any] = {"epoch": 1, "state_dict": state}
+    paddle.save(content, str(whole), protocol=protocol)
     data = whole.read_bytes()
     for length in range(len(data)):
         message = refusal(put(tmp_path / "cut.pdparams", data[:length]))
@@ -251,9 +273,8 @@ def test_a_damaged_file_is_read_or_an_input_error(tmp_path):
             try:
                 read_pickle(put(path, bytes(data)))
             except InputError as error:
-                refused += 1
-                assert str(path) in str(error)
-    assert refused > 700
+                refused += str(path) in str(error)
+    assert refused > 700  # any other exception has failed the test already
 
 
 def test_what_is_not_a_weight_file_is_said(tmp_path):
@@ -266,7 +287,8 @@ def test_what_is_not_a_weight_file_is_said(tmp_path):
     assert "torch file; converting torch files is not supported yet" in refusal(tmp_path / "d.pth")
     with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
         archive.writestr("weights.pdparams", b"")
-    assert "a zip file" in (message := refusal(tmp_path / "e.zip")) and "torch" not in message
+    assert "a zip file" in (message := refusal(tmp_path / "e.zip"))
+    assert "torch" not in message
     assert "incomplete zip file" in refusal(put(tmp_path / "f.pth", (tmp_path / "d.pth").read_bytes()[:40]))
     legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
     assert "torch file" in refusal(put(tmp_path / "g.pth", legacy))
@@ -296,9 +318,12 @@ def test_a_table_of_arrays_is_nothing_else(tmp_path):
     path = tmp_path / "x.pdparams"
     write_pickle(path, {"a": np.ones(2), "epoch": 3, "rest": {"b": np.ones(1)}})
     message = refusal(path, read_arrays)
-    assert "'epoch': int 3" in message and "'rest': a dict of 1" in message and "'a'" not in message
+    assert "'epoch': int 3" in message
+    assert "'rest': a dict of 1" in message
+    assert "'a'" not in message
     write_pickle(path, {str(n): n for n in range(9)})
-    assert message != (message := refusal(path, read_arrays)) and "and 4 more" in message
+    assert message != (message := refusal(path, read_arrays))
+    assert "and 4 more" in message
     write_pickle(path, [np.ones(2)])
     assert "the file holds a list of 1" in refusal(path, read_arrays)
     write_pickle(path, {1: np.ones(2)})
@@ -317,7 +342,8 @@ def test_a_state_of_paddle_save_is_read_to_the_bit(tmp_path, protocol):
     wanted = {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
     assert list(arrays) == list(wanted)  # no StructuredToParameterName@@
     for name, array in arrays.items():
-        assert array.dtype == wanted[name].dtype and array.shape == wanted[name].shape
+        assert array.dtype == wanted[name].dtype
+        assert array.shape == wanted[name].shape
         assert array.tobytes() == wanted[name].tobytes()
         array += 1  # the caller's own
 
@@ -347,7 +373,9 @@ def test_a_checkpoint_of_paddle_save_is_read(tmp_path):
     assert np.array_equal(read["optimizer"][velocity], np.ones((3, 2), "f4"))
     assert read["optimizer"]["LR_Scheduler"] == optimizer.state_dict()["LR_Scheduler"]
     assert read["lr_scheduler"] == schedule.state_dict()
-    assert read["best"] == 0.25 and read["names"] == {"a", "b"} and read["epoch"] == 1
+    assert read["best"] == 0.25
+    assert read["names"] == {"a", "b"}
+    assert read["epoch"] == 1
     assert np.array_equal(read["half"], np.full(2, 0x3F80, "u2"))  # Paddle writes the bits of bfloat16
     paddle.save(paddle.arange(3), str(path))
     assert np.array_equal(np.asarray(read_pickle(path)), [0, 1, 2])
@@ -359,10 +387,12 @@ def test_an_array_in_parts_is_joined(tmp_path, monkeypatch):
     split = {"b": np.ones(2), **parts, "UnpackBigParamInfor@@": {"w": {"OriginShape": (3, 4), "slices": list(parts)}}}
     path = put(tmp_path / "x.pdparams", pickle.dumps(split, 2))
     arrays = read_arrays(path)
-    assert set(arrays) == {"b", "w"} and np.array_equal(arrays["w"], whole)
+    assert set(arrays) == {"b", "w"}
+    assert np.array_equal(arrays["w"], whole)
     for change in (
         {"w@@.1": whole},
         {"w@@.1": "text"},
+        {"w@@.1": [7, 8, 9, 10, 11]},
         {"UnpackBigParamInfor@@": {"w": {"OriginShape": (3, 4), "slices": ["w@@.0", "w@@.2"]}}},
         {"UnpackBigParamInfor@@": {"w": {"OriginShape": (3, 4)}}},
         {"UnpackBigParamInfor@@": [1]},
@@ -394,9 +424,12 @@ def test_numpys_own_pickles_and_ours_are_read(tmp_path, array, protocol):
         read = read_pickle(tmp_path / name)
         assert isinstance(read, dict)
         for result in (read["a"], read["b"][0]):
-            assert result.dtype == array.dtype and result.shape == array.shape
+            assert result.dtype == array.dtype
+            assert result.shape == array.shape
             assert np.array_equal(result, array)
-            assert result.flags.writeable and result.flags.owndata and result.flags.c_contiguous
+            assert result.flags.writeable
+            assert result.flags.owndata
+            assert result.flags.c_contiguous
 
 
 # Writing
@@ -419,18 +452,21 @@ def test_paddle_load_and_pickle_read_what_is_written(tmp_path):
     path = tmp_path / "x.pdparams"
     write_pickle(path, state)
     missing, unexpected = layer.set_state_dict(paddle.load(str(path)))
-    assert not missing and not unexpected
+    assert not missing
+    assert not unexpected
     for name, tensor in layer.state_dict().items():
         assert np.array_equal(tensor.numpy(), state[name])
     plain = pickle.loads(path.read_bytes())
-    assert list(plain) == list(state) and all(np.array_equal(plain[name], state[name]) for name in state)
+    assert list(plain) == list(state)
+    assert all(np.array_equal(plain[name], state[name]) for name in state)
 
 
 def test_tensors_are_written_as_arrays(tmp_path):
     layer = paddle.nn.BatchNorm2D(3)
     write_pickle(tmp_path / "x.pdparams", layer.state_dict())
     arrays = read_arrays(tmp_path / "x.pdparams")
-    assert np.array_equal(arrays["_variance"], np.ones(3, "f4")) and len(arrays) == 4
+    assert np.array_equal(arrays["_variance"], np.ones(3, "f4"))
+    assert len(arrays) == 4
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -439,7 +475,8 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     write_pickle(tmp_path / "b", {name: np.arange(6)[:3], "other": [name, "layer"], "n": (1, None, 2.5, True, b"x")})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     content = read_pickle(tmp_path / "a")
-    assert isinstance(content, dict) and content["n"] == (1, None, 2.5, True, b"x")
+    assert isinstance(content, dict)
+    assert content["n"] == (1, None, 2.5, True, b"x")
 
 
 def test_writing_and_reading_keep_one_copy(tmp_path):

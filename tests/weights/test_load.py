@@ -53,7 +53,8 @@ def test_every_value_arrives_buffers_included():
     load_strict(layer, arrays)
     assert same(state(layer), arrays)
     assert np.array_equal(layer.fc.weight.numpy(), arrays["fc.weight"])  # the live weight, not a copy in state_dict
-    assert layer.fc.weight.stop_gradient is False and layer.backbone[1]._mean.stop_gradient is True
+    assert layer.fc.weight.stop_gradient is False
+    assert layer.backbone[1]._mean.stop_gradient is True
 
 
 def test_the_loaded_layer_owns_its_memory():
@@ -76,9 +77,10 @@ def test_missing_and_unexpected_names_are_listed_and_nothing_changes():
     arrays["head.weight"] = np.zeros(1, "f4")
     message = failure(layer, arrays, source="x.pdparams")
     assert message.startswith("x.pdparams do not fit Probe")
-    assert "1 missing: fc.bias" in message and "1 unexpected: head.weight" in message
+    assert "1 missing: fc.bias" in message
+    assert "1 unexpected: head.weight" in message
     message = failure(layer, {f"n{i}": np.zeros(1, "f4") for i in range(10)})
-    assert "8 missing" in message or "9 missing" in message
+    assert f"{len(state(layer))} missing" in message
     assert "10 unexpected: n0, n1, n2, n3, n4, n5, … (4 more)" in message
 
 
@@ -86,9 +88,8 @@ def test_another_shape_is_an_error_even_with_as_many_numbers():
     layer = Probe()
     message = failure(layer, {**other(layer), "fc.weight": np.zeros((2, 8), "f4"), "fc.bias": np.zeros((1, 4), "f4")})
     assert "2 that do not fit: " in message
-    assert (
-        "fc.weight is [2, 8], the model's is [4, 4]" in message and "fc.bias is [1, 4], the model's is [4]" in message
-    )
+    assert "fc.weight is [2, 8], the model's is [4, 4]" in message
+    assert "fc.bias is [1, 4], the model's is [4]" in message
 
 
 def test_named_exceptions_may_be_missing_and_keep_their_values():
@@ -163,7 +164,8 @@ def test_another_prefix_is_named():
     arrays = {f"backbone.{name}": array for name, array in state(layer).items()}
     message = failure(layer, arrays)
     assert "the file's backbone stands behind 'backbone.', the model's behind no prefix" in message
-    assert "100 missing" in message and "100 unexpected" in message
+    assert "100 missing" in message
+    assert "100 unexpected" in message
 
 
 def test_a_backbone_is_read_from_whatever_holds_it(tmp_path):

@@ -99,7 +99,8 @@ def test_a_resnet_of_other_blocks_has_no_depth():
 def test_a_plain_backbone_is_itself():
     arrays = backbone(50)
     taken = extract_backbone(arrays)
-    assert same(taken.backbone, arrays) and taken.depth == 50
+    assert same(taken.backbone, arrays)
+    assert taken.depth == 50
     assert (taken.kind, taken.prefix, taken.dropped) == ("backbone", "", {})
     assert taken.weight_count == 23_508_032
     again = extract_backbone(dict(reversed(arrays.items())))
@@ -111,11 +112,12 @@ def test_any_one_prefix_is_found(prefix):
     arrays = backbone()
     taken = extract_backbone(behind(prefix, arrays))
     assert same(taken.backbone, arrays)
-    assert taken.prefix == prefix and taken.dropped == {}
+    assert taken.prefix == prefix
+    assert taken.dropped == {}
 
 
 @pytest.mark.parametrize("outer", ["", "module.", "model.net."])
-@pytest.mark.parametrize("encoder, seed", [("query", 1), ("key", 2)])
+@pytest.mark.parametrize(("encoder", "seed"), [("query", 1), ("key", 2)])
 def test_a_pretraining_state_gives_the_wanted_encoder(outer, encoder, seed):
     taken = extract_backbone(behind(outer, pretraining_state()), encoder=encoder)
     assert same(taken.backbone, backbone(seed=seed))
@@ -141,17 +143,20 @@ def test_a_linear_state_gives_its_backbone_without_fc():
     assert same(taken.backbone, backbone())
     assert (taken.kind, taken.dropped) == ("linear evaluation state", {"fc.": 2})
     taken = extract_backbone({**backbone(), **arrays_named("fc.weight", "fc.bias", "head.fc_cls.bias")})
-    assert same(taken.backbone, backbone()) and taken.dropped == {"fc.": 2, "head.": 1}
+    assert same(taken.backbone, backbone())
+    assert taken.dropped == {"fc.": 2, "head.": 1}
     taken = extract_backbone(behind("module.", {**backbone(), **arrays_named("fc.weight", "fc.bias")}))
-    assert same(taken.backbone, backbone()) and taken.dropped == {"module.fc.": 2}
+    assert same(taken.backbone, backbone())
+    assert taken.dropped == {"module.fc.": 2}
 
 
-@pytest.mark.parametrize("encoder, seed", [("query", 1), ("key", 2)])
+@pytest.mark.parametrize(("encoder", "seed"), [("query", 1), ("key", 2)])
 def test_a_passl_checkpoint_gives_the_wanted_encoder(encoder, seed):
     taken = extract_backbone(passl_state(), encoder=encoder)
     assert same(taken.backbone, backbone(seed=seed))
     assert taken.kind == "PASSL pre-training checkpoint"
-    assert taken.dropped["backbone."] == 100 and taken.dropped["encoder_q.1."] == taken.dropped["encoder_k.1."] == 8
+    assert taken.dropped["backbone."] == 100
+    assert taken.dropped["encoder_q.1."] == taken.dropped["encoder_k.1."] == 8
     assert taken.dropped["queue"] == taken.dropped["queue2_ptr"] == 1
 
 
@@ -159,7 +164,8 @@ def test_two_copies_that_differ_are_not_chosen_between():
     arrays = passl_state()
     arrays["backbone.bn1._mean"] = np.full(64, 9.0, "f4")
     message = error_of(arrays)
-    assert "differ in bn1._mean" in message and "--prefix 'encoder_q.0.' or --prefix 'backbone.'" in message
+    assert "differ in bn1._mean" in message
+    assert "--prefix 'encoder_q.0.' or --prefix 'backbone.'" in message
     assert extract_backbone(arrays, prefix="backbone.").backbone["bn1._mean"][0] == 9
     assert extract_backbone(arrays, prefix="encoder_q.0").backbone["bn1._mean"][0] != 9
     assert extract_backbone(arrays, encoder="key").prefix == "encoder_k.0."
@@ -170,7 +176,8 @@ def test_a_prefix_chooses_and_a_wrong_one_is_named():
     assert "2 backbones; choose one by its prefix: --prefix 'student.', --prefix 'teacher.'" in error_of(arrays)
     for prefix in ("teacher.", "teacher"):
         taken = extract_backbone(arrays, prefix=prefix)
-        assert same(taken.backbone, backbone(seed=2)) and taken.dropped == {"student.": 100}
+        assert same(taken.backbone, backbone(seed=2))
+        assert taken.dropped == {"student.": 100}
     assert "behind the prefix 'teecher'" in (message := error_of(arrays, prefix="teecher"))
     assert message.endswith("did you mean 'teacher.'?")
     assert "no backbone behind the prefix ''" in error_of(arrays, prefix="")
@@ -244,7 +251,7 @@ def test_torch_naming_is_refused():
 
 
 @pytest.mark.parametrize(
-    "engine, names",
+    ("engine", "names"),
     [
         ("PaddleDetection", ["conv1.conv1.conv.weight", "res2.res2a.branch2a.conv.weight"]),
         ("PaddleDetection", ["backbone.res2.res2a.branch2a.conv.weight"]),
@@ -273,7 +280,7 @@ def test_the_table_is_found_plain_or_wrapped():
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    ("content", "said"),
     [
         ({"epoch": 3, "weights": {"a": np.zeros(1)}}, "'epoch': int 3, 'weights': a dict of 1"),
         ({"state_dict": {"a": 1}}, "'state_dict': a dict of 1"),

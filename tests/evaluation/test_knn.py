@@ -1,0 +1,73 @@
+"""Weighted k-nearest neighbours, against answers worked out by hand and by a plain loop."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from passl_densecl.evaluation import knn, knn_accuracy
+
+
+def by_hand(train, train_labels, val, val_labels, k, temperature):
+    """The definition, one vector at a time."""
+    right = 0
+    for vector, label in zip(val, val_labels, strict=True):
+        cosines = [float(vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)) for other in train]
+        votes: dict[int, float] = {}
+        for index in sorted(range(len(train)), key=lambda i: -cosines[i])[:k]:
+            votes[train_labels[index]] = votes.get(train_labels[index], 0.0) + math.exp(cosines[index] / temperature)
+        right += max(sorted(votes), key=lambda name: votes[name]) == label
+    return right / len(val)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 1.0), (60, 0.07)])
+def test_equals_the_definition(k, temperature):
+    rng = np.random.default_rng(3)
+    train, val = rng.standard_normal((60, 8)), rng.standard_normal((40, 8))
+    centres = rng.standard_normal((4, 8))
+    train_labels, val_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 40)
+    train, val = train + centres[train_labels], val + centres[val_labels]
+    expected = by_hand(train, train_labels, val, val_labels, k, temperature)
+    assert 0.3 < expected < 1  # the case is neither trivial nor hopeless
+    assert knn_accuracy(train, train_labels, val, val_labels, k, temperature) == expected
+
+
+def test_chunks_do_not_matter(monkeypatch):
+    rng = np.random.default_rng(0)
+    train, val, labels = rng.standard_normal((30, 5)), rng.standard_normal((25, 5)), rng.integers(0, 3, 30)
+    whole = knn_accuracy(train, labels, val, labels[:25], k=7)
+    monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 30 * 4)
+    assert knn_accuracy(train, labels, val, labels[:25], k=7) == whole
+
+
+def test_length_of_a_vector_does_not_count():
+    train = np.array([[1.0, 0.0], [0.0, 100.0]])
+    val = np.array([[3.0, 1.0], [0.1, 0.2]])
+    assert knn_accuracy(train, [0, 1], val, [0, 1], k=1) == 1.0
+    assert knn_accuracy(train, [0, 1], val, [1, 0], k=1) == 0.0
+
+
+def test_near_neighbours_outvote_many_far_ones():
+    train = np.array([[1.0, 0.0], [0.5, 0.87], [0.5, 0.87], [0.5, 0.87]])
+    val = np.array([[1.0, 0.05]])
+    assert knn_accuracy(train, [0, 1, 1, 1], val, [0], k=4, temperature=0.07) == 1.0
+    assert knn_accuracy(train, [0, 1, 1, 1], val, [1], k=4, temperature=10.0) == 1.0  # nearly unweighted: the majority
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1e-4])
+def test_a_low_temperature_does_not_overflow(temperature):
+    train = np.eye(3)
+    with np.errstate(all="raise", under="ignore"):
+        assert knn_accuracy(train, [0, 1, 2], train, [0, 1, 2], k=3, temperature=temperature) == 1.0
+
+
+def test_refusals_name_the_number():
+    vectors, labels = np.eye(3), [0, 1, 2]
+    with pytest.raises(ValueError, match="from 1 to the number of training vectors, 3; got 4"):
+        knn_accuracy(vectors, labels, vectors, labels, k=4)
+    with pytest.raises(ValueError, match="but 2 and 3 labels"):
+        knn_accuracy(vectors, labels[:2], vectors, labels, k=1)
+    with pytest.raises(ValueError, match="not labelled"):
+        knn_accuracy(vectors, [-1, -1, -1], vectors, labels, k=1)
