@@ -121,7 +121,9 @@ class PretrainConfig(RunConfig):
     task: Literal["pretrain"]
     model: PretrainModelConfig
     data: PretrainDataConfig
-    micro_batch_size: Count = Field(32, description="images that one BatchNorm sees; gradients are summed over the rest")
+    micro_batch_size: Count = Field(
+        32, description="images that one BatchNorm sees; gradients are summed over the rest"
+    )
 
     @property
     def micro_batch_count(self) -> int:
@@ -162,6 +164,7 @@ _CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": Pr
 
 # ---------------------------------------------------------------- reading
 
+
 class _Reader(yaml.SafeLoader):
     """YAML as people mean it: 1e-4 is a number, only true/false are booleans, a repeated key is an error."""
 
@@ -185,10 +188,14 @@ _Reader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp", ":merge"))]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Reader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Reader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Reader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -233,7 +240,7 @@ def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iter
     config = None
     if cls is None:
         got = f"got {_shown(tree['task'])}" if "task" in tree else "it is missing"
-        found.append(("task", f"expected 'pretrain' or 'linear'; {got}"))
+        found.append(("task", f"expected 'pretrain' or 'linear'; {got}{_suggest(str(task), _CLASSES)}"))
     else:
         try:
             config = cls.model_validate(tree)
@@ -262,10 +269,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]
     node: Any = tree
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
+        if isinstance(node, dict):
+            node.setdefault(part, {})  # a section that the file leaves to its defaults; the check knows wrong names
         node = _child(node, part)
         if not isinstance(node, (dict, list)):
             missing = ".".join(parents[: depth + 1])
-            return [(f"-o {key}", f"the file has no section {missing!r}{_suggest(part, _keys_at(tree, parents[:depth]))}")]
+            return [
+                (f"-o {key}", f"the file has no section {missing!r}{_suggest(part, _keys_at(tree, parents[:depth]))}")
+            ]
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
             return [(f"-o {key}", f"expected a position from 0 to {len(node) - 1}, got {last!r}")]
@@ -288,6 +299,7 @@ def _keys_at(tree: Any, path: Sequence[str]) -> list[str]:
 
 
 # ---------------------------------------------------------------- explaining
+
 
 def _merged(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """One line a key: the choices of a union joined by 'or', and no complaint about a list whose entries are wrong."""
@@ -315,10 +327,12 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
         return name, "missing" + (f": {field.description}" if field and field.description else "; it has no default")
     if kind in ("union_tag_invalid", "literal_error"):
         expected = context.get("expected_tags") or context.get("expected")
-        return name, f"expected {expected}, got {_shown(value)}{_suggest(str(value), re.findall(r'[^ ,]+', str(expected).replace(chr(39), '')))}"
+        known = re.findall(r"[^ ,']+", str(expected))
+        return name, f"expected {expected}, got {_shown(value)}{_suggest(str(context.get('tag', value)), known)}"
     if kind == "union_tag_not_found":
         return name, f"expected a mapping with a 'name', got {_shown(value)}"
-    nullable = owner is not None and type(None) in get_args(owner.model_fields[keys[-1]].annotation) if keys else False
+    field = owner.model_fields.get(keys[-1]) if owner and keys else None  # None for an entry of a list
+    nullable = field is not None and type(None) in get_args(field.annotation)
     hint = "; write null for none" if nullable and value in ("None", "none", "nil") else ""
     return name, f"expected {_wanted(kind, context, problem['msg'])}, got {_shown(value)}{hint}"
 

@@ -36,7 +36,9 @@ def is_main() -> bool:
 def start() -> None:
     """Join the other processes (NCCL on GPUs, gloo on CPUs). Alone: nothing."""
     if world_size() > 1 and not paddle.distributed.is_initialized():
-        with contextlib.redirect_stdout(sys.__stdout__):  # Paddle prints its flags; a run's log has moved sys.stdout away
+        with contextlib.redirect_stdout(
+            sys.__stdout__
+        ):  # Paddle prints its flags; a run's log has moved sys.stdout away
             paddle.distributed.init_parallel_env()
 
 
@@ -91,7 +93,7 @@ def total(values: Sequence[float]) -> list[float]:
 @paddle.no_grad()
 def mean(values: paddle.Tensor) -> list[float]:
     """The mean of a small tensor over the processes, as numbers."""
-    return [value / world_size() for value in total(values.astype("float64").numpy())]
+    return [value / world_size() for value in total(values.astype("float64").numpy().tolist())]
 
 
 def any_of(flag: bool) -> bool:

@@ -312,7 +312,10 @@ def measure(weights: str, checkpoint: str, overrides: list[str], images: Images)
     set_device(config.device)
     size = view_size(config)
     backbone = load_backbone(
-        checkpoint if weights != "random" else weights, config.model.depth, config.model.stem_stride
+        checkpoint if weights != "random" else weights,
+        config.model.depth,
+        config.model.stem_stride,
+        last_stride=config.model.last_stride,
     )
     val = scan_images(images.val.root, images.val.list_file, labelled=images.labelled)
     result = contrastive_top1(config, None if weights == "random" else checkpoint)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import read_backbone, weights_file, write_pickle
+from passl_densecl.weights import read_backbone, recorded_model, weights_file, write_pickle
 
 LINEAR_CONFIGS = {
     18: "configs/demo/linear_r18.yaml",
@@ -63,6 +63,12 @@ def extract(args: argparse.Namespace) -> None:
     print(f"kept     {len(taken.backbone)} arrays: ResNet-{taken.depth}, {taken.weight_count / 1e6:.2f} M weights")
     print(f"dropped  {', '.join(f'{group} {count}' for group, count in taken.dropped.items()) or 'nothing'}")
     print(f"wrote    {args.output}, names like {prefix}conv1.weight")
+    model = recorded_model(source)
+    if model and (model.stem_stride, model.last_stride) != (4, 2):
+        print(
+            f"note     trained with model.stem_stride {model.stem_stride}, model.last_stride {model.last_stride}: no file "
+            "of weights tells that; say it again where they are used"
+        )
     config = LINEAR_CONFIGS.get(taken.depth, "")
     config = config if (ROOT / config).is_file() else "YOUR_LINEAR_CONFIG.yaml"
     print(f"next     python tools/train.py -c {config} --pretrained {shlex.quote(str(args.output))}")

@@ -18,10 +18,19 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-c", "--config", required=True, help="YAML file of the experiment")
     parser.add_argument(
-        "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="for example data.root=photos; repeatable"
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for example data.root=photos; repeatable",
     )
     parser.add_argument(
-        "--resume", nargs="?", const="auto", metavar="PATH", help="continue from PATH, or the run's newest checkpoint (auto)"
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="continue from PATH, or the run's newest checkpoint (auto)",
     )
     parser.add_argument("--pretrained", metavar="PATH", help="linear: weights of the frozen backbone, or 'random'")
     parser.add_argument("--load", metavar="PATH", help="linear: a trained classifier's checkpoint")
@@ -37,7 +46,11 @@ def main() -> int:
         print(dump_config(config), end="")
         return 0
     if isinstance(config, PretrainConfig):
-        for option, value in (("--pretrained", args.pretrained), ("--load", args.load), ("--evaluate-only", args.evaluate_only)):
+        for option, value in (
+            ("--pretrained", args.pretrained),
+            ("--load", args.load),
+            ("--evaluate-only", args.evaluate_only),
+        ):
             if value:
                 raise InputError(f"{option} goes with linear evaluation, but {args.config} has task: pretrain")
         from passl_densecl.engine.pretrain import pretrain

@@ -64,6 +64,9 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
         "--stem_stride", type=int, choices=(4, 2, 1), help="default: as the run's config.yaml says, else 4"
     )
     parser.add_argument(
+        "--last_stride", type=int, choices=(2, 1), help="default: as the run's config.yaml says, else 2"
+    )
+    parser.add_argument(
         "--encoder", choices=("query", "key"), default="query", help="of a pre-training checkpoint (default: query)"
     )
 
@@ -96,7 +99,9 @@ def draw_match(args: argparse.Namespace) -> None:
         rng = np.random.default_rng(0)  # Resize draws nothing
         image_a, image_b = (Resize(size=args.size)(image, rng) for image in (first, decode(str(args.image2))))
     depth = args.depth or (50 if args.weights == "random" else None)
-    backbone = load_backbone(args.weights, depth, args.stem_stride, args.seed, encoder=args.encoder)
+    backbone = load_backbone(
+        args.weights, depth, args.stem_stride, args.seed, last_stride=args.last_stride, encoder=args.encoder
+    )
     matches = match_images(backbone, image_a, image_b, threshold=args.threshold, mutual=not args.all, views=views)
     names = args.image.name if args.image2 is None else f"{args.image.name} and {args.image2.name}"
     weights = "random weights" if args.weights == "random" else f"weights {args.weights}"

@@ -12,18 +12,24 @@ import paddle
 import paddle.nn.functional as F
 
 from passl_densecl import dist
-from passl_densecl.config import LinearConfig
+from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
-from passl_densecl.engine import checkpoint as checkpoint_files
 from passl_densecl.engine.checkpoint import MODEL, STATE, Checkpoint, Checkpoints
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
-from passl_densecl.engine.pretrain import amp_context, check_finite, checkpoint_name, find_start, output_bytes
+from passl_densecl.engine.pretrain import (
+    amp_context,
+    check_finite,
+    checkpoint_name,
+    find_start,
+    output_bytes,
+    report_bad_images,
+)
 from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
 from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import LinearClassifier
-from passl_densecl.weights import load_strict, read_arrays, read_backbone, weights_file
+from passl_densecl.weights import load_strict, read_arrays, read_backbone, recorded_model, weights_file
 
 RANDOM = "random"
 
@@ -40,7 +46,9 @@ def linear_eval(
     """
     if evaluate_only:
         if load is None:
-            raise InputError("--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)")
+            raise InputError(
+                "--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)"
+            )
         return _evaluate_only(config, load)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
     start = find_start(config.run_dir, checkpoints, resume)
@@ -70,7 +78,9 @@ def _train(
     workers, why = _workers(config)
     log.line("data", f"train {train_set.describe()}; {why}")
     log.line("data", f"val   {val_set.describe()}")
-    model = LinearClassifier(config.model.depth, len(train_set.classes), config.model.stem_stride, config.seed, config.model.last_stride)
+    model = LinearClassifier(
+        config.model.depth, len(train_set.classes), config.model.stem_stride, config.seed, config.model.last_stride
+    )
     best, first = {"epoch": 0, "top1": -1.0, "name": ""}, 0
     optimizer = build_optimizer(config.optimizer, model)
     scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
@@ -83,7 +93,7 @@ def _train(
     elif load is not None:
         load_classifier(model, load, log)
     else:
-        load_pretrained(model, str(pretrained), log)
+        load_pretrained(model, str(pretrained), config.model, log)
     frozen = fingerprint(model.backbone)
     log.line(
         "recipe",
@@ -102,7 +112,7 @@ def _train(
         train_set, config.data.train_transforms, seed=config.seed, batch_size=config.batch_size,
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
     )  # fmt: skip
-    last, stopwatch = steps_per_epoch * config.epochs, Stopwatch()
+    last, stopwatch, bad_images = steps_per_epoch * config.epochs, Stopwatch(), set[int]()
     with StopRequest() as stop:
         for step, batch in loader.steps(first, last):
             optimizer.set_lr(
@@ -118,6 +128,7 @@ def _train(
 
             done = step + 1
             stopwatch.step(loader.wait_seconds)
+            report_bad_images(batch.bad, bad_images, train_set, log)
             if done % config.log_every_steps == 0 or done % steps_per_epoch == 0:
                 top1 = (logits.argmax(axis=1) == batch.labels).astype("float32").mean()
                 report = dist.mean(paddle.stack([loss.detach(), top1]))
@@ -184,9 +195,15 @@ class _ConsoleLog(SilentLog):
 
 # ---------------------------------------------------------------- parts
 
+
 @paddle.no_grad()
 def evaluate(
-    config: LinearConfig, model: LinearClassifier, val_set: ImageSet, workers: int, log: SilentLog, title: str = "evaluate"
+    config: LinearConfig,
+    model: LinearClassifier,
+    val_set: ImageSet,
+    workers: int,
+    log: SilentLog,
+    title: str = "evaluate",
 ) -> tuple[float, float, int]:
     """Exact (top-1, top-5, image count) over all processes: every image counts once. The model is left in train mode."""
     loader = EvaluationLoader(
@@ -195,6 +212,7 @@ def evaluate(
     )  # fmt: skip
     model.eval()
     right1 = right5 = seen = 0
+    bad: set[int] = set()
     own = math.ceil(len(val_set) / dist.world_size())
     for batch in loader:
         with amp_context(config.amp):
@@ -202,22 +220,40 @@ def evaluate(
         ranked = logits.astype("float32").topk(min(5, logits.shape[1]), axis=1)[1]
         hits = (ranked == batch.labels.unsqueeze(1)).astype("int64").sum(axis=0).tolist()
         right1, right5, seen = right1 + hits[0], right5 + sum(hits), seen + len(batch.indices)
+        report_bad_images(batch.bad, bad, val_set, log)
         log.progress(title, seen, own, "")
     model.train()
     right1, right5, seen = (int(value) for value in dist.total([right1, right5, seen]))
     if seen != len(val_set):
-        raise RuntimeError(f"evaluated {seen} of {len(val_set)} images: the processes do not agree on the validation set")
+        raise RuntimeError(
+            f"evaluated {seen} of {len(val_set)} images: the processes do not agree on the validation set"
+        )
     return right1 / seen, right5 / seen, seen
 
 
-def load_pretrained(model: LinearClassifier, path: str, log: SilentLog) -> None:
-    """Put the backbone of any recognised file into the model; `random` keeps the seeded initialisation."""
+def load_pretrained(model: LinearClassifier, path: str, expected: BackboneConfig, log: SilentLog) -> None:
+    """Put the backbone of any recognised file into the model; `random` keeps the seeded initialisation.
+
+    Raises InputError when it does not fit, or when its run is known to have used other strides than `expected`.
+    """
     if path == RANDOM:
         log.line("weights", "random: the backbone was not trained (a baseline)")
         return
     extraction = read_backbone(Path(path))
-    load_strict(model.backbone, extraction.backbone)
-    log.line("weights", f"{path}: {extraction.kind}, {len(extraction.backbone)} arrays used")
+    if extraction.depth != expected.depth:
+        raise InputError(
+            f"--pretrained {path} holds a ResNet-{extraction.depth}, the config asks for ResNet-{expected.depth}: set "
+            f"model.depth {extraction.depth}, or choose another file"
+        )
+    trained = recorded_model(weights_file(Path(path)))
+    for key in ("stem_stride", "last_stride"):
+        if trained and getattr(trained, key) != getattr(expected, key):
+            raise InputError(
+                f"--pretrained {path} was trained with model.{key} {getattr(trained, key)}, the config says "
+                f"{getattr(expected, key)}; set -o model.{key}={getattr(trained, key)}"
+            )
+    load_strict(model.backbone, extraction.backbone, source=path)
+    log.line("weights", f"{path}: {extraction.kind}, ResNet-{extraction.depth}, {len(extraction.backbone)} arrays used")
 
 
 def load_classifier(model: LinearClassifier, path: str, log: SilentLog) -> None:
@@ -267,7 +303,9 @@ def _check_counts(train_set: ImageSet, config: LinearConfig) -> int:
 
 def _workers(config: LinearConfig) -> tuple[int, str]:
     bytes_per_batch = output_bytes(config.data.train_transforms) * config.batch_size // dist.world_size()
-    return choose_workers(config.data.num_workers, batch_bytes=bytes_per_batch, world_size_local=dist.local_world_size())
+    return choose_workers(
+        config.data.num_workers, batch_bytes=bytes_per_batch, world_size_local=dist.local_world_size()
+    )
 
 
 def _validate(

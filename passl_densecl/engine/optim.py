@@ -52,6 +52,4 @@ def load_optimizer_state(
             f"the optimiser's state does not fit the model: {', '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; the checkpoint is of another experiment"
         )
-    optimizer.set_state_dict(
-        {weights[name].name + _STATE: paddle.to_tensor(value) for name, value in state.items()}
-    )
+    optimizer.set_state_dict({weights[name].name + _STATE: paddle.to_tensor(value) for name, value in state.items()})

@@ -101,7 +101,7 @@ def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkp
 
             done = step + 1
             stopwatch.step(loader.wait_seconds)
-            _report_bad_images(batch.bad, bad_images, images, log)
+            report_bad_images(batch.bad, bad_images, images, log)
             stopping = stop.agreed()
             name = checkpoint_name(done, steps_per_epoch, config, last, stopping)
             log_due = done % config.log_every_steps == 0 or done in (1, last)
@@ -125,12 +125,15 @@ def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkp
             if stopping and done < last:
                 return stop.exit_code
     end = checkpoints.newest()
-    log.line("done", f"{end} · next: python tools/extract_weight.py {end} --output {config.name}.pdparams --remove_prefix")
+    log.line(
+        "done", f"{end} · next: python tools/extract_weight.py {end} --output {config.name}.pdparams --remove_prefix"
+    )
     dist.stop()
     return 0
 
 
 # ---------------------------------------------------------------- before the loop
+
 
 def find_start(run_dir: Path, checkpoints: Checkpoints, resume: str | None) -> Checkpoint | None:
     """The checkpoint to go on from. Raises InputError when a new run would write into a folder that holds one."""
@@ -257,6 +260,7 @@ def output_bytes(transforms: Sequence[Transform]) -> int:
 
 # ---------------------------------------------------------------- in the loop
 
+
 def amp_context(config: AmpConfig) -> AbstractContextManager:
     """Automatic mixed precision (O1) around the encoders; similarities and losses stay outside, in float32."""
     return paddle.amp.auto_cast(enable=True, level="O1", dtype=config.dtype) if config.enabled else nullcontext()
@@ -280,7 +284,8 @@ def checkpoint_name(done: int, steps_per_epoch: int, config: RunConfig, last: in
     return None
 
 
-def _report_bad_images(bad: list[int], known: set[int], images: ImageSet, log: SilentLog) -> None:
+def report_bad_images(bad: list[int], known: set[int], images: ImageSet, log: SilentLog) -> None:
+    """Say, once each, which images cannot be decoded."""
     for index in bad:
         if index not in known:
             known.add(index)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import paddle
 from paddle.vision.models import ResNet
 
-from passl_densecl.config import DEPTHS, load_config
+from passl_densecl.config import DEPTHS
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader
 from passl_densecl.errors import InputError
 from passl_densecl.models import build_backbone, normalize
-from passl_densecl.weights import load_strict, read_backbone, weights_file
+from passl_densecl.weights import load_strict, read_backbone, recorded_model, weights_file
 
 RANDOM = "random"
 
@@ -38,6 +37,7 @@ def load_backbone(
     stem_stride: int | None = None,
     seed: int = 0,
     *,
+    last_stride: int | None = None,
     encoder: Literal["query", "key"] = "query",
 ) -> ResNet:
     """A backbone in eval mode, from weights or, for the word "random", as initialised with `seed`.
@@ -48,6 +48,7 @@ def load_backbone(
         depth: needed for "random"; weights tell theirs, and must agree when it is given.
         stem_stride: 4, 2 or 1. None takes what the config of the run says when the weights lie in a run folder, else 4.
             Names and shapes of the weights do not depend on it, so nothing else can tell.
+        last_stride: 2 or 1, likewise; else 2.
         encoder: which one of a pre-training checkpoint.
 
     Raises:
@@ -56,25 +57,18 @@ def load_backbone(
     if os.fspath(path) == RANDOM:
         if depth not in DEPTHS:
             raise InputError(f"random weights need a depth, one of {', '.join(map(str, DEPTHS))}; got {depth}")
-        backbone = build_backbone(depth, stem_stride or 4, seed)
+        backbone = build_backbone(depth, stem_stride or 4, seed, last_stride or 2)
     else:
         file = weights_file(path)
         taken = read_backbone(file, encoder=encoder)
         if depth not in (None, taken.depth):
             raise InputError(f"{file} holds a ResNet-{taken.depth}, expected ResNet-{depth}: leave the depth out")
-        backbone = build_backbone(taken.depth, stem_stride or _recorded_stem_stride(file) or 4, seed=None)
+        model = recorded_model(file)
+        strides = (model.stem_stride, model.last_stride) if model else (4, 2)
+        backbone = build_backbone(taken.depth, stem_stride or strides[0], None, last_stride or strides[1])
         load_strict(backbone, taken.backbone, source=file)
     backbone.eval()
     return backbone
-
-
-def _recorded_stem_stride(file: Path) -> int | None:
-    """What the config of the run says to which a checkpoint's file belongs; None when it belongs to none."""
-    folder = file.resolve().parent.parent
-    config = folder.parent / "config.yaml"
-    if folder.name != "checkpoints" or not config.is_file():
-        return None
-    return load_config(config).model.stem_stride
 
 
 @paddle.no_grad()

@@ -110,8 +110,14 @@ class DenseCL(nn.Layer):
         self.temperature = temperature
         self.momentum = momentum
         self.query_encoder = Encoder(
-            depth, hidden_dim=hidden_dim, out_dim=out_dim, num_grid=num_grid, stem_stride=stem_stride,
-            last_stride=last_stride, dense=dense, seed=seed,
+            depth,
+            hidden_dim=hidden_dim,
+            out_dim=out_dim,
+            num_grid=num_grid,
+            stem_stride=stem_stride,
+            last_stride=last_stride,
+            dense=dense,
+            seed=seed,
         )
         self.key_encoder = copy.deepcopy(self.query_encoder)
         for parameter in self.key_encoder.parameters():

@@ -41,9 +41,10 @@ def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0, last_
     if last_stride == 1:
         first = backbone.layer4[0]
         strided = "conv1" if depth < 50 else "conv2"
-        old = getattr(first, strided)
-        first.add_sublayer(strided, nn.Conv2D(*old.weight.shape[1::-1], 3, stride=1, padding=1, bias_attr=False))
-        first.downsample[0] = nn.Conv2D(*first.downsample[0].weight.shape[1::-1], 1, stride=1, bias_attr=False)
+        for parent, name, window in ((first, strided, 3), (first.downsample, "0", 1)):
+            outputs, inputs = getattr(parent, name).weight.shape[:2]
+            unstrided = nn.Conv2D(inputs, outputs, window, stride=1, padding=window // 2, bias_attr=False)
+            parent.add_sublayer(name, unstrided)
     if seed is not None:
         initialize(backbone.named_parameters(), seed)
     return backbone

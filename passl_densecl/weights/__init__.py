@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from passl_densecl.weights.files import read_arrays, read_pickle, weights_file, write_pickle
-from passl_densecl.weights.load import load_strict, read_backbone
+from passl_densecl.weights.load import load_strict, read_backbone, recorded_model
 from passl_densecl.weights.names import (
     Extraction,
     backbone_names,
@@ -24,6 +24,7 @@ __all__ = [
     "read_arrays",
     "read_backbone",
     "read_pickle",
+    "recorded_model",
     "weights_file",
     "write_pickle",
 ]

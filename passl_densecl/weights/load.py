@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from passl_densecl.weights.names import Extraction, depth_of, encoder_prefixes, 
 if TYPE_CHECKING:
     from paddle import Tensor
     from paddle.nn import Layer
+
+    from passl_densecl.config import BackboneConfig
 
 SHOWN = 6
 
@@ -36,6 +39,20 @@ def read_backbone(
         return extract_backbone(unwrap(content), encoder=encoder, prefix=prefix)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def recorded_model(file: Path) -> BackboneConfig | None:
+    """The `model` section of the run to which a checkpoint's file belongs; None when it lies in no run folder.
+
+    The only place that tells the strides of a backbone: the names and shapes of its weights do not depend on them.
+    """
+    folder = file.resolve().parent.parent
+    config = folder.parent / "config.yaml"
+    if folder.name != "checkpoints" or not config.is_file():
+        return None
+    from passl_densecl.config import load_config
+
+    return load_config(config).model
 
 
 def load_strict(

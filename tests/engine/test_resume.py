@@ -27,7 +27,11 @@ def stop_at(config, step: int, how: int) -> int:
     """Start the run, send the signal once the checkpoint of `step` is there, and give the exit code."""
     run = config.parent / "run"
     process = subprocess.Popen(
-        command("tools/train.py", "-c", config), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command("tools/train.py", "-c", config),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     deadline = time.monotonic() + 200
     while not (run / "checkpoints" / f"step_{step:08d}").is_dir():

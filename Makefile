@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all a newcomer needs: both make the environment (.venv) first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+DEMO_OUTPUT ?= output/demo
+DATA ?=
+
+.PHONY: help demo install test test-fast test-all lint format step-time clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## the environment: paddlepaddle (CPU), this package, what tests and demo need
+
+$(VENV)/.installed: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt -e ".[dev]"
+	@touch $@
+
+demo: install    ## pre-train, extract, evaluate, draw: minutes on two cores (DATA=DIR for your own folder)
+	$(RUN) tools/demo.py --output $(DEMO_OUTPUT) $(if $(DATA),--data $(DATA))
+
+test: install    ## the test suite
+	$(RUN) -m pytest
+
+test-fast: install  ## the tests that start no training process (what CI runs on the second Paddle)
+	$(RUN) -m pytest --ignore tests/engine --ignore tests/test_readme.py
+
+test-all: test lint  ## everything that CI checks
+
+lint: install    ## style, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+format: install  ## rewrite the files in the project's style
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+step-time: install  ## how long a step of DenseCL takes beside one of MoCo-v2, in one run
+	$(RUN) tools/benchmark.py step
+
+clean:           ## remove the environment and what the demo wrote
+	rm -rf $(VENV) $(DEMO_OUTPUT) log .pytest_cache .ruff_cache

@@ -1,0 +1,107 @@
+"""InfoNCE and the correspondence against their definitions in numpy, float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle
+import pytest
+
+from passl_densecl.models.losses import gather_matches, info_nce, match
+
+
+def unit(shape: tuple[int, ...], seed: int, axis: int = -1) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal(shape)
+    return (vectors / np.linalg.norm(vectors, axis=axis, keepdims=True)).astype("float32")
+
+
+def reference(query, positive, negatives, temperature):
+    """(loss, top-1, gradient of the query): cross-entropy of the concatenated logits, class 0 being right."""
+    query, positive, negatives = (part.astype("float64") for part in (query, positive, negatives))
+    logits = np.concatenate([(query * positive).sum(1, keepdims=True), query @ negatives.T], axis=1) / temperature
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = shifted / shifted.sum(axis=1, keepdims=True)
+    gradient = (shares[:, :1] - 1) * positive + shares[:, 1:] @ negatives
+    return -np.log(shares[:, 0]).mean(), (logits.argmax(1) == 0).mean(), gradient / temperature / len(query)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
+def test_info_nce_is_the_cross_entropy_of_the_concatenated_logits(temperature):
+    query, negatives = unit((12, 6), 0), unit((30, 6), 1)
+    positive = unit((12, 6), 2)
+    positive[:5] = query[:5]  # some are right
+    tensors = [paddle.to_tensor(part) for part in (query, positive, negatives)]
+    tensors[0].stop_gradient = False
+    loss, top1 = info_nce(*tensors, temperature)
+    loss.backward()
+    expected_loss, expected_top1, gradient = reference(query, positive, negatives, temperature)
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
+    assert float(top1) == pytest.approx(expected_top1)
+    assert 5 / 12 <= float(top1) < 1
+    np.testing.assert_allclose(tensors[0].grad.numpy(), gradient, atol=1e-6, rtol=1e-4)
+    assert tensors[1].grad is None
+    assert tensors[2].grad is None
+
+
+def test_info_nce_stays_exact_where_exponentials_overflow():
+    query, positive, negatives = unit((4, 6), 3), -unit((4, 6), 3), unit((9, 6), 4)
+    loss, _ = info_nce(*(paddle.to_tensor(part) for part in (query, positive, negatives)), 0.002)
+    assert float(loss) == pytest.approx(reference(query, positive, negatives, 0.002)[0], rel=1e-5)
+    easy, _ = info_nce(*(paddle.to_tensor(part) for part in (query, query, negatives)), 0.002)
+    assert 0 <= float(easy) < 1e-4
+
+
+@pytest.mark.parametrize("queue_len", [1, 24, 4096])
+def test_chance_is_the_logarithm_of_the_number_of_candidates(queue_len):
+    one = unit((1, 8), 5)
+    loss, top1 = info_nce(
+        paddle.to_tensor(one.repeat(3, 0)), paddle.to_tensor(one.repeat(3, 0)), paddle.to_tensor(one.repeat(queue_len, 0)), 0.2
+    )
+    assert float(loss) == pytest.approx(math.log(queue_len + 1), rel=1e-5)
+    assert float(top1) <= 1  # ties may fall either way by rounding
+
+
+def test_top1_counts_positives_that_beat_every_negative():
+    east, north = np.eye(2, dtype="float32")
+    query = np.stack([east, east, north])
+    positive = np.stack([east, north, north])  # the second is the worse one
+    _, top1 = info_nce(paddle.to_tensor(query), paddle.to_tensor(positive), paddle.to_tensor(unit((5, 2), 8)), 0.2)
+    assert float(top1) == pytest.approx(2 / 3)
+
+
+def test_match_and_gather_are_the_loops_of_the_paper():
+    batch, channels, dim, queries, positions = 3, 5, 4, 6, 7
+    query, key = unit((batch, channels, queries), 10, axis=1), unit((batch, channels, positions), 11, axis=1)
+    dense = unit((batch, dim, positions), 12, axis=1)
+    matches = match(paddle.to_tensor(query), paddle.to_tensor(key))
+    assert matches.shape == [batch, queries]
+    rows = gather_matches(paddle.to_tensor(dense[:, :, :positions]), matches).numpy() if queries == positions else None
+    for image in range(batch):
+        for position in range(queries):
+            cosines = [float(query[image, :, position] @ key[image, :, other]) for other in range(positions)]
+            assert int(matches[image, position]) == int(np.argmax(cosines))
+    assert rows is None
+
+
+def test_gathered_rows_belong_to_their_image_and_match():
+    batch, dim, positions = 3, 4, 5
+    dense = unit((batch, dim, positions), 13, axis=1)
+    matches = np.random.default_rng(0).integers(0, positions, (batch, positions))
+    rows = gather_matches(paddle.to_tensor(dense), paddle.to_tensor(matches)).numpy()
+    assert rows.shape == (batch * positions, dim)
+    for image in range(batch):
+        for position in range(positions):
+            np.testing.assert_array_equal(rows[image * positions + position], dense[image, :, matches[image, position]])
+
+
+def test_match_is_one_way_and_finds_a_permutation_back():
+    features = unit((2, 16, 9), 14, axis=1)
+    order = np.random.default_rng(1).permutation(9)
+    matches = match(paddle.to_tensor(features[:, :, order]), paddle.to_tensor(features))
+    np.testing.assert_array_equal(matches.numpy(), np.stack([order, order]))
+
+
+def test_no_gradient_passes_the_match():
+    features = paddle.to_tensor(unit((1, 4, 3), 15, axis=1), stop_gradient=False)
+    assert match(features, features).stop_gradient
