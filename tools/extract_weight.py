@@ -13,10 +13,11 @@ sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 from passl_densecl.errors import InputError
 from passl_densecl.weights import read_backbone, recorded_model, weights_file, write_pickle
 
-LINEAR_CONFIGS = {
-    18: "configs/demo/linear_r18.yaml",
-    50: "configs/moco/moco_clas_r50.yaml",
-    101: "configs/moco/moco_clas_r101.yaml",
+LINEAR_CONFIGS = {  # (depth, stem_stride, last_stride) → the linear evaluation that goes with it
+    (18, 2, 2): "configs/demo/linear_r18.yaml",
+    (18, 4, 1): "configs/small/linear_r18.yaml",
+    (50, 4, 2): "configs/moco/moco_clas_r50.yaml",
+    (101, 4, 2): "configs/moco/moco_clas_r101.yaml",
 }
 
 
@@ -64,12 +65,13 @@ def extract(args: argparse.Namespace) -> None:
     print(f"dropped  {', '.join(f'{group} {count}' for group, count in taken.dropped.items()) or 'nothing'}")
     print(f"wrote    {args.output}, names like {prefix}conv1.weight")
     model = recorded_model(source)
-    if model and (model.stem_stride, model.last_stride) != (4, 2):
+    strides = (model.stem_stride, model.last_stride) if model else (4, 2)
+    if model and strides != (4, 2):
         print(
             f"note     trained with model.stem_stride {model.stem_stride}, model.last_stride {model.last_stride}: no file "
             "of weights tells that; say it again where they are used"
         )
-    config = LINEAR_CONFIGS.get(taken.depth, "")
+    config = LINEAR_CONFIGS.get((taken.depth, *strides), "")
     config = config if (ROOT / config).is_file() else "YOUR_LINEAR_CONFIG.yaml"
     print(f"next     python tools/train.py -c {config} --pretrained {shlex.quote(str(args.output))}")
 

@@ -59,13 +59,19 @@ class Checkpoints:
             os.fsync(file.fileno())
         _sync(temporary)
         if final.exists():  # the same step again, after a resume from an older checkpoint
-            shutil.rmtree(final)
+            self._remove(final)
         os.replace(temporary, final)
         _sync(self.folder)
         for old in complete(self.folder)[: -self.keep]:
             if old.name != keep_also:
-                shutil.rmtree(old)
+                self._remove(old)
         return final
+
+    def _remove(self, old: Path) -> None:
+        """Drop one; killed half-way, what remains is under a temporary name and goes with the next save."""
+        doomed = old.with_name(f".{old.name}.old.tmp")
+        os.replace(old, doomed)
+        shutil.rmtree(doomed)
 
     def newest(self) -> Path | None:
         """The complete checkpoint of the latest step, or None."""

@@ -51,6 +51,7 @@ def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkp
     )
     log.line("data", f"{images.describe()}; labels are not needed; {why}")
     queue_len = choose_queue_len(config, len(images), log)
+    check_same_start(start)
     model = build_model(config, queue_len)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
@@ -148,6 +149,17 @@ def find_start(run_dir: Path, checkpoints: Checkpoints, resume: str | None) -> C
     if resume == "auto":
         return checkpoint_files.read(newest) if newest is not None else None
     return checkpoint_files.read(Path(resume))
+
+
+def check_same_start(start: Checkpoint | None) -> None:
+    """Raises InputError when the processes would not continue from the same step."""
+    step = start.step if start is not None else 0
+    mean = dist.total([step])[0] / dist.world_size()
+    if dist.any_of(step != mean):
+        raise InputError(
+            f"--resume: process {dist.rank()} found step {step}, others another one; every host must see the same output_dir "
+            "(shared storage)"
+        )
 
 
 def check_image_count(images: ImageSet, config: PretrainConfig) -> int:

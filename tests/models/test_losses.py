@@ -38,7 +38,7 @@ def test_info_nce_is_the_cross_entropy_of_the_concatenated_logits(temperature):
     expected_loss, expected_top1, gradient = reference(query, positive, negatives, temperature)
     assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
     assert float(top1) == pytest.approx(expected_top1)
-    assert 5 / 12 <= float(top1) < 1
+    assert 0.4 < float(top1) < 1
     np.testing.assert_allclose(tensors[0].grad.numpy(), gradient, atol=1e-6, rtol=1e-4)
     assert tensors[1].grad is None
     assert tensors[2].grad is None
@@ -70,18 +70,15 @@ def test_top1_counts_positives_that_beat_every_negative():
     assert float(top1) == pytest.approx(2 / 3)
 
 
-def test_match_and_gather_are_the_loops_of_the_paper():
-    batch, channels, dim, queries, positions = 3, 5, 4, 6, 7
+def test_match_is_the_loop_of_the_paper():
+    batch, channels, queries, positions = 3, 5, 6, 7
     query, key = unit((batch, channels, queries), 10, axis=1), unit((batch, channels, positions), 11, axis=1)
-    dense = unit((batch, dim, positions), 12, axis=1)
     matches = match(paddle.to_tensor(query), paddle.to_tensor(key))
     assert matches.shape == [batch, queries]
-    rows = gather_matches(paddle.to_tensor(dense[:, :, :positions]), matches).numpy() if queries == positions else None
     for image in range(batch):
         for position in range(queries):
             cosines = [float(query[image, :, position] @ key[image, :, other]) for other in range(positions)]
             assert int(matches[image, position]) == int(np.argmax(cosines))
-    assert rows is None
 
 
 def test_gathered_rows_belong_to_their_image_and_match():
