@@ -274,9 +274,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]
         node = _child(node, part)
         if not isinstance(node, (dict, list)):
             missing = ".".join(parents[: depth + 1])
-            return [
-                (f"-o {key}", f"the file has no section {missing!r}{_suggest(part, _keys_at(tree, parents[:depth]))}")
-            ]
+            return [(f"-o {key}", f"the file has no section {missing!r}")]
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
             return [(f"-o {key}", f"expected a position from 0 to {len(node) - 1}, got {last!r}")]
@@ -290,12 +288,6 @@ def _child(node: Any, part: str) -> Any:
     if isinstance(node, dict):
         return node.get(part)
     return node[int(part)] if part.isdigit() and int(part) < len(node) else None
-
-
-def _keys_at(tree: Any, path: Sequence[str]) -> list[str]:
-    for part in path:
-        tree = _child(tree, part)
-    return [str(key) for key in tree] if isinstance(tree, dict) else []
 
 
 # ---------------------------------------------------------------- explaining

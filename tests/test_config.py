@@ -220,7 +220,9 @@ WRONG = [  # what is replaced, key, message
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("replace", "key", "message"), WRONG, ids=[f"{key}-{i}" for i, (_, key, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("replace", "key", "message"), WRONG, ids=[f"{key}-{i}" for i, (_, key, _) in enumerate(WRONG)]
+)
 def test_a_wrong_value_is_explained(problems, replace, key, message):
     assert problems(replace=replace) == {key: message}
 

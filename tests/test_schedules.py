@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,14 @@ RUN = {"steps_per_epoch": 10, "epochs": 4}
 
 @pytest.mark.parametrize(
     ("step", "factor"),
-    [(0, 1.0), (9, 1.0), (10, 0.5 + math.sqrt(0.125)), (19, 0.5 + math.sqrt(0.125)), (20, 0.5), (39, 0.5 - math.sqrt(0.125))],
+    [
+        (0, 1.0),
+        (9, 1.0),
+        (10, 0.5 + math.sqrt(0.125)),
+        (19, 0.5 + math.sqrt(0.125)),
+        (20, 0.5),
+        (39, 0.5 - math.sqrt(0.125)),
+    ],
 )
 def test_cosine_per_epoch_keeps_one_value_through_an_epoch(step, factor):
     assert Cosine(per="epoch")(step, **RUN) == pytest.approx(factor, abs=1e-12)
@@ -26,7 +34,7 @@ def test_cosine_per_step_goes_from_one_to_zero_and_never_up():
     assert factors[20] == pytest.approx(0.5, abs=1e-12)
     assert factors[10] == pytest.approx(0.5 + math.sqrt(0.125), abs=1e-12)
     assert factors[40] == pytest.approx(0.0, abs=1e-12)
-    assert all(before > after for before, after in zip(factors, factors[1:], strict=False))
+    assert all(before > after for before, after in itertools.pairwise(factors))
 
 
 def test_cosine_stays_at_zero_after_the_end():
@@ -48,9 +56,7 @@ def test_imagenet_recipe_ends_its_first_and_last_epoch_as_published():
     assert schedule(200 * 5004 - 1, steps_per_epoch=5004, epochs=200) == pytest.approx(last)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "factor"), [(0, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)]
-)
+@pytest.mark.parametrize(("epoch", "factor"), [(0, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)])
 def test_step_decay_drops_at_the_start_of_its_epochs(epoch, factor):
     schedule = StepDecay(milestones=(60, 80), gamma=0.1)
     for step in (epoch * 7, epoch * 7 + 6):

@@ -27,14 +27,14 @@ def knn(args: argparse.Namespace) -> None:
 
     from rich.progress import Progress  # after the checks: Paddle takes seconds
 
-    from passl_densecl.evaluation import knn_accuracy, load_backbone, pooled_features
+    from passl_densecl.evaluation import Features, knn_accuracy, load_backbone, pooled_features
 
     backbone = load_backbone(
         args.weights, args.depth, args.stem_stride, args.seed, last_stride=args.last_stride, encoder=args.encoder
     )
     transforms = (Resize(size=round(args.size * 256 / 224)), CenterCrop(size=args.size))
 
-    def features(title: str, images: ImageSet):  # noqa: ANN202
+    def features(title: str, images: ImageSet) -> Features:
         with Progress(transient=True) as bar:
             task = bar.add_task(title, total=len(images))
             return pooled_features(
@@ -47,7 +47,9 @@ def knn(args: argparse.Namespace) -> None:
     )
     result = {"weights": args.weights, "k": args.k, "temperature": args.temperature, "size": args.size, "top1": top1,
               "train_images": len(train), "val_images": len(val)}  # fmt: skip
-    print(f"{args.k}-NN    top-1 {top1:.2%}  ({len(val):,} images, bank of {len(train):,}, {args.size} px) · {args.weights}")
+    print(
+        f"{args.k}-NN    top-1 {top1:.2%}  ({len(val):,} images, bank of {len(train):,}, {args.size} px) · {args.weights}"
+    )
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
@@ -57,14 +59,18 @@ def arguments() -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("knn", help="weighted k-nearest-neighbour accuracy on pooled features")
     one.set_defaults(run=knn)
-    one.add_argument("--weights", required=True, metavar="W", help="a checkpoint, run folder or weight file, or 'random'")
+    one.add_argument(
+        "--weights", required=True, metavar="W", help="a checkpoint, run folder or weight file, or 'random'"
+    )
     one.add_argument("--train", required=True, metavar="DIR", help="labelled images, one folder a class: the bank")
     one.add_argument("--val", required=True, metavar="DIR", help="labelled images to classify")
     one.add_argument("--size", type=int, default=224, help="pixels of the centre crop")
     one.add_argument("--k", type=int, default=20)
     one.add_argument("--temperature", type=float, default=0.07)
     one.add_argument("--depth", type=int, choices=DEPTHS, help="of random weights")
-    one.add_argument("--stem_stride", type=int, choices=(4, 2, 1), help="default: as the run's config.yaml says, else 4")
+    one.add_argument(
+        "--stem_stride", type=int, choices=(4, 2, 1), help="default: as the run's config.yaml says, else 4"
+    )
     one.add_argument("--last_stride", type=int, choices=(2, 1), help="default: as the run's config.yaml says, else 2")
     one.add_argument("--encoder", choices=("query", "key"), default="query", help="of a pre-training checkpoint")
     one.add_argument("--seed", type=int, default=0, help="of random weights")

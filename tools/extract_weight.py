@@ -71,7 +71,7 @@ def extract(args: argparse.Namespace) -> None:
             f"note     trained with model.stem_stride {model.stem_stride}, model.last_stride {model.last_stride}: no file "
             "of weights tells that; say it again where they are used"
         )
-    config = LINEAR_CONFIGS.get((taken.depth, *strides), "")
+    config = LINEAR_CONFIGS.get((taken.depth, strides[0], strides[1]), "")
     config = config if (ROOT / config).is_file() else "YOUR_LINEAR_CONFIG.yaml"
     print(f"next     python tools/train.py -c {config} --pretrained {shlex.quote(str(args.output))}")
 

@@ -24,6 +24,7 @@ from passl_densecl.engine.pretrain import (
     find_start,
     output_bytes,
     report_bad_images,
+    warn_of_amp,
 )
 from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
 from passl_densecl.engine.signals import StopRequest
@@ -106,6 +107,7 @@ def _train(
             f"lr {config.optimizer.lr:g} is for batch {config.optimizer.reference_batch_size}; scaled linearly to "
             f"{config.base_lr:g} for batch {config.batch_size}",
         )
+    warn_of_amp(config.amp, log)
     model.train()
     parallel = dist.parallel(model)
     loader = LabelledLoader(

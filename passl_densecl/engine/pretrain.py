@@ -62,6 +62,7 @@ def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkp
         log.rewind(first)
         log.line("resume", f"{start.path}, step {first:,}")
     _describe(config, model, queue_len, steps_per_epoch, log)
+    warn_of_amp(config.amp, log)
 
     model.train()
     parallel = dist.parallel(model)
@@ -276,6 +277,12 @@ def output_bytes(transforms: Sequence[Transform]) -> int:
 def amp_context(config: AmpConfig) -> AbstractContextManager:
     """Automatic mixed precision (O1) around the encoders; similarities and losses stay outside, in float32."""
     return paddle.amp.auto_cast(enable=True, level="O1", dtype=config.dtype) if config.enabled else nullcontext()
+
+
+def warn_of_amp(config: AmpConfig, log: SilentLog) -> None:
+    """Say it when mixed precision is asked for on a device where Paddle ignores it."""
+    if config.enabled and not paddle.get_device().startswith("gpu"):
+        log.line("warning", "amp.enabled: Paddle has mixed precision on GPUs only; this run is in float32 throughout")
 
 
 def key_order(config: PretrainConfig, step: int) -> np.ndarray | None:

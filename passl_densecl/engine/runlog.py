@@ -202,7 +202,7 @@ def set_device(requested: str) -> None:
     if requested == "cpu" or not gpu:
         paddle.set_device("cpu")
     else:
-        paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")
+        paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")  # noqa: SIM112
 
 
 def peak_memory_mb() -> float:
@@ -239,7 +239,7 @@ class Stopwatch:
 
 def duration(seconds: float) -> str:
     """'1 d 4 h', '3 h 12 min', '4 min 10 s' or '9 s'."""
-    minutes, rest = divmod(int(round(seconds)), 60)
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]

@@ -176,7 +176,8 @@ class DenseCL(nn.Layer):
         results = info_nce(query.globe, key.globe, self.global_queue.keys, self.temperature)
         if query.dense is None or self.dense_queue is None:
             return results
-        assert query.features is not None and key.features is not None and key.dense is not None
+        if query.features is None or key.features is None or key.dense is None:
+            raise ValueError("the keys carry no dense part, but the query encoder has a dense head")
         positive = gather_matches(key.dense, match(query.features, key.features))  # (B·S, D)
         dense = query.dense.transpose([0, 2, 1]).reshape([-1, query.dense.shape[1]])  # (B·S, D)
         return *results, *info_nce(dense, positive, self.dense_queue.keys, self.temperature)

@@ -89,7 +89,9 @@ def test_moving_average_is_its_closed_form_and_of_trained_weights_only():
         if name.endswith(("_mean", "_variance")):
             assert (value == 7).all(), name
             continue
-        expected = 0.9**4 * start[name] + sum(0.1 * 0.9 ** (3 - step) * query[name] for step, query in enumerate(queries))
+        expected = 0.9**4 * start[name] + sum(
+            0.1 * 0.9 ** (3 - step) * query[name] for step, query in enumerate(queries)
+        )
         np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=name)
         assert np.abs(value - start[name]).max() > 1e-3, name
 
@@ -330,7 +332,7 @@ def test_key_encoder_starts_as_a_copy_and_is_one():
 def test_weights_depend_on_the_seed_and_on_nothing_else():
     first = state(small(seed=3))
     paddle.seed(77)
-    np.random.seed(77)  # noqa: NPY002
+    np.random.seed(77)
     paddle.nn.Linear(3, 3)
     again, other = state(small(seed=3)), state(small(seed=4))
     for name, value in first.items():
@@ -346,9 +348,7 @@ def value_is_random(name: str, value: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize(
-    ("stem_stride", "last_stride", "side"), [(4, 2, 2), (2, 2, 4), (1, 2, 8), (4, 1, 4)]
-)
+@pytest.mark.parametrize(("stem_stride", "last_stride", "side"), [(4, 2, 2), (2, 2, 4), (1, 2, 8), (4, 1, 4)])
 def test_strides_change_the_map_and_not_the_weights(depth, stem_stride, last_stride, side, published):
     backbone = build_backbone(depth, stem_stride, seed=None, last_stride=last_stride)
     backbone.eval()
@@ -374,8 +374,7 @@ def test_strides_keep_the_values_of_the_weights():
         np.testing.assert_array_equal(dense[name], value, err_msg=name)
 
 
-def test_every_position_counts_at_last_stride_1():
-    """The wide map holds the published one: its even positions, but for what the later 3×3 convolutions see."""
+def test_last_stride_1_computes_the_published_positions_and_those_between():
     wide, plain = build_backbone(18, seed=2, last_stride=1), build_backbone(18, seed=2)
     for network in (wide, plain):
         network.eval()
