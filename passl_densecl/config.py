@@ -297,7 +297,7 @@ def _merged(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """One line a key: the choices of a union joined by 'or', and no complaint about a list whose entries are wrong."""
     merged: dict[str, str] = {}
     for key, message in problems:
-        if any(other.startswith(key + ".") for other, _ in problems) and message.startswith("expected at least"):
+        if any(other.startswith(key + ".") for other, _ in problems) and message.startswith("expected a list of"):
             continue
         before = merged.get(key)
         if before and before.startswith("expected ") and message.startswith("expected "):
@@ -333,7 +333,7 @@ _WANTED = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "a text", "tuple_type": "a list", "list_type": "a list",
     "model_type": "a section of keys", "dict_type": "a section of keys", "model_attributes_type": "a section of keys",
-    "too_short": "at least {min_length} entries", "too_long": "at most {max_length} entries",
+    "too_short": "a list of {min_length} or more", "too_long": "a list of {max_length} at most",
     "greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}", "less_than_equal": "at most {le:g}",
     "string_too_short": "a text that is not empty", "string_pattern_mismatch": "one word without slashes or spaces",

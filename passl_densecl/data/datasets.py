@@ -175,9 +175,13 @@ class _Scan:
     broken_links: int = 0
 
     def notes(self) -> list[str]:
-        if not self.broken_links:
-            return []
-        return [f"{self.broken_links:,} {_plural(self.broken_links, 'link')} to missing files left out"]
+        notes = []
+        if self.broken_links:
+            notes.append(f"{self.broken_links:,} {_plural(self.broken_links, 'link')} to missing files left out")
+        splits = [name for name in map(os.fsdecode, self.folders) if name.lower() in _SPLIT_NAMES]
+        if len(splits) > 1:
+            notes.append(f"the folders {_listed(splits)} count together: name one of them to leave the others out")
+        return notes
 
 
 def _walk(root: str) -> _Scan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from passl_densecl.engine.pretrain import (
     find_start,
     output_bytes,
     report_bad_images,
+    restore_scaler,
+    scaler_state,
     warn_of_amp,
 )
 from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
@@ -88,6 +91,7 @@ def _train(
     if start is not None:
         load_strict(model, start.model)
         load_optimizer_state(optimizer, model, start.optimizer)
+        restore_scaler(scaler, start.state.get("scaler"))
         first, best = start.step, start.state["best"]
         log.rewind(first)
         log.line("resume", f"{start.path}, step {first:,}")
@@ -144,7 +148,7 @@ def _train(
             if ending and best["epoch"] == done // steps_per_epoch:
                 name = f"epoch_{best['epoch']:04d}"
             if name and dist.is_main():
-                state = {"task": "linear", "classes": list(train_set.classes), "best": best}
+                state = {"task": "linear", "classes": list(train_set.classes), "best": best, "scaler": scaler_state(scaler)}
                 checkpoints.save(
                     name, done, model.state_dict(), optimizer_state(optimizer, model), state, keep_also=best["name"]
                 )
@@ -174,6 +178,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
     model = LinearClassifier(config.model.depth, count, config.model.stem_stride, last_stride=config.model.last_stride)
     load_strict(model, arrays)
     log = _ConsoleLog() if dist.is_main() else SilentLog()
+    warn_of_amp(config.amp, log)
     top1, top5, images = evaluate(config, model, val_set, _workers(config)[0], log)
     if dist.is_main():
         result = {"weights": str(path), "images": images, "classes": count, "top1": top1, "top5": top5}
@@ -186,11 +191,12 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
 
 
 class _ConsoleLog(SilentLog):
-    """Progress of a run that has no folder of its own."""
+    """Notes and progress of a run that has no folder of its own."""
+
+    def line(self, title: str, text: str) -> None:
+        print(f"{title:<8} {text}", file=sys.stderr)
 
     def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
-        import sys
-
         if sys.stderr.isatty():
             print(f"\r{title} {done}/{total} {text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 

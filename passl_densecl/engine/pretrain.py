@@ -211,8 +211,12 @@ def restore(
     """Continue exactly where the checkpoint was made."""
     load_strict(model, start.model)
     load_optimizer_state(optimizer, model, start.optimizer)
-    if scaler.is_enable() and start.state.get("scaler"):
-        saved = start.state["scaler"]
+    restore_scaler(scaler, start.state.get("scaler"))
+
+
+def restore_scaler(scaler: paddle.amp.GradScaler, saved: dict[str, float] | None) -> None:
+    """Put what `scaler_state` gave back; nothing when the scaler is off, or was off in the run that saved."""
+    if scaler.is_enable() and saved:
         scale = np.asarray([saved["scale"]], "float32")
         scaler.load_state_dict(scaler.state_dict() | saved | {"scale": scale})
 

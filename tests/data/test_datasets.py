@@ -85,6 +85,12 @@ def test_follows_links_but_not_in_circles(tmp_path):
     assert found.describe().endswith("(3 png); 1 link to missing files left out")
 
 
+def test_says_that_train_and_val_count_together(tmp_path):
+    write_all(tmp_path, "train/a.png", "val/b.png", "other/c.png")
+    assert "the folders 'train', 'val' count together" in scan_images(tmp_path).describe()
+    assert "together" not in scan_images(tmp_path / "train").describe()
+
+
 def test_reads_names_that_are_no_utf8(tmp_path):
     name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
     with open(name, "wb") as file:
