@@ -125,7 +125,7 @@ def test_every_option_is_accepted():
     calls = tool_calls()
     assert {"tools/train.py", "tools/extract_weight.py", "tools/visualize.py"} <= {call.script for call in calls}
     for call in calls:
-        verb = call.words[0] if call.script == "tools/visualize.py" else ""
+        verb = call.words[0] if call.script in ("tools/visualize.py", "tools/evaluate.py") else ""
         used = {word.partition("=")[0] for word in call.words if word.startswith("-")}
         assert used <= known_options(call.script, verb), call
 
