@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
+from paddle.autograd import PyLayer
+
+# Logits that exist at one time. On a CPU they should stay in its cache; a GPU wants fewer, larger kernels.
+_LOGITS_AT_ONCE = {"cpu": 2**21, "gpu": 2**24}
 
 
 @paddle.no_grad()
@@ -28,13 +34,50 @@ def info_nce(
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """(N, D), (N, D), (K, D) unit vectors → mean InfoNCE and the share of queries whose positive beats every negative.
 
-    The cross-entropy of [query·positive, query·negatives] / temperature with the positive as the right class, in float32;
-    chance is ln(K+1). Gradient reaches `query` only when the keys carry none. The logits are not concatenated:
-    logaddexp joins the positive to the log-sum-exp of the negatives.
+    The cross-entropy of [query·positive, query·negatives] / temperature with the positive as the right class; chance is
+    ln(K+1). Float32 throughout, inside `auto_cast` too. Gradient reaches `query` only. The N×K logits never exist as a
+    whole: beside the arguments the memory needed does not grow with K.
     """
-    similarity = (query * positive).sum(axis=1) / temperature  # (N,)
-    others = paddle.matmul(query, negatives, transpose_y=True) / temperature  # (N, K)
-    loss = F.softplus(paddle.logsumexp(others, axis=1) - similarity).mean()
-    with paddle.no_grad():
-        top1 = (similarity > others.max(axis=1)).astype("float32").mean()
-    return loss, top1
+    with paddle.amp.auto_cast(enable=False):
+        return _InfoNCE.apply(
+            query.astype("float32"), positive.astype("float32"), negatives.astype("float32"), temperature
+        )
+
+
+class _InfoNCE(PyLayer):
+    """Negatives in chunks, with a running log-sum-exp (Milakov and Gimelshein 2018, arXiv:1805.02867).
+
+    The gradient is (Σ softmax·keys − positive) / temperature, whose sum can be gathered in the same pass as the loss.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: paddle.Tensor, positive: paddle.Tensor, negatives: paddle.Tensor, temperature: float
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        count, dim = query.shape
+        at_once = _LOGITS_AT_ONCE["gpu" if paddle.get_device().startswith("gpu") else "cpu"]
+        chunk = max(1, at_once // count)
+        scaled = query / temperature
+        similarity = (scaled * positive).sum(axis=1, keepdim=True)  # (N, 1)
+        highest = paddle.full([count, 1], -float("inf"))  # of the negatives seen so far
+        total = paddle.zeros([count, 1])  # Σ exp(logit − highest)
+        keys_sum = paddle.zeros([count, dim])  # Σ exp(logit − highest) · key
+        for start in range(0, negatives.shape[0], chunk):
+            keys = negatives[start : start + chunk]
+            logits = paddle.matmul(scaled, keys, transpose_y=True)  # (N, chunk)
+            before, highest = highest, paddle.maximum(highest, logits.max(axis=1, keepdim=True))
+            weights = logits.subtract_(highest).exp_()
+            decay = (before - highest).exp()
+            total = total * decay + weights.sum(axis=1, keepdim=True)
+            keys_sum = keys_sum * decay + paddle.matmul(weights, keys)
+        gap = highest + total.log() - similarity
+        share = F.sigmoid(gap)  # of the negatives in the softmax over all
+        ctx.save_for_backward((keys_sum / total - positive) * share / (temperature * count))
+        top1 = (similarity > highest).astype("float32").mean()
+        ctx.mark_non_differentiable(top1)
+        return F.softplus(gap).mean(), top1
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: paddle.Tensor, _: paddle.Tensor) -> tuple[paddle.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensor()
+        return gradient * loss_gradient, None, None
