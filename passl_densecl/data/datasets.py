@@ -36,6 +36,7 @@ EXTENSIONS = frozenset(
 )
 """Lower-case endings, without the dot, of the files that count as images: those that the installed OpenCV decodes."""
 
+_READ_RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # from OpenCV 4.11 on: without a pass over the pixels to swap channels
 _SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"])
 _REPLACEMENT_TRIES = 20
 _LISTED_FILES_CHECKED = 10_000
@@ -468,19 +469,19 @@ def decode(path: str) -> np.ndarray:
         UndecodableImage: the file cannot be read, is cut short, or is no image.
     """
     try:
-        with open(path, "rb") as file:  # not cv2.imread, which fails on names that are no UTF-8
-            data = file.read()
+        with open(path, "rb", buffering=0) as file:  # not cv2.imread, which fails on names that are no UTF-8
+            data = file.readall()
     except OSError as error:
         raise UndecodableImage(path, f"cannot be read ({error.strerror or error})") from error
     if not data:
         raise UndecodableImage(path, "the file is empty (0 bytes)")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_RGB or cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise UndecodableImage(path, f"refused by OpenCV ({error.err})") from error
     if image is None:
         raise UndecodableImage(path, f"damaged, cut short or no image ({len(data):,} bytes, first {data[:4]!r})")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if _READ_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def check_decodable(image_set: ImageSet, sample: int = 16) -> None:
