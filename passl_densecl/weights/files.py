@@ -132,7 +132,8 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path} does not exist{_did_you_mean(path)}")
+        hint = _did_you_mean(path) or "; give a checkpoint, a run folder or a file of weights"
+        raise InputError(f"{path} does not exist{hint}")
     if not path.is_dir():
         return path
     if (path / WEIGHTS_NAME).is_file():
