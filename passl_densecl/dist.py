@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import paddle
 import paddle.distributed
 
@@ -64,10 +65,10 @@ def local_gradients(layer: paddle.nn.Layer) -> contextlib.AbstractContextManager
     return layer.no_sync() if isinstance(layer, paddle.DataParallel) else contextlib.nullcontext()
 
 
-def own_rows(count: int) -> slice:
-    """This process's slice of a whole batch of `count` rows."""
-    share = count // world_size()
-    return slice(rank() * share, (rank() + 1) * share)
+def own_rows(count: int, process: int | None = None) -> slice:
+    """A process's slice, this one's if none is named, of a whole batch of `count` rows."""
+    share, number = count // world_size(), rank() if process is None else process
+    return slice(number * share, (number + 1) * share)
 
 
 @paddle.no_grad()
@@ -78,6 +79,47 @@ def gather_rows(rows: paddle.Tensor) -> paddle.Tensor:
     parts: list[paddle.Tensor] = []
     paddle.distributed.all_gather(parts, rows.contiguous())
     return paddle.concat(parts)
+
+
+@paddle.no_grad()
+def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
+    """(N, …) in each process → (N, …): its slice of the whole batch in a new order, where row i is the old row order[i].
+
+    `order` is a permutation of range(N·processes), the same everywhere. Every row goes straight to the one process that
+    wants it (with an odd number of processes, to all).
+    """
+    size, share = world_size(), rows.shape[0]
+    wanted = order[own_rows(len(order))]
+    if size % 2:
+        return paddle.gather(gather_rows(rows), paddle.to_tensor(wanted))
+    senders = wanted // share
+    arrivals = {rank(): paddle.gather(rows, paddle.to_tensor(wanted[senders == rank()] % share))}
+    messages = []
+    for other in _partners():
+        theirs = order[own_rows(len(order), other)]
+        leaving = theirs[theirs // share == rank()] % share
+        # At least one row, wanted or not: gloo numbers its messages, so two processes must have exchanged equally many.
+        message = paddle.gather(rows, paddle.to_tensor(leaving if len(leaving) else np.zeros(1, np.int64)))
+        arrivals[other] = paddle.empty([max(1, int((senders == other).sum())), *rows.shape[1:]], rows.dtype)
+        pair = [
+            paddle.distributed.P2POp(paddle.distributed.isend, message, other),
+            paddle.distributed.P2POp(paddle.distributed.irecv, arrivals[other], other),
+        ]
+        # And they wait for their receiver: of two processes, the first sends before it receives.
+        messages += pair if rank() < other else pair[::-1]
+    for task in paddle.distributed.batch_isend_irecv(messages):
+        task.wait()
+    arrived = paddle.concat([arrivals[sender][: int((senders == sender).sum())] for sender in range(size)])
+    # They stand by sender, and for each sender in our order.
+    return paddle.gather(arrived, paddle.to_tensor(np.argsort(np.argsort(senders, kind="stable"))))
+
+
+def _partners() -> list[int]:
+    """The other processes, so ordered that all meet in pairs: my k-th partner's k-th partner is me. For an even number."""
+    last = world_size() - 1  # it stays, the others go round it
+    if rank() == last:
+        return [turn * (last + 1) // 2 % last for turn in range(last)]
+    return [last if (turn - 2 * rank()) % last == 0 else (turn - rank()) % last for turn in range(last)]
 
 
 @paddle.no_grad()

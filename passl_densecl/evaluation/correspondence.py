@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 
 from passl_densecl import transforms
 from passl_densecl.data.datasets import ImageSet, Transforms, UndecodableImage, decode
@@ -138,7 +137,7 @@ def correspondence_accuracy(
         )
         if views:
             query_map, key_map = (feature_maps(backbone, np.stack(side)) for side in zip(*images, strict=True))
-            matches = match(_unit(query_map), _unit(key_map)).numpy()  # (B, S)
+            matches = match(query_map.flatten(2), key_map.flatten(2)).numpy()  # (B, S)
             shapes = _shape(query_map), _shape(key_map)
             judged += [_judge(*pair, found, *shapes) for pair, found in zip(views, matches, strict=True)]
         if progress is not None:
@@ -185,11 +184,6 @@ def _judge(
     return np.array(
         [right.sum(), near.mean(axis=1).sum(), near[np.arange(len(near)), own].sum(), len(near)], np.float64
     )
-
-
-def _unit(features: paddle.Tensor) -> paddle.Tensor:
-    """(B, C, H, W) → (B, C, S), of length 1 over C."""
-    return F.normalize(features.flatten(2), axis=1, epsilon=1e-12)
 
 
 def _shape(features: paddle.Tensor) -> tuple[int, int]:

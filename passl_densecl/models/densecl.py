@@ -24,12 +24,12 @@ from passl_densecl.models.resnet import build_backbone, channels, initialize, no
 
 @dataclass(frozen=True)
 class Projections:
-    """What an encoder says of B images; every vector has unit length. The dense parts are None in a MoCo-v2 encoder."""
+    """What an encoder says of B images. The dense parts are None in a MoCo-v2 encoder."""
 
-    globe: paddle.Tensor  # (B, D)
-    features: paddle.Tensor | None = None  # (B, C, S) of the backbone, pooled to the neck's grid
-    dense: paddle.Tensor | None = None  # (B, D, S)
-    dense_mean: paddle.Tensor | None = None  # (B, D): the mean of the dense vectors before they were normalised
+    globe: paddle.Tensor  # (B, D) unit vectors
+    features: paddle.Tensor | None = None  # (B, C, S) of the backbone, pooled to the neck's grid, in its own precision
+    dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
+    dense_mean: paddle.Tensor | None = None  # (B, D) unit vectors: the mean of the dense ones before they were normalised
 
     def rows(self, index: slice | paddle.Tensor) -> Projections:
         """The projections of some of the images."""
@@ -96,7 +96,7 @@ class Encoder(nn.Layer):
         if self.num_grid is not None:
             features = F.adaptive_avg_pool2d(features, self.num_grid)
         dense = self.dense_head(features).flatten(2).astype("float32")  # (B, D, S)
-        return Projections(globe, _unit(features.flatten(2).detach()), _unit(dense), _unit(dense.mean(axis=2)))
+        return Projections(globe, features.flatten(2).detach(), _unit(dense), _unit(dense.mean(axis=2)))
 
 
 class DenseCL(nn.Layer):
@@ -150,18 +150,24 @@ class DenseCL(nn.Layer):
         """
         self.update_key_encoder()
         if order is not None:
-            images = paddle.gather(dist.gather_rows(images), paddle.to_tensor(order[dist.own_rows(len(order))]))
+            images = dist.exchange_rows(images, order)
         parts = []
         with amp or nullcontext():
             for start in range(0, images.shape[0], micro_batch_size):
                 parts.append(self.key_encoder(normalize(images[start : start + micro_batch_size])))
         encoded = Projections.concat(parts)
+        globe = dist.gather_rows(encoded.globe)
+        dense_mean = None if encoded.dense_mean is None else dist.gather_rows(encoded.dense_mean)
         if order is None:
-            dense_mean = None if encoded.dense_mean is None else dist.gather_rows(encoded.dense_mean)
-            return Keys(encoded, dist.gather_rows(encoded.globe), dense_mean)
-        back = paddle.to_tensor(np.argsort(order))
-        whole = encoded.map(dist.gather_rows).rows(back)
-        return Keys(whole.rows(dist.own_rows(len(order))), whole.globe, whole.dense_mean)
+            return Keys(encoded, globe, dense_mean)
+        back = np.argsort(order)
+        own, places = dist.own_rows(len(order)), paddle.to_tensor(back)
+        globe = paddle.gather(globe, places)
+        local = Projections(globe[own])
+        if dense_mean is not None:
+            dense_mean = paddle.gather(dense_mean, places)
+            local = encoded.map(lambda part: dist.exchange_rows(part, back))
+        return Keys(local, globe, dense_mean)
 
     def forward(
         self, images: paddle.Tensor, key: Projections, amp: AbstractContextManager | None = None

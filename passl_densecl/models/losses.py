@@ -16,9 +16,10 @@ _LOGITS_AT_ONCE = {"cpu": 2**21, "gpu": 2**24}
 def match(query_features: paddle.Tensor, key_features: paddle.Tensor) -> paddle.Tensor:
     """(B, C, S), (B, C, S) → (B, S) int64: for every query position the index of the most similar key position.
 
-    Both are unit vectors over C, so the product is the cosine.
+    Similar by the cosine, in float32; the length of a query vector makes no difference to that.
     """
-    return paddle.bmm(query_features.transpose([0, 2, 1]), key_features).argmax(axis=2)
+    key = F.normalize(key_features.astype("float32"), axis=1, epsilon=1e-12)
+    return paddle.bmm(query_features.astype("float32").transpose([0, 2, 1]), key).argmax(axis=2)
 
 
 def gather_matches(key_dense: paddle.Tensor, matches: paddle.Tensor) -> paddle.Tensor:
