@@ -102,7 +102,7 @@ def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
         message = paddle.gather(rows, paddle.to_tensor(leaving if len(leaving) else np.zeros(1, np.int64)))
         arrivals[other] = paddle.empty([max(1, int((senders == other).sum())), *rows.shape[1:]], rows.dtype)
         pair = [
-            paddle.distributed.P2POp(paddle.distributed.isend, message, other),
+            paddle.distributed.P2POp(paddle.distributed.isend, message, other),  # type: ignore[arg-type]
             paddle.distributed.P2POp(paddle.distributed.irecv, arrivals[other], other),
         ]
         # And they wait for their receiver: of two processes, the first sends before it receives.
@@ -141,6 +141,14 @@ def mean(values: paddle.Tensor) -> list[float]:
 def any_of(flag: bool) -> bool:
     """Whether the flag is up in any process."""
     return total([float(flag)])[0] > 0
+
+
+@paddle.no_grad()
+def vote(flag: bool) -> paddle.Tensor:
+    """In how many processes the flag is up; a device may still be working on it."""
+    count = paddle.to_tensor(float(flag))
+    paddle.distributed.all_reduce(count)
+    return count
 
 
 class ChainedStatistics:

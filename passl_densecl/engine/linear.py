@@ -148,7 +148,12 @@ def _train(
             if ending and best["epoch"] == done // steps_per_epoch:
                 name = f"epoch_{best['epoch']:04d}"
             if name and dist.is_main():
-                state = {"task": "linear", "classes": list(train_set.classes), "best": best, "scaler": scaler_state(scaler)}
+                state = {
+                    "task": "linear",
+                    "classes": list(train_set.classes),
+                    "best": best,
+                    "scaler": scaler_state(scaler),
+                }
                 checkpoints.save(
                     name, done, model.state_dict(), optimizer_state(optimizer, model), state, keep_also=best["name"]
                 )
@@ -193,8 +198,8 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
 class _ConsoleLog(SilentLog):
     """Notes and progress of a run that has no folder of its own."""
 
-    def line(self, title: str, text: str) -> None:
-        print(f"{title:<8} {text}", file=sys.stderr)
+    def line(self, label: str, text: str) -> None:
+        print(f"{label:<8} {text}", file=sys.stderr)
 
     def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
         if sys.stderr.isatty():

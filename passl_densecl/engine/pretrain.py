@@ -218,7 +218,7 @@ def restore_scaler(scaler: paddle.amp.GradScaler, saved: dict[str, float] | None
     """Put what `scaler_state` gave back; nothing when the scaler is off, or was off in the run that saved."""
     if scaler.is_enable() and saved:
         scale = np.asarray([saved["scale"]], "float32")
-        scaler.load_state_dict(scaler.state_dict() | saved | {"scale": scale})
+        scaler.load_state_dict(scaler.state_dict() | saved | {"scale": scale})  # type: ignore[arg-type]
 
 
 def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, float]:

@@ -12,10 +12,11 @@ from passl_densecl import dist
 
 
 class StopRequest:
-    """Within it, signals set a flag; `agreed` is true in every process as soon as one of them was asked."""
+    """Within it, signals set a flag; `agreed` becomes true in every process at once when one of them was asked."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._vote: paddle.Tensor | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -29,8 +30,14 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; every process must call it at the same place."""
-        return dist.any_of(self.signal is not None)
+        """Whether any process was asked to stop; every process must call it at the same place, once a step.
+
+        Several processes vote, and read the votes of the call before: waiting for this one's would make the device idle.
+        """
+        if dist.world_size() == 1:
+            return self.signal is not None
+        before, self._vote = self._vote, dist.vote(self.signal is not None)
+        return before is not None and bool(before.numpy() > 0)
 
     @property
     def exit_code(self) -> int:

@@ -29,7 +29,9 @@ class Projections:
     globe: paddle.Tensor  # (B, D) unit vectors
     features: paddle.Tensor | None = None  # (B, C, S) of the backbone, pooled to the neck's grid, in its own precision
     dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
-    dense_mean: paddle.Tensor | None = None  # (B, D) unit vectors: the mean of the dense ones before they were normalised
+    dense_mean: paddle.Tensor | None = (
+        None  # (B, D) unit vectors: the mean of the dense ones before they were normalised
+    )
 
     def rows(self, index: slice | paddle.Tensor) -> Projections:
         """The projections of some of the images."""

@@ -79,6 +79,6 @@ class _InfoNCE(PyLayer):
         return F.softplus(gap).mean(), top1
 
     @staticmethod
-    def backward(ctx: Any, loss_gradient: paddle.Tensor, _: paddle.Tensor) -> tuple[paddle.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: paddle.Tensor) -> Any:
         (gradient,) = ctx.saved_tensor()
-        return gradient * loss_gradient, None, None
+        return gradient * gradients[0], None, None  # of the loss; the others get none

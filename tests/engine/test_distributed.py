@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,15 +80,40 @@ dist.stop()
 """
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_rows_go_to_the_process_that_wants_them(tmp_path, processes):
-    script = tmp_path / "exchange.py"
-    script.write_text(EXCHANGE)
+VOTE = """
+from passl_densecl import dist
+from passl_densecl.engine.signals import StopRequest
+
+dist.start()
+stop, seen = StopRequest(), []
+for step in range(5):
+    if step == 2 and dist.rank() == 1:
+        stop.signal = 15
+    seen.append(stop.agreed())
+assert seen == [False, False, False, True, True], (dist.rank(), seen)
+assert stop.exit_code == 143
+dist.stop()
+"""
+
+
+def launch(code: str, folder: Path, processes: int) -> None:
+    """Run the code in so many processes; all must end well."""
+    script = folder / "script.py"
+    script.write_text(code)
     done = subprocess.run(
-        command(script, processes=processes, logs=tmp_path / "logs"), cwd=ROOT, capture_output=True, text=True, timeout=240,
+        command(script, processes=processes, logs=folder / "logs"), cwd=ROOT, capture_output=True, text=True, timeout=240,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_rows_go_to_the_process_that_wants_them(tmp_path, processes):
+    launch(EXCHANGE, tmp_path, processes)
+
+
+def test_all_processes_stop_at_the_same_step_when_one_is_asked(tmp_path):
+    launch(VOTE, tmp_path, 2)
 
 
 @pytest.mark.parametrize("processes", [2, 4, 6, 8, 10])
