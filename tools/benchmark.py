@@ -1,77 +1,71 @@
 #!/usr/bin/env python
-"""Measure the project on this machine; every figure that matters is a ratio of two things timed in the same run.
+"""Measure the project on this machine. What matters is a ratio: two things timed in turn, in the same run.
 
-step    one training step with loss_lambda 0.5 against one with 0 (MoCo-v2: no dense branch)
+data      from image files to two augmented views, on one core: against torchvision or Pillow, and against decoding alone
+loss      the contrastive loss and its gradient: against concatenating all logits, in time and memory
+step      one training step: DenseCL against MoCo-v2; also several processes, plain torch, where the time goes
+loader    batches from worker processes: against one core without them, and whether memory stays flat
+
+Everything is measured on the CPU. Each table says its clock: CPU time of the process where one thread computes (other
+programs disturb it little), wall time where waiting is part of the answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import passl_densecl  # noqa: F401  (chooses the matrix kernels, which must come before Paddle)
+from benchmarks import data, loader, loss, step
+from benchmarks.measure import machine
 
-# isort: split
-import numpy as np
-import paddle
+import passl_densecl
+from passl_densecl.errors import InputError
 
-from passl_densecl.config import SGDConfig
-from passl_densecl.engine.optim import build_optimizer
-from passl_densecl.models import DenseCL
+VERBS = {"data": data, "loss": loss, "step": step, "loader": loader}
 
 
-def stepper(args: argparse.Namespace, dense: bool) -> Callable[[], float]:
-    """A function that takes one training step and gives its seconds; the images are noise of the right size."""
-    model = DenseCL(args.depth, queue_len=args.queue_len, dense=dense)
-    model.train()
-    optimizer = build_optimizer(SGDConfig.model_validate({"lr": 0.03}), model)
-    shape = (args.batch, args.size, args.size, 3)
-    rng = np.random.default_rng(0)
-    query, key = (paddle.to_tensor(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(2))
-
-    def step() -> float:
-        begin = time.perf_counter()
-        keys = model.encode_keys(key, micro_batch_size=args.batch)
-        losses = model(query, keys.local)
-        loss = 0.5 * losses[0] + 0.5 * losses[2] if dense else losses[0]
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        model.enqueue(keys)
-        float(loss)  # waits for the device
-        return time.perf_counter() - begin
-
-    return step
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name, module in VERBS.items():
+        verb = verbs.add_parser(
+            name,
+            help=module.__doc__,
+            description=module.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        module.arguments(verb)
+        verb.add_argument("--json", type=Path, metavar="F", help="also write every figure there")
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    step = verbs.add_parser("step", help="a step of DenseCL against one of MoCo-v2")
-    step.add_argument("--depth", type=int, default=50)
-    step.add_argument("--size", type=int, default=224, help="pixels a side")
-    step.add_argument("--batch", type=int, default=8, help="images of the one micro-batch")
-    step.add_argument("--queue_len", type=int, default=65536)
-    step.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    moco, densecl = stepper(args, dense=False), stepper(args, dense=True)
-    for warm_up in (moco, densecl):
-        warm_up()
-    pairs = [(moco(), densecl()) for _ in range(args.rounds)]
-    ratios = sorted(b / a for a, b in pairs)
-    print(
-        f"ResNet-{args.depth}, {args.size} px, batch {args.batch}, queue {args.queue_len:,}, {args.rounds} pairs: "
-        f"MoCo-v2 {statistics.median(a for a, _ in pairs):.2f} s, DenseCL {statistics.median(b for _, b in pairs):.2f} s, "
-        f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-    )
+    args = arguments()
+    if args.json is not None and not args.json.resolve().parent.is_dir():
+        raise InputError(f"--json {args.json}: no folder {str(args.json.parent)!r}; make it first")
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    before = machine()
+    text, figures = VERBS[args.verb].run(args)
+    print(text)
+    if args.json is not None:
+        whole = {
+            "benchmark": args.verb,
+            "version": passl_densecl.__version__,
+            "options": options,
+            "machine": before,
+            **figures,
+        }
+        args.json.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,181 @@
+"""From file to two ready views on one core: this project against torchvision or Pillow, and against decoding alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from benchmarks.measure import (
+    CPU,
+    Timing,
+    at_least,
+    interleave,
+    quotient,
+    ratio_lines,
+    summary,
+    table,
+    time_table,
+    timed,
+)
+
+from passl_densecl.config import PretrainConfig, load_config
+from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage, decode, scan_images
+from passl_densecl.errors import InputError
+from passl_densecl.transforms import Transform
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "densecl" / "densecl_r50.yaml"
+_READING = "read and decode"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    source(parser)
+    parser.add_argument("--images", type=int, default=200, metavar="N", help="so many, spread over the folder")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all of them are done by each")
+    parser.add_argument("--baseline", choices=("auto", "torchvision", "pillow"), default="auto",
+                        help="auto: torchvision where it can be imported, else the same by Pillow alone")  # fmt: skip
+
+
+def source(parser: argparse.ArgumentParser) -> None:
+    """The options that say which images and which transforms."""
+    parser.add_argument("--root", required=True, metavar="DIR", help="a folder of images")
+    parser.add_argument("--config", type=Path, default=CONFIG, metavar="C",
+                        help="a pre-training config: its transforms (default: configs/densecl/densecl_r50.yaml)")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    at_least(1, images=args.images, rounds=args.rounds)
+    cv2.setNumThreads(0)
+    transforms, (images, left_out) = transforms_of(args.config), chosen(args.root, args.images)
+    baseline_name, baseline = _baseline(args.baseline, transforms)
+    paths = [images.path(index) for index in range(len(images))]
+    dataset, epochs = PairDataset(images, transforms, seed=0), count()
+
+    def own() -> None:
+        epoch = next(epochs)  # new draws every round, as in training
+        for index in range(len(dataset)):
+            dataset[epoch, index]
+
+    def by_baseline() -> None:
+        for path in paths:
+            image = baseline.decode(path)
+            for _ in range(2):
+                baseline.view(image)
+
+    contestants = {"passl_densecl": own, baseline_name: by_baseline, "decoding alone": partial(_decode_all, paths)}
+    timings = interleave({name: partial(_time, act) for name, act in contestants.items()}, args.rounds)
+    results = {name: summary(values, CPU, len(paths)) for name, values in timings.items()}
+    own_times = timings["passl_densecl"]
+    ratios = {
+        "speed_over_baseline": quotient(
+            f"images/s, passl_densecl / {baseline_name}", timings[baseline_name], own_times, CPU
+        ),
+        "speed_over_decoding": quotient(
+            "images/s, passl_densecl / decoding alone", timings["decoding alone"], own_times, CPU
+        ),
+    }
+    from benchmarks import recipes
+
+    parts = {
+        "passl_densecl": _parts(recipes.own(transforms), paths, args.rounds),
+        baseline_name: _parts(baseline, paths, args.rounds),
+    }
+    parts["passl_densecl"]["random streams, the rest"] = results["passl_densecl"]["seconds"]["median"] / len(
+        paths
+    ) - sum(parts["passl_densecl"].values())
+    first = cv2.imread(paths[0])
+    height, width = (0, 0) if first is None else first.shape[:2]
+    text = "\n\n".join([
+        f"data     {len(paths):,} images of {args.root} ({left_out} unreadable left out; the first is {width}×{height}), two views "
+        f"each; {args.rounds} rounds; {CPU}, OpenCV on one thread",
+        time_table("all images", results),
+        _part_table(parts),
+        ratio_lines(ratios),
+    ])  # fmt: skip
+    return text, {"clock": CPU, "images": len(paths), "baseline": baseline_name, "results": results,
+                  "seconds_per_image": parts, "ratios": ratios}  # fmt: skip
+
+
+def transforms_of(config: Path) -> tuple[Transform, ...]:
+    found = load_config(config)
+    if not isinstance(found, PretrainConfig):
+        raise InputError(f"--config {config}: expected a pre-training config (task: pretrain)")
+    return found.data.transforms
+
+
+def chosen(root: str, most: int) -> tuple[ImageSet, int]:
+    """At most so many images that decode, spread over the folder, and how many did not. Reads each: files are cached then."""
+    everything = scan_images(root)
+    indices = np.unique(np.linspace(0, len(everything) - 1, min(most, len(everything))).round().astype(int))
+    good = []
+    for index in indices.tolist():
+        try:
+            decode(everything.path(index))
+        except UndecodableImage:
+            continue
+        good.append(os.fsencode(os.path.abspath(everything.path(index))))
+    if not good:
+        raise InputError(f"--root {root}: none of the {len(indices)} images that were tried can be decoded")
+    return ImageSet.from_paths(root, good), len(indices) - len(good)
+
+
+def _baseline(name: str, transforms: Sequence[Transform]) -> tuple[str, Any]:
+    try:
+        from benchmarks import recipes
+    except ImportError as error:
+        raise InputError(f"the baseline needs Pillow ({error}); `pip install pillow`") from None
+    if name == "torchvision" and not recipes.has_torchvision():
+        raise InputError("--baseline torchvision: it cannot be imported here; install it, or take --baseline pillow")
+    if name == "torchvision" or (name == "auto" and recipes.has_torchvision()):
+        return "torchvision", recipes.torchvision(transforms)
+    return "Pillow", recipes.pillow(transforms)
+
+
+def _decode_all(paths: Sequence[str]) -> None:
+    """At full scale, whatever the data set does."""
+    for path in paths:
+        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+
+
+def _time(act: Callable[[], None]) -> Timing:
+    return timed(act)[0]
+
+
+def _parts(recipe: Any, paths: Sequence[str], rounds: int) -> dict[str, float]:
+    """Seconds of CPU an image (both views) by part: the median of the rounds."""
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        seconds: dict[str, float] = {}
+
+        def part(name: str, act: Callable[[Any], Any], value: Any, seconds: dict[str, float] = seconds) -> Any:
+            begin = time.process_time()
+            result = act(value)
+            seconds[name] = seconds.get(name, 0.0) + time.process_time() - begin
+            return result
+
+        for path in paths:
+            image = part(_READING, recipe.decode, path)
+            for _ in range(2):
+                view = image
+                for name, step in recipe.steps:
+                    view = part(name, step, view)
+                part("to an array", recipe.finish, view)
+        for name, value in seconds.items():
+            found.setdefault(name, []).append(value / len(paths))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _part_table(parts: dict[str, dict[str, float]]) -> str:
+    names = list(dict.fromkeys(name for one in parts.values() for name in one))
+    rows = [["ms an image, by part", *parts]]
+    for name in names:
+        rows.append([name, *(f"{one[name] * 1000:.2f}" if name in one else "" for one in parts.values())])
+    return table(rows)

@@ -1,0 +1,145 @@
+"""The project's own training step, as engine/pretrain.py takes it, on images of noise. Imported in fresh processes only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import passl_densecl  # noqa: F401  (chooses the matrix kernels, which must come before Paddle)
+
+# isort: split
+import numpy as np
+import paddle
+
+from passl_densecl import dist
+from passl_densecl.config import SGDConfig
+from passl_densecl.engine.optim import build_optimizer
+from passl_densecl.models import DenseCL, densecl
+
+
+class Step:
+    """A call is one optimiser step: `micro_batches` of `batch` images, shared by the processes there are."""
+
+    def __init__(
+        self, depth: int, size: int, batch: int, queue_len: int, *, dense: bool = True, micro_batches: int = 1
+    ) -> None:
+        paddle.set_device("cpu")
+        dist.start()
+        self.model = DenseCL(depth, queue_len=queue_len, dense=dense)
+        self.model.train()
+        self.optimizer = build_optimizer(SGDConfig.model_validate({"lr": 0.03}), self.model)
+        self._batch, self._whole = batch, batch * micro_batches
+        self._local = micro_batches // dist.world_size()
+        self._parallel = dist.parallel(self.model)
+        self._statistics = dist.ChainedStatistics(self.model, self._local)
+        noise = np.random.default_rng(0).integers(0, 256, (2, self._whole, size, size, 3), dtype=np.uint8)
+        self._query, self._key = (paddle.to_tensor(images[dist.own_rows(self._whole)]) for images in noise)
+        self._done = 0
+
+    def __call__(self) -> float:
+        order = None
+        if self._whole > self._batch:
+            order = np.random.default_rng(self._done).permutation(self._whole)
+        report = 0.0
+        with self._statistics.step():
+            keys = self.model.encode_keys(self._key, micro_batch_size=self._batch, order=order)
+            for index in range(self._local):
+                part = slice(index * self._batch, (index + 1) * self._batch)
+                with nullcontext() if index == self._local - 1 else dist.local_gradients(self._parallel):
+                    losses = self._parallel(self._query[part], keys.local.rows(part))
+                    loss = 0.5 * losses[0] + 0.5 * losses[2] if len(losses) > 2 else losses[0]
+                    self.backward(loss / self._local)
+                report += float(loss) / self._local
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        self.model.enqueue(keys)
+        self._done += 1
+        return report
+
+    def backward(self, loss: paddle.Tensor) -> None:
+        loss.backward()
+
+
+def pair(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Callable[[], float]]:
+    """loss_lambda 0.5, and 0 (MoCo-v2: without a dense branch), in one process."""
+    return {
+        "densecl": Step(depth, size, batch, queue_len, dense=True),
+        "moco_v2": Step(depth, size, batch, queue_len, dense=False),
+    }
+
+
+def shared(depth: int, size: int, batch: int, queue_len: int, micro_batches: int) -> dict[str, Callable[[], float]]:
+    """A whole batch of several micro-batches, of which this process takes its share."""
+    return {"step": Step(depth, size, batch, queue_len, micro_batches=micro_batches)}
+
+
+def from_nothing(depth: int, size: int, batch: int, queue_len: int, dense: bool) -> dict[str, Callable[[], None]]:
+    """Building everything and taking two steps: what of memory training needs beside Paddle itself."""
+
+    def run() -> None:
+        step = Step(depth, size, batch, queue_len, dense=dense)
+        step()
+        step()
+
+    return {"two steps": run}
+
+
+# --- where the time goes -------------------------------------------------------------------------------------------
+
+
+class Parts:
+    """Seconds by part of the step. A part inside another counts for itself, not for the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]  # of the parts under way: seconds that parts inside them took
+
+    def wrap(self, owner: Any, attribute: str, part: str | Callable[..., str]) -> None:
+        """Let every call of `owner.attribute` count; `part` names it, from the call's arguments if need be."""
+        function = getattr(owner, attribute)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            name = part if isinstance(part, str) else part(*args)
+            self._inner.append(0.0)
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole = time.perf_counter() - begin
+                self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._inner.pop()
+                self._inner[-1] += whole
+
+        setattr(owner, attribute, counted)
+
+
+def profile(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Callable[[], dict[str, float]]]:
+    """A step that gives the seconds of its parts. It wraps the model's own functions, so it cannot drift from them."""
+    step = Step(depth, size, batch, queue_len)
+    model, parts = step.model, Parts()
+    parts.wrap(model, "update_key_encoder", "key encoder: moving average")
+    for name, encoder in (("key", model.key_encoder), ("query", model.query_encoder)):
+        parts.wrap(encoder.backbone, "forward", f"{name} encoder: backbone forward")
+        parts.wrap(encoder, "forward", f"{name} encoder: necks forward")
+    parts.wrap(densecl, "normalize", "bytes to normalised floats")
+    parts.wrap(densecl, "match", "dense loss: match")
+    parts.wrap(densecl, "gather_matches", "dense loss: match")
+
+    def which_loss(_query: Any, _positive: Any, negatives: Any, _temperature: float) -> str:
+        return "global loss" if negatives is model.global_queue.keys else "dense loss: contrast"
+
+    parts.wrap(densecl, "info_nce", which_loss)
+    parts.wrap(step, "backward", "backward")
+    parts.wrap(step.optimizer, "step", "optimiser")
+    parts.wrap(step.optimizer, "clear_grad", "optimiser")
+    parts.wrap(model, "enqueue", "queues")
+
+    def run() -> dict[str, float]:
+        parts.seconds.clear()
+        begin = time.perf_counter()
+        step()
+        whole = time.perf_counter() - begin
+        return {**parts.seconds, "the rest": whole - sum(parts.seconds.values())}
+
+    return {"step": run}
