@@ -51,6 +51,10 @@ def main() -> int:
     before = machine()
     text, figures = VERBS[args.verb].run(args)
     print(text)
+    if before["load_average"] > 0.3:
+        print(
+            f"\nnote     others use this machine (load average {before['load_average']:.1f}): wall times are disturbed"
+        )
     if args.json is not None:
         whole = {
             "benchmark": args.verb,

@@ -6,11 +6,11 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from benchmarks.measure import (
     CPU,
     Timing,
     at_least,
+    counted,
     interleave,
     quotient,
     ratio_lines,
@@ -32,8 +33,10 @@ from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage,
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import Transform
 
+if TYPE_CHECKING:  # Pillow may be missing
+    from benchmarks.recipes import Recipe
+
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "densecl" / "densecl_r50.yaml"
-_READING = "read and decode"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,18 +87,12 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     }
     from benchmarks import recipes
 
-    parts = {
-        "passl_densecl": _parts(recipes.own(transforms), paths, args.rounds),
-        baseline_name: _parts(baseline, paths, args.rounds),
-    }
-    parts["passl_densecl"]["random streams, the rest"] = results["passl_densecl"]["seconds"]["median"] / len(
-        paths
-    ) - sum(parts["passl_densecl"].values())
+    parts = _parts({"passl_densecl": recipes.own(transforms), baseline_name: baseline}, paths, args.rounds)
     first = cv2.imread(paths[0])
     height, width = (0, 0) if first is None else first.shape[:2]
     text = "\n\n".join([
         f"data     {len(paths):,} images of {args.root} ({left_out} unreadable left out; the first is {width}×{height}), two views "
-        f"each; {args.rounds} rounds; {CPU}, OpenCV on one thread",
+        f"each; {counted(args.rounds, 'round')}; {CPU}, OpenCV on one thread",
         time_table("all images", results),
         _part_table(parts),
         ratio_lines(ratios),
@@ -127,7 +124,7 @@ def chosen(root: str, most: int) -> tuple[ImageSet, int]:
     return ImageSet.from_paths(root, good), len(indices) - len(good)
 
 
-def _baseline(name: str, transforms: Sequence[Transform]) -> tuple[str, Any]:
+def _baseline(name: str, transforms: Sequence[Transform]) -> tuple[str, Recipe]:
     try:
         from benchmarks import recipes
     except ImportError as error:
@@ -149,33 +146,39 @@ def _time(act: Callable[[], None]) -> Timing:
     return timed(act)[0]
 
 
-def _parts(recipe: Any, paths: Sequence[str], rounds: int) -> dict[str, float]:
-    """Seconds of CPU an image (both views) by part: the median of the rounds."""
-    found: dict[str, list[float]] = {}
+def _parts(recipes: Mapping[str, Recipe], paths: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Recipe → part → seconds of CPU an image (both views): the median of the rounds, in which the recipes take turns."""
+    passes: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
     for _ in range(rounds):
-        seconds: dict[str, float] = {}
-
-        def part(name: str, act: Callable[[Any], Any], value: Any, seconds: dict[str, float] = seconds) -> Any:
-            begin = time.process_time()
-            result = act(value)
-            seconds[name] = seconds.get(name, 0.0) + time.process_time() - begin
-            return result
-
-        for path in paths:
-            image = part(_READING, recipe.decode, path)
-            for _ in range(2):
-                view = image
-                for name, step in recipe.steps:
-                    view = part(name, step, view)
-                part("to an array", recipe.finish, view)
-        for name, value in seconds.items():
-            found.setdefault(name, []).append(value / len(paths))
-    return {name: statistics.median(values) for name, values in found.items()}
+        for name, recipe in recipes.items():
+            passes[name].append(_one_pass(recipe, paths))
+    return {
+        name: {part: statistics.median(one[part] for one in found) for part in found[0]}
+        for name, found in passes.items()
+    }
 
 
-def _part_table(parts: dict[str, dict[str, float]]) -> str:
+def _one_pass(recipe: Recipe, paths: Sequence[str]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+
+    def part(name: str, act: Callable[[Any], Any], value: Any) -> Any:
+        begin = time.process_time()
+        result = act(value)
+        seconds[name] = seconds.get(name, 0.0) + (time.process_time() - begin) / len(paths)
+        return result
+
+    for path in paths:
+        image = part("read and decode", recipe.decode, path)
+        for _ in range(2):
+            view = image
+            for name, step in recipe.steps:
+                view = part(name, step, view)
+            part("to an array", recipe.finish, view)
+    return seconds
+
+
+def _part_table(parts: Mapping[str, Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(name for one in parts.values() for name in one))
-    rows = [["ms an image, by part", *parts]]
-    for name in names:
-        rows.append([name, *(f"{one[name] * 1000:.2f}" if name in one else "" for one in parts.values())])
-    return table(rows)
+    rows = [["CPU ms an image, by part", *parts]]
+    rows += [[name, *(f"{one.get(name, 0.0) * 1000:.2f}" for one in parts.values())] for name in names]
+    return table([*rows, ["together", *(f"{sum(one.values()) * 1000:.2f}" for one in parts.values())]])

@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 from benchmarks.data import chosen, source, transforms_of
-from benchmarks.measure import WALL, at_least, own_cores, shown, spread, status_mb, table
+from benchmarks.measure import WALL, at_least, counted, own_cores, shown, spread, status_mb, table
 
 from passl_densecl.data.datasets import PairDataset
 from passl_densecl.errors import InputError
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         around = (baseline[-2] + baseline[-1]) / 2  # measured before and after this number of workers
         found[number]["one_core"] = around
         found[number]["ratio"] = {
-            "what": f"images/s, {number} workers / {max(1, number)} × one core",
+            "what": f"images/s, {counted(number, 'worker')} / {max(1, number)} × one core",
             **spread([rate / (max(1, number) * around) for rate in found[number]["images_per_second"]["epochs"]]),
         }
     cores = len(own_cores())
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
                ["one core, no loader", f"{spread(baseline)['median']:.1f}", f"{min(baseline):.1f} – {max(baseline):.1f}", ""],
                *(_row(number, one) for number, one in found.items())]),
         table([["resident MiB after each epoch", "main", "the workers together"],
-               *([f"{number} workers", _flow(one["resident_mb"]["main"]), _flow(one["resident_mb"]["workers"])]
+               *([counted(number, "worker"), _flow(one["resident_mb"]["main"]), _flow(one["resident_mb"]["workers"])]
                  for number, one in found.items())]),
     ])  # fmt: skip
     return text, {
@@ -107,7 +107,7 @@ def _workers() -> list[Any]:
 
 def _row(number: int, one: dict[str, Any]) -> list[str]:
     rate = one["images_per_second"]
-    return [f"{number} {'worker' if number == 1 else 'workers'}", f"{rate['median']:.1f}",
+    return [f"{counted(number, 'worker')}", f"{rate['median']:.1f}",
             f"{rate['min']:.1f} – {rate['max']:.1f}", shown(one["ratio"])]  # fmt: skip
 
 

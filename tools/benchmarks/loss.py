@@ -12,6 +12,7 @@ from benchmarks.measure import (
     WALL,
     Worker,
     at_least,
+    counted,
     interleave,
     quotient,
     shown,
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "extra_memory": _memory_ratio(memory),
     }
     text = "\n\n".join([
-        f"loss     {args.queries:,} queries, {args.keys:,} keys, {args.dim} long; {args.rounds} rounds, forward and backward; "
-        f"{clock}, {args.threads} {'thread' if args.threads == 1 else 'threads'}",
+        f"loss     {args.queries:,} queries, {args.keys:,} keys, {args.dim} long; {counted(args.rounds, 'round')}, forward and backward; "
+        f"{clock}, {counted(args.threads, 'thread')}",
         time_table("loss", results),
         table([["extra memory", "MiB"], *([name, f"{value['extra_mb']:.0f}"] for name, value in memory.items())]),
         table([["ratio", "median (lowest to highest)"], [ratios["time"]["what"], shown(ratios["time"])],

@@ -7,6 +7,7 @@ import importlib
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import time
 import traceback
@@ -20,7 +21,7 @@ from passl_densecl.errors import InputError
 
 CPU = "CPU time of the process"  # what it computed, whoever else uses the machine
 WALL = "wall time"
-_END_SECONDS = 20.0
+_END_SECONDS = 10.0
 
 
 class Timing(NamedTuple):
@@ -167,6 +168,7 @@ def own_cores() -> list[int]:
 def _serve(
     connection: Connection, build: str, arguments: Sequence[Any], env: dict[str, str], cores: set[int] | None
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everyone; the main process ends this one
     os.environ.update(env)
     if cores is not None:
         os.sched_setaffinity(0, cores)
@@ -241,6 +243,10 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def shown(values: Mapping[str, Any], digits: int = 3) -> str:

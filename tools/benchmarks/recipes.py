@@ -62,9 +62,9 @@ def pillow(transforms: Sequence[Transform], seed: int = 0) -> Recipe:
     return Recipe(open_rgb, [(transform.name, _by_pillow(transform, draw)) for transform in transforms], np.array)
 
 
-def crop_box(width: int, height: int, transform: RandomResizedCrop, draw: random.Random) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a random crop, or of the largest fitting middle one after ten that do not fit."""
-    lowest, highest = transform.ratio
+def crop_box(size: tuple[int, int], transform: RandomResizedCrop, draw: random.Random) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a random crop of a (width, height), or of the largest fitting middle one after ten that do not fit."""
+    (width, height), (lowest, highest) = size, transform.ratio
     for _ in range(10):
         area = width * height * draw.uniform(*transform.scale)
         aspect = math.exp(draw.uniform(math.log(lowest), math.log(highest)))
@@ -84,7 +84,7 @@ def crop_box(width: int, height: int, transform: RandomResizedCrop, draw: random
 def _by_pillow(transform: Transform, draw: random.Random) -> Step:
     if isinstance(transform, RandomResizedCrop):
         side = (transform.size, transform.size)
-        return lambda image: image.crop(crop_box(*image.size, transform, draw)).resize(side, Image.Resampling.BILINEAR)
+        return lambda image: image.crop(crop_box(image.size, transform, draw)).resize(side, Image.Resampling.BILINEAR)
     if isinstance(transform, ColorJitter):
         return lambda image: _jitter(image, transform, draw) if draw.random() < transform.p else image
     if isinstance(transform, RandomGrayscale):

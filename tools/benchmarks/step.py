@@ -15,6 +15,7 @@ from benchmarks.measure import (
     Timing,
     Worker,
     at_least,
+    counted,
     interleave,
     own_cores,
     quotient,
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     sizes = (args.depth, args.size, args.batch, args.queue_len)
     clock = CPU if args.threads == 1 else WALL
     text = [
-        f"step     ResNet-{args.depth}, {args.size} px, batch {args.batch}, queue {args.queue_len:,}, {args.rounds} rounds; "
-        f"{clock}, {args.threads} {'thread' if args.threads == 1 else 'threads'}"
+        f"step     ResNet-{args.depth}, {args.size} px, batch {args.batch}, queue {args.queue_len:,}, {counted(args.rounds, 'round')}; "
+        f"{clock}, {counted(args.threads, 'thread')}"
     ]
     timings = _compared(args, sizes)
     results = {name: summary(values, clock, args.batch) for name, values in timings.items()}
