@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 DEMO_OUTPUT ?= output/demo
 DATA ?=
 
-.PHONY: help demo install test test-fast test-all lint format step-time clean
+.PHONY: help demo install test test-fast test-all lint format benchmark clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -38,8 +38,11 @@ format: install  ## rewrite the files in the project's style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-step-time: install  ## how long a step of DenseCL takes beside one of MoCo-v2, in one run
-	$(RUN) tools/benchmark.py step
+benchmark: install  ## speed and memory against baselines, on the CPU (DATA=DIR also measures reading your images)
+	$(RUN) tools/benchmark.py loss
+	$(RUN) tools/benchmark.py step --profile
+	$(if $(DATA),$(RUN) tools/benchmark.py data --root $(DATA))
+	$(if $(DATA),$(RUN) tools/benchmark.py loader --root $(DATA))
 
 clean:           ## remove the environment and what the demo wrote
 	rm -rf $(VENV) $(DEMO_OUTPUT) log .pytest_cache .ruff_cache

@@ -27,7 +27,7 @@ WITHIN_ENGINE = ["linear", "pretrain"]
 
 
 def sources() -> list[Path]:
-    return sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "tools").glob("*.py")])
+    return sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
 
 
 def module_of(path: Path) -> str:
