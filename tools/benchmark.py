@@ -32,12 +32,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, module in VERBS.items():
-        verb = verbs.add_parser(
-            name,
-            help=module.__doc__,
-            description=module.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        verb = verbs.add_parser(name, help=module.__doc__, description=module.__doc__)
         module.arguments(verb)
         verb.add_argument("--json", type=Path, metavar="F", help="also write every figure there")
     return parser.parse_args()

@@ -41,10 +41,14 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "densecl" / "densecl_
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     source(parser)
-    parser.add_argument("--images", type=int, default=200, metavar="N", help="so many, spread over the folder")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all of them are done by each")
+    parser.add_argument(
+        "--images", type=int, default=200, metavar="N", help="so many, spread over the folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often all of them are done by each (default: %(default)s)"
+    )
     parser.add_argument("--baseline", choices=("auto", "torchvision", "pillow"), default="auto",
-                        help="auto: torchvision where it can be imported, else the same by Pillow alone")  # fmt: skip
+                        help="auto, the default: torchvision where it can be imported, else the same by Pillow alone")  # fmt: skip
 
 
 def source(parser: argparse.ArgumentParser) -> None:

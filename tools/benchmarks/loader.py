@@ -18,10 +18,20 @@ from passl_densecl.errors import InputError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     source(parser)
-    parser.add_argument("--workers", default="0,1,2", metavar="N,N,…", help="numbers of worker processes to try")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32, help="images of a batch")
-    parser.add_argument("--images", type=int, default=512, metavar="N", help="of an epoch, spread over the folder")
+    parser.add_argument(
+        "--workers", default="0,1,2", metavar="N,N,…", help="numbers of worker processes to try (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=3, help="through one iterator, as in training (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="images of a batch (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=512,
+        metavar="N",
+        help="of an epoch, spread over the folder (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

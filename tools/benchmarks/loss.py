@@ -28,11 +28,19 @@ _TEMPERATURE = 0.2
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queries", type=int, default=1568, metavar="N", help="query vectors: 1568 is 32 images × 7×7")
-    parser.add_argument("--keys", type=int, default=65536, metavar="K", help="negatives, the queue's length")
-    parser.add_argument("--dim", type=int, default=128, metavar="D", help="length of a vector")
-    parser.add_argument("--rounds", type=int, default=5, help="timed pairs")
-    parser.add_argument("--threads", type=int, default=1, help="of the matrix kernels")
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=1568,
+        metavar="N",
+        help="query vectors: 1568 is 32 images × 7×7 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keys", type=int, default=65536, metavar="K", help="negatives, the queue's length (default: %(default)s)"
+    )
+    parser.add_argument("--dim", type=int, default=128, metavar="D", help="length of a vector (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed pairs (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of the matrix kernels (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -37,12 +37,16 @@ _NAMES = {"densecl": "DenseCL (λ = 0.5)", "moco_v2": "MoCo-v2 (λ = 0)", "torch
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--depth", type=int, default=50, help=f"of the ResNet: {', '.join(map(str, DEPTHS))}")
-    parser.add_argument("--size", type=int, default=224, help="pixels a side")
-    parser.add_argument("--batch", type=int, default=8, help="images of one micro-batch")
-    parser.add_argument("--queue_len", type=int, default=65536)
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each")
-    parser.add_argument("--threads", type=int, default=1, help="of the kernels (not with --processes: one each)")
+    parser.add_argument(
+        "--depth", type=int, default=50, help=f"of the ResNet: {', '.join(map(str, DEPTHS))} (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=int, default=224, help="pixels a side (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="images of one micro-batch (default: %(default)s)")
+    parser.add_argument("--queue_len", type=int, default=65536, help="keys in the queue (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the kernels (not with --processes: one each) (default: %(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="N",
                         help="also: N micro-batches by one process on one core, and by N processes on N cores")  # fmt: skip
     parser.add_argument("--torch", action="store_true", help="also: the same step in plain torch, in both layouts")
