@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 
 from passl_densecl import transforms
-from passl_densecl.data.datasets import ImageSet, Transforms, UndecodableImage, decode
+from passl_densecl.data.datasets import ImageSet, Transforms, UndecodableImage
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, feature_maps
 from passl_densecl.models import match
@@ -163,7 +163,7 @@ def _draw_pairs(
     for number in numbers:
         rng = np.random.default_rng([seed, number])
         try:
-            image = decode(image_set.path(number % len(image_set)))
+            image = image_set.decode(number % len(image_set))
         except UndecodableImage:
             continue
         query, key = (draw_view(rng, image.shape[0], image.shape[1], size, scale, flip) for _ in range(2))

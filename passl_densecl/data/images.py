@@ -1,0 +1,102 @@
+"""Which files count as images, reading them, and pixels from their bytes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import cv2
+import numpy as np
+
+from passl_densecl.data.words import printable
+from passl_densecl.errors import InputError
+
+__all__ = [
+    "COUNTED_AS",
+    "EXTENSIONS",
+    "UndecodableImage",
+    "counted",
+    "decode",
+    "decode_bytes",
+    "extension",
+    "read_file",
+]
+
+EXTENSIONS = frozenset(
+    ["jpg", "jpeg", "jpe", "png", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"]
+    + [extension for extension in ("webp", "jp2", "gif", "avif") if cv2.haveImageWriter("." + extension)]
+)
+"""Lower-case endings, without the dot, of the files that count as images: those that the installed OpenCV decodes."""
+
+COUNTED_AS = {extension: extension for extension in EXTENSIONS} | {"jpeg": "jpg", "jpe": "jpg", "tiff": "tif"}
+"""Ending of an image file → the name that it is counted under."""
+
+_READ_RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # from OpenCV 4.11 on: without a pass over the pixels to swap channels
+
+
+def extension(name: bytes) -> str:
+    """Lower case, without the dot; "" without one."""
+    return os.fsdecode(os.path.splitext(name)[1][1:]).lower()
+
+
+def counted(kinds: Counter[str]) -> str:
+    """Endings and their numbers, the most frequent first: "11,902 jpg, 516 png"."""
+    merged: Counter[str] = Counter()
+    for kind, count in kinds.items():
+        merged[COUNTED_AS.get(kind, "." + kind if kind else "unnamed kind")] += count
+    ordered = sorted(merged.items(), key=lambda item: (-item[1], item[0]))
+    most = 5 if len(ordered) <= 5 else 4
+    shown = [f"{count:,} {printable(kind)}" for kind, count in ordered[:most]]
+    if len(ordered) > most:
+        shown.append(f"{sum(count for _, count in ordered[4:]):,} others")
+    return ", ".join(shown)
+
+
+class UndecodableImage(InputError):
+    """A file that is not a readable image. ``path`` and ``reason`` are attributes."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UndecodableImage], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def decode(path: str) -> np.ndarray:
+    """An image file → uint8 H×W×3, RGB, upright as its EXIF orientation says.
+
+    Grey, palette and CMYK images become RGB and 16 bits become 8. Alpha is dropped, as by ``convert("RGB")``
+    of Pillow and so in torchvision's data sets (TIFF excepted: OpenCV multiplies its colours with alpha).
+
+    Raises:
+        UndecodableImage: the file cannot be read, is cut short, or is no image.
+    """
+    return decode_bytes(read_file(path), path)
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file, whatever its name. Raises :class:`UndecodableImage` when it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # not cv2.imread, which fails on names that are no UTF-8
+            return file.readall()
+    except OSError as error:
+        raise UndecodableImage(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def decode_bytes(data: bytes, path: str) -> np.ndarray:
+    """The bytes of an image file → uint8 H×W×3, as by :func:`decode`; ``path`` is only named in the error.
+
+    Raises:
+        UndecodableImage: cut short, or no image.
+    """
+    if not data:
+        raise UndecodableImage(path, "the file is empty (0 bytes)")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_RGB or cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise UndecodableImage(path, f"refused by OpenCV ({error.err})") from error
+    if image is None:
+        raise UndecodableImage(path, f"damaged, cut short or no image ({len(data):,} bytes, first {data[:4]!r})")
+    return image if _READ_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

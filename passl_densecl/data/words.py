@@ -1,0 +1,30 @@
+"""Words for messages: names that are no UTF-8, lists, plurals, suggestions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = ["listed", "plural", "printable", "suggestion"]
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """The first ``limit`` names in quotes, and how many more there are."""
+    shown = ", ".join(repr(printable(name)) for name in names[:limit])
+    return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+
+
+def plural(count: int, word: str) -> str:
+    """``word``, with an ending unless ``count`` is 1."""
+    return word if count == 1 else word + ("es" if word.endswith("s") else "s")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean …?", or "" when nothing is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def printable(path: str) -> str:
+    """File names may hold bytes that are no UTF-8; a message must not fail because of them."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
