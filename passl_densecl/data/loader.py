@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import mmap
 import multiprocessing
-import os
 import signal
 import time
 import traceback
@@ -32,6 +31,7 @@ import numpy as np
 import paddle
 
 from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, Transforms
+from passl_densecl.data.parallel import available_cores
 from passl_densecl.errors import InputError
 
 __all__ = [
@@ -515,7 +515,7 @@ def choose_workers(requested: int | Literal["auto"], *, batch_bytes: int, world_
     """
     if "fork" not in multiprocessing.get_all_start_methods():
         return 0, "no workers: this system cannot fork processes, images are loaded by the training process"
-    cores = _available_cores()
+    cores = available_cores()
     count = max(1, min(_AUTO_MOST, cores // world_size_local)) if requested == "auto" else requested
     free = _available_memory()
     if free is None or count == 0:
@@ -536,19 +536,6 @@ def choose_workers(requested: int | Literal["auto"], *, batch_bytes: int, world_
         if count * world_size_local > cores:
             why += f", on {cores} {'core' if cores == 1 else 'cores'}"
     return fitting, f"{fitting} {'worker' if fitting == 1 else 'workers'} ({why})"
-
-
-def _available_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return cores
 
 
 def _available_memory() -> int | None:

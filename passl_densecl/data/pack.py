@@ -81,6 +81,8 @@ def open_pack(file: str) -> Pack:
     version = _version(file)
     with _lock:
         header, paths, labels = (_get(file, version, key) for key in (_HEADER, _PATHS, _LABELS))
+        if header is None or paths is None:
+            _close(file)
     if header is None or paths is None:
         raise InputError(
             f"{printable(file)} is an LMDB file, but no finished pack of images; make one with tools/pack_data.py"
@@ -128,14 +130,18 @@ def _key(number: int) -> bytes:
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
-_environments: dict[str, Any] = {}  # file → lmdb.Environment of this process
+_environments: dict[str, tuple[tuple[int, int], Any]] = {}  # file → (version, lmdb.Environment) of this process
 _lock = threading.Lock()  # a fork waits for readers in other threads
 
 
 def _close_environments() -> None:
     _lock.acquire()
-    while _environments:
-        _environments.popitem()[1].close()
+    for file in list(_environments):
+        _close(file)
+
+
+def _close(file: str) -> None:
+    _environments.pop(file)[1].close()
 
 
 os.register_at_fork(before=_close_environments, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -145,14 +151,15 @@ def _get(file: str, version: tuple[int, int], key: bytes) -> bytes | None:
     """A copy of one record; the caller holds the lock."""
     lmdb = _lmdb(file)
     try:
-        environment = _environments.get(file)
-        if environment is None:
+        opened, environment = _environments.get(file, (None, None))
+        if environment is None or opened != version:
             if _version(file) != version:
                 raise InputError(f"{printable(file)} was changed since it was opened; start again")
+            if environment is not None:  # of a file that had this name before
+                _close(file)
             _check_whole(file)
-            environment = _environments[file] = lmdb.open(
-                file, subdir=False, readonly=True, lock=False, create=False, max_readers=1
-            )
+            environment = lmdb.open(file, subdir=False, readonly=True, lock=False, create=False, max_readers=1)
+            _environments[file] = version, environment
         with environment.begin() as transaction:
             return transaction.get(key)
     except lmdb.Error as error:

@@ -363,7 +363,7 @@ def test_settings_that_cannot_work(images):
 
 def test_choose_workers(monkeypatch):
     def machine(cores, memory):
-        monkeypatch.setattr(loader_module, "_available_cores", lambda: cores)
+        monkeypatch.setattr(loader_module, "available_cores", lambda: cores)
         monkeypatch.setattr(loader_module, "_available_memory", lambda: memory)
 
     machine(cores=6, memory=64 * 2**30)

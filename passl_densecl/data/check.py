@@ -1,0 +1,136 @@
+"""Is every image of a set readable, and what is in it?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from passl_densecl.data.image_set import ImageSet
+from passl_densecl.data.images import COUNTED_AS, UndecodableImage, decode_bytes, extension
+from passl_densecl.data.parallel import Death, in_processes
+
+__all__ = ["Report", "check_images", "contents"]
+
+
+class _Found(NamedTuple):
+    kind: str
+    colours: str
+    width: int
+    height: int
+    size: int
+
+
+@dataclass
+class Report:
+    """What a check found in N images.
+
+    Attributes:
+        bad: (index, reason) of every image that cannot be decoded, in the order of the set.
+        kinds: format by the contents → number of images.
+        colours: "RGB", "grey", "alpha", "palette", "CMYK" → number of images.
+        misnamed: images whose name ends like another format; they decode all the same.
+        sizes: (M, 2) int64, width and height in pixels of the images that decode, upright.
+        file_bytes: of those images together.
+    """
+
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    colours: Counter[str] = field(default_factory=Counter)
+    misnamed: int = 0
+    sizes: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    file_bytes: int = 0
+
+    def reasons(self) -> Counter[str]:
+        """Why images are bad, without what differs from one to the other."""
+        return Counter(reason.split(" (")[0] for _, reason in self.bad)
+
+    def quantiles(self) -> list[tuple[int, int]]:
+        """(width, height) of the smallest, the median and the largest image, by their number of pixels."""
+        order = np.argsort(self.sizes.prod(axis=1), kind="stable")
+        return [tuple(self.sizes[order[at]].tolist()) for at in (0, len(order) // 2, -1)] if len(order) else []
+
+
+def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, int], None]) -> Report:
+    """Decode every image in ``num_workers`` ≥ 1 processes; ``progress(done, bad)`` is called after each of them.
+
+    An image on which the decoder dies is bad like any other.
+    """
+
+    def look(index: int) -> _Found | str:
+        try:
+            data = images.read(index)
+            pixels = decode_bytes(data, images.path(index))
+        except UndecodableImage as failure:
+            return failure.reason
+        return _Found(*contents(data), pixels.shape[1], pixels.shape[0], len(data))
+
+    report = Report()
+    sizes = np.zeros((len(images), 2), np.int64)
+    for index, found in enumerate(in_processes(look, len(images), num_workers)):
+        if isinstance(found, Death):
+            report.bad.append((index, f"kills the decoder ({found.cause})"))
+        elif isinstance(found, str):
+            report.bad.append((index, found))
+        else:
+            report.kinds[found.kind] += 1
+            report.colours[found.colours] += 1
+            report.misnamed += _kind_of(images.relative_path(index)) not in (found.kind, None)
+            report.file_bytes += found.size
+            sizes[index] = found.width, found.height
+        progress(index + 1, len(report.bad))
+    report.sizes = sizes[sizes.any(axis=1)]
+    return report
+
+
+_SIGNATURES = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+    b"\0\0\0\x0cjP  ": "jp2",
+}
+_PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "alpha", 6: "alpha"}
+_JPEG_COLOURS = {1: "grey", 3: "RGB", 4: "CMYK"}
+_ALIKE = {"dib": "bmp", "pgm": "pnm", "pbm": "pnm", "ppm": "pnm"}
+
+
+def contents(data: bytes) -> tuple[str, str]:
+    """(format, colours) by the first bytes of an image file; "other" for a format and "RGB" for colours not told."""
+    kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "other")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp", "alpha" if data[12:16] == b"VP8X" and data[20] & 0x10 else "RGB"
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif", "RGB"
+    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
+        return "pnm", "RGB" if data[1:2] in b"36" else "grey"
+    if kind == "png":
+        return kind, _PNG_COLOURS.get(data[25], "RGB") if len(data) > 25 else "RGB"
+    if kind == "jpg":
+        return kind, _JPEG_COLOURS.get(_jpeg_components(data), "RGB")
+    return kind, "palette" if kind == "gif" else "RGB"
+
+
+def _jpeg_components(data: bytes) -> int:
+    """How many colour channels the frame header declares; 0 when there is none."""
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[at + 9]
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
+
+
+def _kind_of(path: bytes) -> str | None:
+    """The format that a name promises; None when it promises none."""
+    kind = COUNTED_AS.get(extension(path))
+    return _ALIKE.get(kind, kind) if kind else None

@@ -1,0 +1,183 @@
+"""A function of a number, for many numbers, in processes that may die: a death costs one result and is named."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+
+__all__ = ["Death", "available_cores", "in_processes"]
+
+T = TypeVar("T")
+_CHUNK = 8  # numbers that a process takes at a time
+_AHEAD = 4  # chunks a process that may wait for an earlier one
+
+
+class Death(NamedTuple):
+    """In place of a result: the process that computed it died of this ("signal 11", "exit code 1")."""
+
+    cause: str
+
+
+@dataclass
+class _Chunk:
+    number: int
+    missing: list[int]
+    results: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Worker(Generic[T]):
+    process: BaseProcess
+    connection: Connection
+    chunk: _Chunk | None = None
+
+
+def in_processes(function: Callable[[int], T], count: int, num_workers: int) -> Generator[T | Death, None, None]:
+    """``function(0), …, function(count - 1)`` in this order, computed by ``num_workers`` ≥ 1 forked processes.
+
+    Where a process dies, the number that it was at gets a :class:`Death` and another process takes its place. Only a few
+    results wait at any time. What the processes write to standard error is dropped (decoders are talkative). Closing the
+    generator ends the processes.
+
+    Raises:
+        RuntimeError: ``function`` raised an exception; its traceback is in the message.
+    """
+    context = multiprocessing.get_context("fork")
+    current = np.frombuffer(mmap.mmap(-1, 8 * num_workers), np.int64)  # shared: the number that each one is at
+    current[:] = -1
+    workers: list[_Worker[T] | None] = [None] * num_workers
+    finished: dict[int, _Chunk] = {}
+    chunks = -(-count // _CHUNK)
+    sent = wanted = 0
+
+    def start(place: int) -> _Worker[T]:
+        ours, theirs = context.Pipe()
+        open_here = [ours, *(worker.connection for worker in workers if worker is not None)]
+        process = context.Process(target=_work, args=(function, current, place, theirs, open_here), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def send(place: int, chunk: _Chunk) -> None:
+        worker = workers[place] or start(place)
+        workers[place] = worker
+        worker.chunk = chunk
+        with contextlib.suppress(OSError):  # it is dead: found out below
+            worker.connection.send(chunk.missing)
+
+    try:
+        while wanted < chunks:
+            for place in range(num_workers):
+                worker = workers[place]
+                if (worker is None or worker.chunk is None) and sent < min(chunks, wanted + _AHEAD * num_workers):
+                    send(place, _Chunk(sent, list(range(sent * _CHUNK, min((sent + 1) * _CHUNK, count)))))
+                    sent += 1
+            busy = [worker for worker in workers if worker is not None and worker.chunk is not None]
+            wait([part for worker in busy for part in (worker.connection, worker.process.sentinel)])
+            for place in range(num_workers):
+                worker = workers[place]
+                if worker is None or worker.chunk is None:
+                    continue
+                chunk = worker.chunk
+                answer = _answer(worker)
+                if isinstance(answer, str):
+                    raise RuntimeError(f"in a worker process:\n{answer}")
+                if isinstance(answer, list):
+                    chunk.results.update(zip(chunk.missing, answer, strict=True))
+                elif isinstance(answer, Death):
+                    at = int(current[place])
+                    if at not in chunk.missing:
+                        raise RuntimeError(f"a worker process died at its start ({answer.cause})")
+                    chunk.results[at] = answer
+                    chunk.missing.remove(at)
+                    worker.connection.close()
+                    workers[place], current[place] = None, -1
+                    if chunk.missing:
+                        send(place, chunk)
+                        continue
+                else:
+                    continue
+                worker.chunk = None
+                finished[chunk.number] = chunk
+            while wanted in finished:
+                results = finished.pop(wanted).results
+                wanted += 1
+                yield from (results[number] for number in sorted(results))
+    finally:
+        for worker in workers:
+            if worker is not None:
+                worker.process.kill()  # nothing that it has begun is of value
+                worker.process.join()
+                worker.connection.close()
+
+
+def _answer(worker: _Worker[Any]) -> list[Any] | str | Death | None:
+    """Results, a traceback, a death, or None when there is nothing yet."""
+    alive = worker.process.is_alive()  # asked first: what a process sends before it ends is in the pipe by then
+    try:
+        if worker.connection.poll():
+            return worker.connection.recv()
+    except (EOFError, OSError):
+        alive = False
+    if alive:
+        return None
+    worker.process.join()
+    code = worker.process.exitcode
+    return Death(f"signal {-code}" if code is not None and code < 0 else f"exit code {code}")
+
+
+def _work(
+    function: Callable[[int], Any],
+    current: np.ndarray,
+    place: int,
+    connection: Connection,
+    open_here: list[Connection],
+) -> None:
+    """The life of a process: a list of numbers in, a list of results out, until the connection ends."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # they often reach the whole group; the main process decides
+        signal.signal(name, signal.SIG_IGN)
+    for other in open_here:  # an end that stays open here would hide the main process's death from the others
+        other.close()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    cv2.setNumThreads(0)
+    while True:
+        try:
+            numbers = connection.recv()
+        except (EOFError, OSError):
+            return
+        answer: list[Any] | str = []
+        try:
+            for number in numbers:
+                current[place] = number
+                answer.append(function(number))
+        except Exception:
+            answer = traceback.format_exc()
+        try:
+            connection.send(answer)
+        except OSError:
+            return
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return cores
