@@ -52,7 +52,7 @@ class PretrainModelConfig(BackboneConfig):
 
 
 class ImagesConfig(Section):
-    root: str = Field(description="folder of images")
+    root: str = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
     list_file: str | None = Field(None, description="text file that lists images relative to root; null takes them all")
 
 

@@ -123,7 +123,9 @@ def test_every_make_target_exists(name):
 
 def test_every_option_is_accepted():
     calls = tool_calls()
-    assert {"tools/train.py", "tools/extract_weight.py", "tools/visualize.py"} <= {call.script for call in calls}
+    assert {"tools/train.py", "tools/extract_weight.py", "tools/visualize.py", "tools/pack_data.py"} <= {
+        call.script for call in calls
+    }
     for call in calls:
         verb = call.words[0] if call.script in ("tools/visualize.py", "tools/evaluate.py") else ""
         used = {word.partition("=")[0] for word in call.words if word.startswith("-")}
@@ -170,6 +172,10 @@ def test_later_commands_use_what_earlier_ones_wrote():
         for path in read_here:
             folder = "/".join(path.split("/")[:2])
             assert path.startswith("-") or path == "random" or folder in written, call
+        for setting in call.values("-o", "--override"):
+            assert not setting.endswith(".lmdb") or setting.partition("=")[2] in written, call
+        if call.script == "tools/pack_data.py":
+            written.add(call.words[1])
         if call.script == "tools/train.py" and "--check" not in call.words:
             config = load_config(ROOT / call.values("-c")[0], call.values("-o"))
             written.add(str(config.run_dir))
