@@ -100,6 +100,22 @@ def test_few_results_wait(tmp_path):
     assert 3 <= len(list(tmp_path.iterdir())) < 200
 
 
+def test_few_results_wait_for_a_slow_one(tmp_path):
+    def slow_first(number: int) -> int:
+        if number > 0:
+            (tmp_path / str(number)).touch()
+            return number
+        while not (tmp_path / "60").exists():
+            pass
+        for _ in range(500):  # time enough for the other process to go on, if it may
+            os.listdir(tmp_path)
+        return len(os.listdir(tmp_path))
+
+    results = in_processes(slow_first, 10_000, 2)
+    assert next(results) < 64  # type: ignore[operator]
+    results.close()
+
+
 # --- contents ------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +138,7 @@ def encoded(mode: str, kind: str, size: tuple[int, int] = (20, 10), **options) -
         ("RGBA", "PNG", {}, ("png", "alpha")),
         ("LA", "PNG", {}, ("png", "alpha")),
         ("RGB", "WEBP", {}, ("webp", "RGB")),
+        ("RGBA", "WEBP", {}, ("webp", "alpha")),
         ("RGB", "BMP", {}, ("bmp", "RGB")),
         ("RGB", "TIFF", {}, ("tif", "RGB")),
         ("RGB", "PPM", {}, ("pnm", "RGB")),

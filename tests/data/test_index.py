@@ -192,6 +192,15 @@ def test_a_folder_that_has_just_changed_is_not_trusted(tree, caches, monkeypatch
         assert listings == [str(tree / "b")]
 
 
+def test_one_that_is_not_trusted_is_left_out_of_the_index(tree, caches, listings):
+    os.utime(tree / "b", ns=(4 * 10**18, 4 * 10**18))  # a clock that runs ahead
+    result(tree)
+    for _ in range(2):
+        listings.clear()
+        result(tree)
+        assert listings == [str(tree / "b")]
+
+
 def test_small_trees_have_no_index(tree, caches, monkeypatch):
     monkeypatch.setattr(walk, "_MANY_FILES", 10_000)
     monkeypatch.setattr(walk, "_LONG_SECONDS", 60)
