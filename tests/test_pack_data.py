@@ -81,7 +81,8 @@ def test_stopped_on_the_way(tmp_path, number):
     (tmp_path / "list.txt").write_text("0.png\n" * 20_001)
     words = command(root, "new.lmdb", "--list_file", tmp_path / "list.txt", "--shorter_side", "4", "--workers", "1")
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "new.lmdb.partial").exists():
+        partial = tmp_path / "new.lmdb.partial"
+        while not (partial.exists() and partial.stat().st_size):
             assert process.poll() is None
         process.send_signal(number)
         process.communicate(timeout=60)

@@ -11,6 +11,7 @@ file and process, opened when the first record is read and closed before every f
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -240,31 +241,32 @@ def write_pack(
     lmdb = _lmdb(output)
     partial = output + ".partial"
     _check_absent(output)
+    claim, busy = None, False
     try:
         claim = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"cannot write {printable(partial)}: {error.strerror or error}") from error
-    try:
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            busy = True
             raise InputError(f"{printable(partial)} is being written by another process; wait for it") from None
-        try:
-            os.ftruncate(claim, 0)  # what is left of an attempt that was killed
-            _fill(lmdb, partial, chain(_numbered(records, len(paths)), _about(paths, labels, classes, shorter_side)))
-            if os.path.getsize(partial) < (needed := _bytes_needed(partial) or 0):
-                os.truncate(partial, needed)  # pages that LMDB counts without having written to them
-            os.fsync(claim)
-            _check_absent(output)
-            os.rename(partial, output)
-            _sync_folder(os.path.dirname(os.path.abspath(output)))
-        except BaseException:
-            os.unlink(partial)
-            raise
-    except (lmdb.Error, OSError) as error:
-        raise InputError(f"cannot write {printable(output)}: {error}") from error
+        os.ftruncate(claim, 0)  # what is left of an attempt that was killed
+        _fill(lmdb, partial, chain(_numbered(records, len(paths)), _about(paths, labels, classes, shorter_side)))
+        if os.path.getsize(partial) < (needed := _bytes_needed(partial) or 0):
+            os.truncate(partial, needed)  # pages that LMDB counts without having written to them
+        os.fsync(claim)
+        _check_absent(output)
+        os.rename(partial, output)
+        _sync_folder(os.path.dirname(os.path.abspath(output)))
+    except BaseException as error:
+        if claim is not None and not busy:
+            with contextlib.suppress(FileNotFoundError):  # it was renamed already
+                os.unlink(partial)
+        if isinstance(error, (lmdb.Error, OSError)):
+            raise InputError(f"cannot write {printable(output)}: {error}") from error
+        raise
     finally:
-        os.close(claim)
+        if claim is not None:
+            os.close(claim)
     return os.path.getsize(output)
 
 

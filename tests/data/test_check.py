@@ -5,7 +5,11 @@ from __future__ import annotations
 import faulthandler
 import io
 import os
+import select
 import signal
+import subprocess
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +23,8 @@ from PIL import Image
 from passl_densecl.data.check import check_images, contents
 from passl_densecl.data.datasets import EXTENSIONS, scan_images
 from passl_densecl.data.parallel import Death, in_processes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +90,26 @@ def test_leaving_early_ends_the_processes():
     assert len(active_children()) == 3
     results.close()
     assert active_children() == []
+
+
+def test_they_end_when_the_main_process_is_killed():
+    """All of them hold one end of a pipe; it is closed when the last one has ended."""
+    code = """
+        import os, signal
+        from passl_densecl.data.parallel import in_processes
+        results = in_processes(lambda number: number, 1000, 3)
+        for _ in range(60):
+            next(results)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, pass_fds=[writer], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    os.close(writer)
+    assert select.select([reader], [], [], 30)[0]
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_few_results_wait(tmp_path):
