@@ -92,13 +92,14 @@ def test_data(tmp_path, photos):
 
 
 def test_loss(tmp_path):
-    text, figures = measure(tmp_path, "loss", "--queries", 32, "--keys", 16384, "--dim", 16, "--rounds", 2)
+    text, figures = measure(tmp_path, "loss", "--queries", 512, "--keys", 32768, "--dim", 16, "--rounds", 2)
     check_ratio(figures, "time", "streamed", "concatenated")
     memory = figures["memory"]
     for one in memory.values():
         assert one["extra_mb"] == pytest.approx(one["peak_mb"] - one["before_mb"])
-    logits_mb = 32 * 16384 * 4 / 2**20
+    logits_mb = 512 * 32768 * 4 / 2**20
     assert memory["concatenated"]["extra_mb"] > 2 * logits_mb  # at least the logits and their softmax
+    assert memory["streamed"]["extra_mb"] < logits_mb
     assert figures["ratios"]["extra_memory"]["median"] == pytest.approx(
         memory["streamed"]["extra_mb"] / memory["concatenated"]["extra_mb"]
     )
