@@ -98,17 +98,21 @@ class _TrainingLoader:
         wait_seconds: how long the consumer waited for the last step's data.
     """
 
+    _dataset_type: type[PairDataset] | type[LabelledDataset]
+
     def __init__(
         self,
-        dataset: PairDataset | LabelledDataset,
+        image_set: ImageSet,
+        transforms: Transforms,
         *,
         seed: int,
         batch_size: int,
-        rank: int,
-        world_size: int,
-        num_workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
     ) -> None:
         _check_ranks(batch_size, rank, world_size)
+        dataset = self._dataset_type(image_set, transforms, seed)
         if len(dataset) < batch_size:
             raise InputError(
                 f"batch_size {batch_size:,} is more than the {len(dataset):,} images; "
@@ -154,25 +158,7 @@ class PairLoader(_TrainingLoader):
         InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
     """
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        transforms: Transforms,
-        *,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            PairDataset(image_set, transforms, seed),
-            seed=seed,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-        )
+    _dataset_type = PairDataset
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
@@ -187,25 +173,7 @@ class LabelledLoader(_TrainingLoader):
         InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
     """
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        transforms: Transforms,
-        *,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            LabelledDataset(image_set, transforms, seed),
-            seed=seed,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-        )
+    _dataset_type = LabelledDataset
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, LabelledBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
