@@ -60,6 +60,10 @@ class Crop(NamedTuple):
     height: int
     width: int
 
+    def reduced(self, factor: int) -> Crop:
+        """The same rectangle of the image whose sides are ``factor`` times shorter, to the nearest pixel."""
+        return self if factor == 1 else Crop(*(round(value / factor) for value in self))
+
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 H×W×3 → uint8 height×width×3: bilinear, with anti-aliasing where the image shrinks.

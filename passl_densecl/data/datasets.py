@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from passl_densecl import transforms
 from passl_densecl.data.image_set import ImageSet, check_decodable
-from passl_densecl.data.images import EXTENSIONS, UndecodableImage, decode
+from passl_densecl.data.images import EXTENSIONS, UndecodableImage, decode, decode_bytes
+from passl_densecl.data.jpeg import upright_size
 from passl_densecl.data.scan import scan_images
+from passl_densecl.transforms import RandomResizedCrop, apply, resized_crop
 
 __all__ = [
     "EXTENSIONS",
@@ -51,11 +52,8 @@ class PairDataset:
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.int64, np.int64]:
         epoch, index = key
-        image, used = _decode_or_next(self.image_set, index)
-        query, key_view = (
-            transforms.apply(self.transforms, image, np.random.default_rng([self.seed, epoch, index, view]))
-            for view in (0, 1)
-        )
+        seeds = [[self.seed, epoch, index, view] for view in (0, 1)]
+        (query, key_view), used = _views_or_next(self.image_set, index, self.transforms, seeds)
         return query, key_view, np.int64(index), np.int64(-1 if used == index else index)
 
 
@@ -80,21 +78,42 @@ class LabelledDataset:
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.int64]:
         epoch, index = key
-        image, used = _decode_or_next(self.image_set, index)
-        image = transforms.apply(self.transforms, image, np.random.default_rng([self.seed, epoch, index, 0]))
+        seeds = [[self.seed, epoch, index, 0]]
+        (image,), used = _views_or_next(self.image_set, index, self.transforms, seeds)
         label = -1 if self.image_set.labels is None else self.image_set.labels[used]
         return image, np.int64(label), np.int64(index), np.int64(-1 if used == index else index)
 
 
-def _decode_or_next(image_set: ImageSet, index: int) -> tuple[np.ndarray, int]:
-    """The image, or the first of those after it (around the end) that decodes; and which one it is."""
+def _views_or_next(
+    image_set: ImageSet, index: int, transforms: Transforms, seeds: Sequence[Sequence[int]]
+) -> tuple[list[np.ndarray], int]:
+    """Views of the image, or of the first of those after it (around the end) that decodes; and which one it is."""
     first: UndecodableImage | None = None
     tries = min(_REPLACEMENT_TRIES, len(image_set))
     for step in range(tries):
         used = (index + step) % len(image_set)
         try:
-            return image_set.decode(used), used
+            return _views(image_set.read(used), image_set.path(used), transforms, seeds), used
         except UndecodableImage as failure:
             first = first or failure
     assert first is not None
     raise UndecodableImage(first.path, f"{first.reason}; nor can any of the {tries - 1} images after it be decoded")
+
+
+def _views(data: bytes, path: str, transforms: Transforms, seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """The transformed image, once for each seed; a large JPEG is decoded no larger than the first crops need it."""
+    rngs = [np.random.default_rng(seed) for seed in seeds]
+    size = upright_size(data) if transforms and isinstance(transforms[0], RandomResizedCrop) else None
+    if size is not None:
+        crop, *rest = transforms
+        assert isinstance(crop, RandomResizedCrop)
+        rectangles = [crop.draw(rng, *size) for rng in rngs]
+        shortest = min(min(rectangle.height, rectangle.width) for rectangle in rectangles)
+        reduction = next(factor for factor in (8, 4, 2, 1) if factor == 1 or shortest >= factor * crop.size)
+        image = decode_bytes(data, path, reduction)
+        if image.shape[:2] == tuple(-(-side // reduction) for side in size):
+            crops = [resized_crop(image, *rectangle.reduced(reduction), size=crop.size) for rectangle in rectangles]
+            return [apply(rest, view, rng) for view, rng in zip(crops, rngs, strict=True)]
+        rngs = [np.random.default_rng(seed) for seed in seeds]  # the header was wrong: once more, from the pixels
+    image = decode_bytes(data, path)
+    return [apply(transforms, image, rng) for rng in rngs]
