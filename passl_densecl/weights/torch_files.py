@@ -188,8 +188,6 @@ class Storage(StandIn):
     def __init__(
         self, key: str, dtype: np.dtype | None, count: int, load: Callable[[], tuple[bytes, ByteOrder]] | None = None
     ) -> None:
-        if type(count) is not int or count < 0:
-            raise UnfitError(f"storage {key!r} of {describe(count)} values")
         self.key, self.dtype, self.count, self._load = key, dtype, count, load  # dtype None: bytes of any type
         self.users = 0
         self.order: ByteOrder = "<"
@@ -538,6 +536,8 @@ class _TorchUnpickler(PlainUnpickler):
         _, kind, key, _location, count, *view = pid
         if not isinstance(kind, _StorageType) or not isinstance(key, str) or any(part is not None for part in view):
             raise UnfitError(f"a storage that is {describe(key)}, of {describe(kind)}")
+        if type(count) is not int or count < 0:
+            raise UnfitError(f"storage {key!r} of {describe(count)} values")
         return self._storage(key, kind.dtype, count)
 
     def load_newobj(self: Any) -> None:
