@@ -44,6 +44,7 @@ from passl_densecl.weights.plain import (
     describe,
     empty_array,
     not_plain,
+    widened,
 )
 
 ZIP_START = b"PK\x03\x04"
@@ -234,23 +235,23 @@ class TensorStandIn(StandIn):
         shape, strides = check_shape(self.shape), check_shape(self.strides)
         if len(shape) != len(strides) or type(self.offset) is not int or self.offset < 0:
             raise UnfitError(f"tensor {list(shape)} at {describe(self.offset)} with {describe(strides)} as strides")
-        widened = self.dtype == _BFLOAT16
-        dtype: np.dtype = np.dtype("u2") if widened else self.dtype
+        is_bfloat16 = self.dtype == _BFLOAT16
+        dtype: np.dtype = np.dtype("u2") if is_bfloat16 else self.dtype
         if math.prod(shape) == 0:
-            return empty_array(shape, np.dtype("f4") if widened else dtype)
+            return empty_array(shape, np.dtype("f4") if is_bfloat16 else dtype)
         last = self.offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         available = self.storage.count * self.storage.itemsize // dtype.itemsize
         if last >= available:
             raise UnfitError(
                 f"tensor {list(shape)} that ends at value {last + 1:,} of storage {self.storage.key!r}, which has {available:,}"
             )
-        budget.charge(math.prod(shape) * (4 if widened else dtype.itemsize))
+        budget.charge(math.prod(shape) * (4 if is_bfloat16 else dtype.itemsize))
         values = self.storage.values(dtype)
         view = np.lib.stride_tricks.as_strided(
             values[self.offset :], shape, [stride * dtype.itemsize for stride in strides], writeable=False
         )
-        if widened:
-            return (view.astype("u4", order="C") << 16).view("f4")
+        if is_bfloat16:
+            return widened(view)
         return view.astype(dtype.newbyteorder("="), order="C", copy=True)
 
 

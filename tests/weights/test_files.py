@@ -97,7 +97,9 @@ def test_equal_content_gives_equal_bytes(tmp_path, suffix):
     content, card = state(), Card(kind="backbone", step=3)
     paths = [tmp_path / f"{name}{suffix}" for name in ("a", "b", "c", "d")]
     write_weights(paths[0], content, card=card)
-    write_weights(paths[1], {"".join(name): array.copy(order="F") for name, array in content.items()}, card=card.to_dict())
+    write_weights(
+        paths[1], {"".join(name): array.copy(order="F") for name, array in content.items()}, card=card.to_dict()
+    )
     write_weights(paths[2], content, card=card.replace(step=4))
     write_weights(paths[3], content)
     a, b, c, d = (path.read_bytes() for path in paths)
@@ -137,7 +139,15 @@ def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             write_weights(tmp_path / name, content)
-    for content in (object(), {"a": object()}, [len], {"a": np.array([None])}, {"a": np.float32(1)}, {len: 1}, {2**9999: 1}):
+    for content in (
+        object(),
+        {"a": object()},
+        [len],
+        {"a": np.array([None])},
+        {"a": np.float32(1)},
+        {len: 1},
+        {2**9999: 1},
+    ):
         with pytest.raises(TypeError, match="only plain data"):
             write_weights(tmp_path / "w.pth", content)
     knot: list = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import pickletools
@@ -212,7 +213,11 @@ def test_a_small_file_cannot_unfold(tmp_path):
     row = b"cnumpy\nndarray\n(J\x00\x00\x10\x00\x85X\x03\x00\x00\x00|u1h\x00tR"
     for name, program, most in (
         ("arrays of the same bytes", data + b"](" + row * 1000 + b"e.", 40),
-        ("lists of the same list", b"\x80\x04](" + b"N" * 2**20 + b"e\x94](" + b"c__builtin__\nlist\nh\x00\x85R" * 1000 + b"e.", 200),
+        (
+            "lists of the same list",
+            b"\x80\x04](" + b"N" * 2**20 + b"e\x94](" + b"c__builtin__\nlist\nh\x00\x85R" * 1000 + b"e.",
+            200,
+        ),
     ):
         path = put(tmp_path / "x.pd", program)
         tracemalloc.start()
@@ -617,7 +622,7 @@ def test_a_card_is_invisible_to_every_other_reader(tmp_path):
         assert list(read) == list(small_state())
         for name, array in small_state().items():
             assert np.array_equal(np.asarray(read[name]), array)
-    pickletools.dis(path.read_bytes(), out=open(os.devnull, "w"))
+    pickletools.dis(path.read_bytes(), out=io.StringIO())
     card = read_card(path)
     assert card is not None
     assert card.to_dict() == {**CARD, "names": "paddle", "parents": [], "version": card.version}

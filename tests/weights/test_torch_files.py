@@ -34,6 +34,7 @@ TENSORS: dict[str, Any] = {
     "half": np.array([1.0, 0.1, 65504.0], "f2"),
     "bfloat16": np.array([[0x3F800000, 0x3DCD0000], [0xFF620000, 0x7F800000]], "u4").view("f4"),  # 1, 0.1, -3e38, inf
     "bfloat16.T": np.arange(6, dtype="f4").reshape(2, 3).T,
+    "bfloat16 number": np.array(2.5, "f4"),
     "num_batches_tracked": np.array(12345678901),
     "double": np.array([0.1]),
     "byte": np.array([0, 255], "u1"),
@@ -76,6 +77,7 @@ def test_every_kind_of_tensor_is_read_to_the_bit(name):
     assert wide.tolist() == [1, 65535]
     assert list(arrays) == list(TENSORS)
     for name, wanted in TENSORS.items():
+        assert isinstance(arrays[name], np.ndarray), name
         assert arrays[name].dtype == wanted.dtype, name
         assert arrays[name].shape == wanted.shape, name
         assert arrays[name].tobytes() == wanted.tobytes(), name

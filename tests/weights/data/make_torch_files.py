@@ -26,6 +26,7 @@ def tensors() -> dict[str, torch.Tensor]:
         "half": torch.tensor([1.0, 0.1, 65504.0], dtype=torch.float16),
         "bfloat16": torch.tensor([[1.0, 0.1], [-3e38, float("inf")]], dtype=torch.bfloat16),
         "bfloat16.T": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).t(),
+        "bfloat16 number": torch.tensor(2.5, dtype=torch.bfloat16),
         "num_batches_tracked": torch.tensor(12345678901, dtype=torch.int64),
         "double": torch.tensor([0.1], dtype=torch.float64),
         "byte": torch.tensor([0, 255], dtype=torch.uint8),
@@ -95,6 +96,8 @@ if __name__ == "__main__":
     torch.save(state(), HERE / "state_legacy.pth", _use_new_zipfile_serialization=False)
     torch.save(with_bookkeeping(), HERE / "bookkeeping.pth")
     torch.save(torch.nn.Linear(2, 2), HERE / "whole_model.pth")
-    torch.save({"inside": torch.nn.Linear(2, 2).state_dict(), "q": torch.zeros(2).to(torch.float8_e5m2)}, HERE / "float8.pth")
+    torch.save(
+        {"inside": torch.nn.Linear(2, 2).state_dict(), "q": torch.zeros(2).to(torch.float8_e5m2)}, HERE / "float8.pth"
+    )
     torch.serialization.set_crc32_options(False)
     torch.save({"a": torch.ones(3)}, HERE / "no_checksums.pth")
