@@ -16,7 +16,7 @@ from passl_densecl import dist
 from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
-from passl_densecl.engine.checkpoint import MODEL, STATE, Checkpoint, Checkpoints
+from passl_densecl.engine.checkpoint import MODEL, Checkpoint, Checkpoints
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
 from passl_densecl.engine.pretrain import (
     amp_context,
@@ -33,7 +33,18 @@ from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_mem
 from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import LinearClassifier
-from passl_densecl.weights import load_strict, read_arrays, read_backbone, recorded_model, weights_file
+from passl_densecl.weights import (
+    Parent,
+    load_strict,
+    read_arrays,
+    read_backbone,
+    read_card,
+    recorded_card,
+    recorded_classes,
+    recorded_model,
+    weights_file,
+)
+from passl_densecl.weights.card import FOREIGN, run_card
 
 RANDOM = "random"
 
@@ -99,7 +110,7 @@ def _train(
         load_classifier(model, load, log)
     else:
         load_pretrained(model, str(pretrained), config.model, log)
-    frozen = fingerprint(model.backbone)
+    frozen, parents = fingerprint(model.backbone), _parents(pretrained, load, start)
     log.line(
         "recipe",
         f"{config.epochs} epochs × {steps_per_epoch:,} steps, batch {config.batch_size}, SGD lr {config.base_lr:g} "
@@ -155,8 +166,12 @@ def _train(
                     "scaler": scaler_state(scaler),
                 }
                 checkpoints.save(
-                    name, done, model.state_dict(), optimizer_state(optimizer, model), state, keep_also=best["name"]
-                )
+                    name, done, model.state_dict(), optimizer_state(optimizer, model), state,
+                    card=run_card(
+                        config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
+                    ),
+                    keep_also=best["name"],
+                )  # fmt: skip
             if stopping and done < last:
                 log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
                 return stop.exit_code
@@ -171,7 +186,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
     set_device(config.device)
     dist.start()
     path = classifier_file(load)
-    arrays, classes = read_arrays(path), _classes_beside(path)
+    arrays, classes = read_arrays(path), recorded_classes(path)
     val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=classes)
     check_decodable(val_set)
     count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)
@@ -269,6 +284,19 @@ def load_pretrained(model: LinearClassifier, path: str, expected: BackboneConfig
     log.line("weights", f"{path}: {extraction.kind}, ResNet-{extraction.depth}, {len(extraction.backbone)} arrays used")
 
 
+def _parents(pretrained: str | None, load: str | None, start: Checkpoint | None) -> tuple[Parent, ...]:
+    """The file that the backbone came from; a run that is continued has told it in its checkpoint's card."""
+    if start is not None:
+        card = read_card(start.path / MODEL)
+        return card.parents if card else ()
+    path = load if load is not None else pretrained
+    if path is None or path == RANDOM:
+        return ()
+    file = weights_file(Path(path))
+    card = recorded_card(file)
+    return (Parent.of(file, card.kind if card else FOREIGN),)
+
+
 def load_classifier(model: LinearClassifier, path: str, log: SilentLog) -> None:
     """Put a whole classifier's checkpoint into the model."""
     file = classifier_file(path)
@@ -287,17 +315,6 @@ def fingerprint(layer: paddle.nn.Layer) -> str:
     for name, tensor in sorted(layer.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _classes_beside(path: Path) -> tuple[str, ...] | None:
-    """The class names that the checkpoint of a classifier carries, or None for a bare file."""
-    state = path.parent / STATE
-    if path.name != MODEL or not state.is_file():
-        return None
-    try:
-        return tuple(json.loads(state.read_text(encoding="utf-8"))["classes"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _check_counts(train_set: ImageSet, config: LinearConfig) -> int:

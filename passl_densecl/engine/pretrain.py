@@ -23,6 +23,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform
 from passl_densecl.weights import load_strict
+from passl_densecl.weights.card import run_card
 
 
 def pretrain(config: PretrainConfig, *, resume: str | None = None) -> int:
@@ -121,6 +122,7 @@ def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkp
                     name, done, model.state_dict(), optimizer_state(optimizer, model),
                     {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
                      "scaler": scaler_state(scaler)},
+                    card=run_card(config, epoch=done // steps_per_epoch, step=done),
                 )  # fmt: skip
                 if stopping and done < last:
                     log.line("stopped", f"on request, at step {done:,}; saved {saved}; continue with --resume")
