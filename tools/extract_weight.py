@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import read_backbone, recorded_model, weights_file, write_pickle
+from passl_densecl.weights import Card, Parent, read_backbone, recorded_card, recorded_model, weights_file, write_pickle
+from passl_densecl.weights.card import BACKBONE, FOREIGN, PRETRAINING
 
 LINEAR_CONFIGS = {  # (depth, stem_stride, last_stride) → the linear evaluation that goes with it
     (18, 2, 2): "configs/demo/linear_r18.yaml",
@@ -30,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "checkpoint",
         metavar="CKPT",
         type=Path,
-        help="a checkpoint folder, a run folder (its newest checkpoint) or a .pdparams/.pd file, ours or PASSL's",
+        help="a checkpoint folder, a run folder (its newest checkpoint) or a file of weights, ours or PASSL's",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="W.pdparams", help="the file to write")
     parser.add_argument(
@@ -57,23 +58,41 @@ def extract(args: argparse.Namespace) -> None:
     if args.output.exists() and args.output.samefile(source):
         raise InputError(f"--output {args.output} is the file to read; choose another name")
     taken = read_backbone(source, encoder=args.encoder, prefix=args.prefix)
+    model = recorded_model(source)
     prefix = "" if args.remove_prefix else "backbone."
-    write_pickle(args.output, {prefix + name: array for name, array in taken.backbone.items()})
+    arrays = {prefix + name: array for name, array in taken.backbone.items()}
+    write_pickle(args.output, arrays, card=backbone_card(source, taken.depth, args.encoder))
 
     print(f"read     {source} ({taken.kind})")
     print(f"kept     {len(taken.backbone)} arrays: ResNet-{taken.depth}, {taken.weight_count / 1e6:.2f} M weights")
     print(f"dropped  {', '.join(f'{group} {count}' for group, count in taken.dropped.items()) or 'nothing'}")
     print(f"wrote    {args.output}, names like {prefix}conv1.weight")
-    model = recorded_model(source)
     strides = (model.stem_stride, model.last_stride) if model else (4, 2)
-    if model and strides != (4, 2):
+    if strides != (4, 2):
         print(
-            f"note     trained with model.stem_stride {model.stem_stride}, model.last_stride {model.last_stride}: no file "
-            "of weights tells that; say it again where they are used"
+            f"note     trained with model.stem_stride {strides[0]}, model.last_stride {strides[1]}: the file says so to "
+            "passl_densecl; say it yourself where another library uses it"
         )
     config = LINEAR_CONFIGS.get((taken.depth, strides[0], strides[1]), "")
     config = config if (ROOT / config).is_file() else "YOUR_LINEAR_CONFIG.yaml"
     print(f"next     python tools/train.py -c {config} --pretrained {shlex.quote(str(args.output))}")
+
+
+def backbone_card(source: Path, depth: int, encoder: str) -> Card:
+    """What the extracted file is. A backbone that is taken out of a backbone stays what it was."""
+    card = recorded_card(source)
+    if card is not None and card.kind == BACKBONE:
+        return card
+    parent = Parent.of(source, card.kind if card else FOREIGN)
+    if card is None:
+        return Card(kind=BACKBONE, depth=depth, parents=(parent,))
+    return card.replace(
+        kind=BACKBONE,
+        encoder=encoder if card.kind == PRETRAINING else card.encoder,
+        depth=depth,
+        classes=None,
+        parents=(parent,),
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,8 @@ import numpy as np
 import paddle
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import read_arrays, write_pickle
+from passl_densecl.weights import Card, read_arrays, write_pickle
+from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
 
 MODEL, OPTIMIZER, STATE = "model.pdparams", "optimizer.pdopt", "state.json"
 
@@ -43,16 +44,19 @@ class Checkpoints:
 
     def save(
         self, name: str, step: int, model: Mapping[str, paddle.Tensor | np.ndarray],
-        optimizer: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep_also: str | None = None,
+        optimizer: Mapping[str, np.ndarray], state: Mapping[str, Any], *, card: Card, keep_also: str | None = None,
     ) -> Path:  # fmt: skip
-        """Write one, then drop the oldest beyond `keep`; `keep_also` names one that stays whatever its age."""
+        """Write one, then drop the oldest beyond `keep`; `keep_also` names one that stays whatever its age.
+
+        `card` says what the model is, and travels with its file and the optimiser's.
+        """
         final, temporary = self.folder / name, self.folder / f".{name}.tmp"
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".*.tmp"):
             shutil.rmtree(leftover)
         temporary.mkdir()
-        write_pickle(temporary / MODEL, {key: np.asarray(value) for key, value in model.items()})
-        write_pickle(temporary / OPTIMIZER, dict(optimizer))
+        write_pickle(temporary / MODEL, {key: np.asarray(value) for key, value in model.items()}, card=card)
+        write_pickle(temporary / OPTIMIZER, dict(optimizer), card=card.replace(kind=OPTIMIZER_STATE))
         with open(temporary / STATE, "w", encoding="utf-8") as file:
             json.dump({"step": step, **state}, file, indent=1)
             file.flush()

@@ -16,7 +16,7 @@ from passl_densecl import dist
 from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
-from passl_densecl.engine.checkpoint import MODEL, STATE, Checkpoint, Checkpoints
+from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
 from passl_densecl.engine.pretrain import (
     amp_context,
@@ -24,6 +24,7 @@ from passl_densecl.engine.pretrain import (
     checkpoint_name,
     find_start,
     output_bytes,
+    parents_of,
     read_fitting_backbone,
     report_bad_images,
     restore_scaler,
@@ -34,7 +35,8 @@ from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_mem
 from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import LinearClassifier
-from passl_densecl.weights import load_strict, weights_file
+from passl_densecl.weights import load_strict, recorded_classes, weights_file
+from passl_densecl.weights.card import run_card
 from passl_densecl.weights.convert import read_classifier
 
 RANDOM = "random"
@@ -101,7 +103,10 @@ def _train(
         load_classifier(model, load, log)
     else:
         load_pretrained(model, str(pretrained), config.model, log)
-    frozen = fingerprint(model.backbone)
+    frozen, parents = (
+        fingerprint(model.backbone),
+        parents_of(load or (None if pretrained == RANDOM else pretrained), start),
+    )
     log.line(
         "recipe",
         f"{config.epochs} epochs × {steps_per_epoch:,} steps, batch {config.batch_size}, SGD lr {config.base_lr:g} "
@@ -157,8 +162,12 @@ def _train(
                     "scaler": scaler_state(scaler),
                 }
                 checkpoints.save(
-                    name, done, model.state_dict(), optimizer_state(optimizer, model), state, keep_also=best["name"]
-                )
+                    name, done, model.state_dict(), optimizer_state(optimizer, model), state,
+                    card=run_card(
+                        config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
+                    ),
+                    keep_also=best["name"],
+                )  # fmt: skip
             if stopping and done < last:
                 log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
                 return stop.exit_code
@@ -173,7 +182,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
     set_device(config.device)
     dist.start()
     path = classifier_file(load)
-    arrays, classes = read_classifier(path), _classes_beside(path)
+    arrays, classes = read_classifier(path), recorded_classes(path)
     val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=classes)
     check_decodable(val_set)
     count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)
@@ -277,17 +286,6 @@ def fingerprint(layer: paddle.nn.Layer) -> str:
     for name, tensor in sorted(layer.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _classes_beside(path: Path) -> tuple[str, ...] | None:
-    """The class names that the checkpoint of a classifier carries, or None for a bare file."""
-    state = path.parent / STATE
-    if path.name != MODEL or not state.is_file():
-        return None
-    try:
-        return tuple(json.loads(state.read_text(encoding="utf-8"))["classes"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _check_counts(train_set: ImageSet, config: LinearConfig) -> int:

@@ -29,7 +29,17 @@ from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform
-from passl_densecl.weights import Extraction, load_strict, read_backbone, recorded_model, weights_file
+from passl_densecl.weights import (
+    Extraction,
+    Parent,
+    load_strict,
+    read_backbone,
+    read_card,
+    recorded_card,
+    recorded_model,
+    weights_file,
+)
+from passl_densecl.weights.card import FOREIGN, run_card
 from passl_densecl.weights.convert import read_training_state
 
 
@@ -84,6 +94,7 @@ def _train(
         load_state(model, load, config.model, log)
     elif pretrained is not None:
         load_backbones(model, pretrained, config.model, log)
+    parents = parents_of(load or pretrained, start)
     _describe(config, model, queue_len, steps_per_epoch, log)
     warn_of_amp(config.amp, log)
 
@@ -144,6 +155,7 @@ def _train(
                     name, done, model.state_dict(), optimizer_state(optimizer, model),
                     {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
                      "scaler": scaler_state(scaler)},
+                    card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
                 )  # fmt: skip
                 if stopping and done < last:
                     log.line("stopped", f"on request, at step {done:,}; saved {saved}; continue with --resume")
@@ -290,6 +302,18 @@ def read_fitting_backbone(path: str, expected: BackboneConfig) -> Extraction:
         )
     check_strides("--pretrained", path, expected)
     return extraction
+
+
+def parents_of(path: str | None, start: Checkpoint | None) -> tuple[Parent, ...]:
+    """The file that a run's weights came from; a run that is continued has told it in its checkpoint's card."""
+    if start is not None:
+        card = read_card(start.path / checkpoint_files.MODEL)
+        return card.parents if card else ()
+    if path is None:
+        return ()
+    file = weights_file(Path(path))
+    card = recorded_card(file)
+    return (Parent.of(file, card.kind if card else FOREIGN),)
 
 
 def check_strides(option: str, path: str, expected: BackboneConfig) -> None:

@@ -46,8 +46,8 @@ def load_backbone(
         path: a checkpoint folder, a run folder (its newest checkpoint) or a weight file of any kind that
             ``passl_densecl.weights`` reads; or "random".
         depth: needed for "random"; weights tell theirs, and must agree when it is given.
-        stem_stride: 4, 2 or 1. None takes what the config of the run says when the weights lie in a run folder, else 4.
-            Names and shapes of the weights do not depend on it, so nothing else can tell.
+        stem_stride: 4, 2 or 1. None takes what the file's identity card says, or the config of the run in whose folder
+            the weights lie, else 4. Names and shapes of the weights do not depend on it, so nothing else can tell.
         last_stride: 2 or 1, likewise; else 2.
         encoder: which one of a pre-training checkpoint.
 

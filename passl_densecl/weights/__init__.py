@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from passl_densecl.weights.files import read_arrays, read_pickle, weights_file, write_pickle
-from passl_densecl.weights.load import load_strict, read_backbone, recorded_model
+from passl_densecl.weights.card import Card, Parent
+from passl_densecl.weights.files import (
+    WeightFile,
+    read_arrays,
+    read_card,
+    read_pickle,
+    read_weights,
+    weights_file,
+    write_pickle,
+    write_weights,
+)
+from passl_densecl.weights.info import FileInfo, describe_file, render
+from passl_densecl.weights.load import load_strict, read_backbone, recorded_card, recorded_classes, recorded_model
 from passl_densecl.weights.names import (
     Extraction,
     backbone_names,
@@ -14,17 +25,28 @@ from passl_densecl.weights.names import (
 )
 
 __all__ = [
+    "Card",
     "Extraction",
+    "FileInfo",
+    "Parent",
+    "WeightFile",
     "backbone_names",
     "backbone_shapes",
     "depth_of",
+    "describe_file",
     "extract_backbone",
     "find_encoder",
     "load_strict",
     "read_arrays",
     "read_backbone",
+    "read_card",
     "read_pickle",
+    "read_weights",
+    "recorded_card",
+    "recorded_classes",
     "recorded_model",
+    "render",
     "weights_file",
     "write_pickle",
+    "write_weights",
 ]

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from passl_densecl.errors import InputError
+from passl_densecl.weights.card import BACKBONE, CLASSIFIER, FOREIGN, PRETRAINING, Card, Parent
 from passl_densecl.weights.files import read_weights, weights_file, write_weights
-from passl_densecl.weights.load import recorded_model
+from passl_densecl.weights.load import recorded_card, recorded_model
 from passl_densecl.weights.names import WRAPPERS, Extraction, extract_backbone, unwrap
 from passl_densecl.weights.state import TrainingState, read_state, write_state
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, VOCABULARIES, translate
@@ -168,6 +169,7 @@ class Told:
     dropped: Mapping[str, int]  # group of names → how many arrays
     depth: int
     example: str  # a name in the new file
+    is_what: str  # a kind of the identity cards
     beside: tuple[str, ...] = ()  # entries of the source beside its table of weights
 
 
@@ -230,7 +232,7 @@ def convert(
         new, told = convert_content(content, to, from_=from_, encoder=encoder, prefix=prefix)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    write_weights(output, new)
+    write_weights(output, new, card=_card(file, told, target, encoder))
     fields = {"depth": told.depth, "file": output, "stem": output.with_suffix("")}
     settings = target.settings + (target.shallow if told.depth not in BOTTLENECK_DEPTHS else ())
     return Conversion(
@@ -317,7 +319,8 @@ def _backbone_arrays(
         dropped[f"classifier (no place for it in {TARGETS[to].title})"] = 2
         dropped[taken.fc_group] -= 2
     dropped = {group: count for group, count in dropped.items() if count}
-    return arrays, Told(taken.kind, kept, dropped, taken.depth, next(iter(arrays)))
+    is_what = CLASSIFIER if taken.fc is not None and TARGETS[to].classifier else BACKBONE
+    return arrays, Told(taken.kind, kept, dropped, taken.depth, next(iter(arrays)), is_what)
 
 
 def backbone_for(taken: Extraction, to: str) -> dict[str, np.ndarray]:
@@ -348,9 +351,8 @@ def _state_arrays(
         )
     kept = f"{len(state.arrays)} arrays: {state.describe()}"
     arrays = write_state(state, to)
-    return arrays, Told(
-        state.kind, kept, {}, state.depth, next(name for name in arrays if name.endswith("conv1.weight"))
-    )
+    example = next(name for name in arrays if name.endswith("conv1.weight"))
+    return arrays, Told(state.kind, kept, {}, state.depth, example, PRETRAINING)
 
 
 def _beside(content: object) -> tuple[str, ...]:
@@ -359,6 +361,18 @@ def _beside(content: object) -> tuple[str, ...]:
         return ()
     wrapper = next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)
     return tuple(str(name) for name in content if name != wrapper) if wrapper else ()
+
+
+def _card(file: Path, told: Told, target: Target, encoder: str) -> Card:
+    """What the new file is: what the old one was, as far as its card says, under other names."""
+    old = recorded_card(file)
+    parent = Parent.of(file, old.kind if old else FOREIGN)
+    new = (old or Card(kind=told.is_what)).replace(
+        kind=told.is_what, names=target.vocabulary, depth=told.depth, parents=(parent,)
+    )
+    if told.is_what != CLASSIFIER:
+        new = new.replace(classes=None)
+    return new.replace(encoder=encoder) if old and old.kind == PRETRAINING and told.is_what == BACKBONE else new
 
 
 def _stride_notes(file: Path) -> tuple[str, ...]:

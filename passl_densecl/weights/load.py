@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights.files import read_pickle, weights_file
+from passl_densecl.weights.card import Card, run_card
+from passl_densecl.weights.files import STATE_NAME, WEIGHTS_NAME, read_card, read_weights, weights_file
 from passl_densecl.weights.names import Extraction, depth_of, encoder_prefixes, extract_backbone, unwrap
 
 if TYPE_CHECKING:
@@ -34,25 +36,88 @@ def read_backbone(
         InputError: nothing there, not readable as plain data, or no backbone in it; names the file.
     """
     file = weights_file(path)
-    content = read_pickle(file)
+    content = read_weights(file).content
     try:
         return extract_backbone(unwrap(content), encoder=encoder, prefix=prefix)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
 
-def recorded_model(file: Path) -> BackboneConfig | None:
-    """The `model` section of the run to which a checkpoint's file belongs; None when it lies in no run folder.
+def recorded_card(file: Path) -> Card | None:
+    """What a file of weights is: its identity card, or, for a checkpoint of a run before there were cards, what the run's
+    folder says. None for a file of another library.
 
-    The only place that tells the strides of a backbone: the names and shapes of its weights do not depend on them.
+    Raises:
+        InputError: not a weight file, or a damaged card.
     """
+    card = read_card(file)
+    if card is not None:
+        return card
     folder = file.resolve().parent.parent
     config = folder.parent / "config.yaml"
     if folder.name != "checkpoints" or not config.is_file():
         return None
     from passl_densecl.config import load_config
 
-    return load_config(config).model
+    state = _state_beside(file)
+    step, per_epoch = state.get("step"), state.get("steps_per_epoch")
+    return run_card(
+        load_config(config),
+        step=step,
+        epoch=step // per_epoch if step is not None and per_epoch else None,
+        classes=recorded_classes(file),
+    )
+
+
+def recorded_model(file: Path) -> BackboneConfig | None:
+    """Depth and strides of the backbone in a file, as its card or its run's folder says; None where nothing does.
+
+    The only places that tell the strides: the names and shapes of the weights do not depend on them.
+
+    Raises:
+        InputError: not a weight file, or a card that says what no ResNet has.
+    """
+    card = recorded_card(file)
+    if card is None or card.depth is None or card.stem_stride is None or card.last_stride is None:
+        return None
+    from pydantic import ValidationError
+
+    from passl_densecl.config import BackboneConfig
+
+    said = {"depth": card.depth, "stem_stride": card.stem_stride, "last_stride": card.last_stride}
+    try:
+        return BackboneConfig.model_validate(said)
+    except ValidationError as error:
+        wrong = "; ".join(f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in error.errors())
+        raise InputError(f"{file}: the identity card names a model that is not known here ({wrong})") from None
+
+
+def recorded_classes(file: Path) -> tuple[str, ...] | None:
+    """The class names of a classifier, in the order of its outputs, as its card or the state.json beside it says.
+
+    Raises:
+        InputError: not a weight file, or a damaged card.
+    """
+    card = read_card(file)
+    if card is not None and card.classes is not None:
+        return card.classes
+    classes = _state_beside(file).get("classes") if file.name == WEIGHTS_NAME else None
+    return tuple(classes) if classes else None
+
+
+def _state_beside(file: Path) -> dict[str, Any]:
+    """The numbers and classes of the checkpoint's state.json that are of use; what is not as expected is left out."""
+    try:
+        state = json.loads((file.parent / STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(state, dict):
+        return {}
+    found = {key: state[key] for key in ("step", "steps_per_epoch") if type(state.get(key)) is int}
+    classes = state.get("classes")
+    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+        found["classes"] = classes
+    return found
 
 
 def load_strict(

@@ -1,0 +1,110 @@
+"""The disk under the weight files: opened with words a user understands, read within bounds, written whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from passl_densecl.errors import InputError
+
+
+class BoundedReader:
+    """The next ``size`` bytes of a file: asking for more than is left is an error before any memory is reserved."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self.size = size
+        self.remaining = size
+
+    def read(self, count: int) -> bytes:
+        """Exactly ``count`` bytes. Raises EOFError."""
+        if count > self.remaining:
+            raise EOFError
+        data = self._file.read(count)
+        self.remaining -= len(data)
+        if len(data) != count:
+            raise EOFError
+        return data
+
+    def readline(self) -> bytes:
+        """Up to the end of a line. Raises EOFError when the line has none."""
+        line = self._file.readline(self.remaining)
+        self.remaining -= len(line)
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return line
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The open file and its size in bytes. Raises InputError when it is missing, a folder or cannot be read."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected a file of weights such as model.pdparams in it")
+    if not path.exists():
+        raise InputError(f"{path} does not exist{did_you_mean(path)}")
+    try:
+        with open(path, "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Let ``write`` fill a file that appears as ``path`` only when it is complete and on the disk.
+
+    It replaces a former file in the same instant; when anything fails, the former one stays.
+
+    Raises:
+        InputError: the folder is missing or the file cannot be written there.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist{did_you_mean(path.parent)}; create it first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file in it")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with opened(path) as (file, _):
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def did_you_mean(path: Path) -> str:
+    """'; did you mean …?' with a neighbour of the missing ``path`` that is spelled alike, or nothing."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (nor does its folder {folder})" if folder != folder.parent else ""
+    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    return f"; did you mean '{folder / close[0]}'?" if close else ""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable, where the system can (Windows cannot open folders)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
