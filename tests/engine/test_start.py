@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.engine.pretrain import build_model, load_backbones, load_state, pretrain
 from passl_densecl.errors import InputError
-from passl_densecl.weights import backbone_shapes
+from passl_densecl.weights import backbone_shapes, read_card
 from passl_densecl.weights.convert import convert_content
 from passl_densecl.weights.files import write_weights
 from passl_densecl.weights.vocabulary import translate
@@ -23,9 +24,7 @@ QUEUE_LEN = 24  # what the config of these tests says
 
 @pytest.fixture
 def config(tmp_path, photos) -> PretrainConfig:
-    loaded = load_config(write_config(tmp_path, photos), ["device=cpu"])
-    assert isinstance(loaded, PretrainConfig)
-    return loaded
+    return in_this_process(write_config(tmp_path, photos))
 
 
 def state_of(model) -> Arrays:
@@ -157,6 +156,12 @@ SETTINGS = {"batch_size": 32, "micro_batch_size": 16, "checkpoint": {"every_epoc
             "optimizer": {"lr": 0.0003, "reference_batch_size": 32}, "model__queue_len": 32}  # fmt: skip
 
 
+def in_this_process(path: Path) -> PretrainConfig:
+    config = load_config(path, ["device=cpu"])
+    assert isinstance(config, PretrainConfig)
+    return config
+
+
 def test_a_run_from_a_state_resumes_to_the_same_bits_and_needs_no_second_process(config, tmp_path, photos):
     """One step an epoch: the run as a whole, the same resumed after the first step, and the same by two processes."""
     state = trained_state(config)
@@ -167,7 +172,8 @@ def test_a_run_from_a_state_resumes_to_the_same_bits_and_needs_no_second_process
     folders = {name: tmp_path / name for name in ("whole", "resumed", "shared")}
     for folder in folders.values():
         folder.mkdir()
-    train(write_config(folders["whole"], photos, **SETTINGS), "--load", tmp_path / "state.pdparams")
+    load = str(tmp_path / "state.pdparams")
+    assert pretrain(in_this_process(write_config(folders["whole"], photos, **SETTINGS)), load=load) == 0
     whole = folders["whole"] / "run"
     log = (whole / "train.log").read_text()
     assert "PASSL pre-training checkpoint" in log
@@ -177,17 +183,24 @@ def test_a_run_from_a_state_resumes_to_the_same_bits_and_needs_no_second_process
     assert 0 < np.abs(moved).max() < 0.01  # one small step from the loaded weights, not from random ones
     assert np.array_equal(first["global_queue.pointer"], [8])  # 8 + 32, round a queue of 32
     assert [line["step"] for line in metrics(whole)] == [1, 2]
+    for checkpoint in ("epoch_0001", "epoch_0002"):
+        card = read_card(whole / "checkpoints" / checkpoint / "model.pdparams")
+        assert card is not None
+        assert [parent.file for parent in card.parents] == ["state.pdparams"]
 
     path = write_config(folders["resumed"], photos, **SETTINGS)
     shutil.copytree(whole, folders["resumed"] / "run")
     shutil.rmtree(folders["resumed"] / "run" / "checkpoints" / "epoch_0002")
-    train(path, "--load", tmp_path / "state.pdparams", "--resume", "auto")
+    assert pretrain(in_this_process(path), load=load, resume="auto") == 0
     assert "is not read again" in (folders["resumed"] / "run" / "train.log").read_text()
     for file in ("model.pdparams", "optimizer.pdopt"):
         assert same(arrays(folders["resumed"] / "run", "epoch_0002", file), arrays(whole, "epoch_0002", file))
     assert metrics(folders["resumed"] / "run") == metrics(whole)
+    card = read_card(folders["resumed"] / "run" / "checkpoints" / "epoch_0002" / "model.pdparams")
+    assert card is not None
+    assert [parent.file for parent in card.parents] == ["state.pdparams"]
 
-    train(write_config(folders["shared"], photos, **SETTINGS), "--load", tmp_path / "state.pdparams", processes=2)
+    train(write_config(folders["shared"], photos, **SETTINGS), "--load", load, processes=2)
     ours = arrays(folders["shared"] / "run", "epoch_0001")
     for name, expected in first.items():
         np.testing.assert_allclose(ours[name], expected, atol=1e-5, rtol=1e-3, err_msg=name)
