@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -156,3 +158,42 @@ def test_the_command_explains_itself():
     assert run().returncode == 2
     assert "give IN, OUT and --to" in run("x.pth").stderr
     assert "writes nothing" in run("x.pth", "y.pth", "--info").stderr
+
+
+def commands(name: str) -> list[str]:
+    blocks = re.findall(
+        r"^```bash\n(.*?)^```$", (ROOT / "docs" / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return "".join(blocks).splitlines()
+
+
+def test_the_commands_of_the_page_are_understood():
+    assert commands("weights.md") == commands("weights_cn.md")
+    parse = runpy.run_path(str(ROOT / "tools" / "convert_weight.py"))["parse_arguments"]
+    converted, trained = set(), 0
+    for line in commands("weights.md"):
+        words = shlex.split(line)
+        if words[1] == "tools/convert_weight.py":
+            args = parse(words[2:])
+            if args.to:
+                assert args.output.suffix in (TARGETS | STATE_TARGETS)[args.to].suffixes
+            converted.add(args.to)
+        elif words[1] == "tools/train.py":
+            assert (ROOT / words[3]).is_file()
+            assert words[4] in ("--load", "--pretrained")
+            trained += 1
+        else:
+            assert words[1:3] == ["-m", "pytest"]
+            tests = (ROOT / words[3]).read_text(encoding="utf-8")
+            assert re.search(rf"def test_\w*{words[5]}", tests)
+    assert {
+        "detectron2",
+        "torchvision",
+        "mmpretrain",
+        "paddleclas",
+        "paddledetection",
+        "paddle",
+        "state",
+        None,
+    } <= converted
+    assert trained == 2

@@ -95,7 +95,7 @@ def _train(
     elif pretrained is not None:
         load_backbones(model, pretrained, config.model, log)
     parents = parents_of(load or pretrained, start)
-    _describe(config, model, queue_len, steps_per_epoch, log)
+    _describe(config, model, queue_len, steps_per_epoch, log, queues_are_full=load is not None)
     warn_of_amp(config.amp, log)
 
     model.train()
@@ -277,7 +277,7 @@ def load_state(model: DenseCL, path: str, expected: PretrainModelConfig, log: Si
     load_strict(model, state.arrays, source=path)
     log.line(
         "weights",
-        f"{path}: {state.kind}, {state.describe()}; a new run with full queues, so the loss need not rise first",
+        f"{path}: {state.kind}, {state.describe()}; into a new run",
     )
 
 
@@ -344,7 +344,9 @@ def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, float]:
     }
 
 
-def _describe(config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_epoch: int, log: SilentLog) -> None:
+def _describe(
+    config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_epoch: int, log: SilentLog, *, queues_are_full: bool
+) -> None:  # fmt: skip
     weights = sum(int(np.prod(p.shape)) for p in model.parameters() if not _is_statistic(p))
     trained = sum(int(np.prod(p.shape)) for p in model.parameters() if not p.stop_gradient)
     method = "DenseCL" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
@@ -366,11 +368,10 @@ def _describe(config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_
             f"{config.base_lr:g} for batch {config.batch_size}",
         )
     filled = math.ceil(queue_len / config.batch_size)
-    log.line(
-        "note",
-        f"a rising loss is expected until the queue holds real keys (step {filled:,}), then it falls; chance is "
-        f"{math.log(queue_len + 1):.2f}",
-    )
+    rising = f"a rising loss is expected until the queue holds real keys (step {filled:,}), then it falls"
+    if queues_are_full:
+        rising = "the queues were loaded with the weights, so the loss need not rise at first"
+    log.line("note", f"{rising}; chance is {math.log(queue_len + 1):.2f}")
 
 
 def _is_statistic(parameter: paddle.Tensor) -> bool:

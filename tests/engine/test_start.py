@@ -63,7 +63,7 @@ def test_a_state_of_another_project_fills_the_whole_model(config, mmpretrain_fil
         (
             "weights",
             f"{mmpretrain_file}: mmpretrain pre-training checkpoint, ResNet-18, global and dense, hidden_dim 64, out_dim 16, "
-            "queue_len 24; a new run with full queues, so the loss need not rise first",
+            "queue_len 24; into a new run",
         )
     ]
 
@@ -177,6 +177,7 @@ def test_a_run_from_a_state_resumes_to_the_same_bits_and_needs_no_second_process
     whole = folders["whole"] / "run"
     log = (whole / "train.log").read_text()
     assert "PASSL pre-training checkpoint" in log
+    assert "the queues were loaded with the weights" in log
 
     first = arrays(whole, "epoch_0001")
     moved = first["query_encoder.backbone.conv1.weight"] - state["query_encoder.backbone.conv1.weight"]
