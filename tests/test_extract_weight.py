@@ -14,7 +14,17 @@ import paddle
 import pytest
 from paddle.vision.models.resnet import BasicBlock, ResNet
 
-from passl_densecl.weights import backbone_shapes, load_strict, read_arrays, write_pickle
+from passl_densecl.config import load_config
+from passl_densecl.weights import (
+    Parent,
+    backbone_shapes,
+    load_strict,
+    read_arrays,
+    read_card,
+    write_pickle,
+    write_weights,
+)
+from passl_densecl.weights.card import run_card
 
 ROOT = Path(__file__).resolve().parent.parent
 Arrays = dict[str, np.ndarray]
@@ -102,15 +112,46 @@ def test_a_second_extraction_changes_no_bit(checkpoint, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_file_that_paddle_saved_gives_the_same_bytes(checkpoint, tmp_path):
+def test_a_file_that_paddle_saved_gives_the_same_values(checkpoint, tmp_path):
     network = ResNet(BasicBlock, 18, num_classes=10)
     load_strict(network, backbone(1), may_miss={"fc.weight", "fc.bias"})
     content: dict[str, Any] = {"epoch": 1, "state_dict": network.state_dict(), "optimizer": {}}
     paddle.save(content, str(tmp_path / "epoch_1.pd"))
     done = run(tmp_path / "epoch_1.pd", "--output", tmp_path / "a.pdparams", "--remove_prefix")
     assert "dropped  fc. 2" in done.stdout
-    run(checkpoint, "--output", tmp_path / "b.pdparams", "--remove_prefix")
-    assert (tmp_path / "a.pdparams").read_bytes() == (tmp_path / "b.pdparams").read_bytes()
+    assert same(read_arrays(tmp_path / "a.pdparams"), backbone(1))
+    card = read_card(tmp_path / "a.pdparams")
+    assert card is not None
+    assert (card.kind, card.depth, card.stem_stride, card.last_stride) == ("backbone", 18, None, None)
+    assert card.parents == (Parent.of(tmp_path / "epoch_1.pd", "file without a card"),)
+
+
+def test_strides_epoch_and_origin_travel_with_the_backbone(checkpoint, tmp_path):
+    config = load_config(ROOT / "configs/demo/densecl_r18.yaml", ["model.stem_stride=2", "model.last_stride=1"])
+    source = checkpoint / "model.pdparams"
+    with_card = tmp_path / "far" / "from.pdparams"
+    with_card.parent.mkdir()
+    write_pickle(with_card, read_arrays(source), card=run_card(config, epoch=4, step=20))
+    for path, encoder in ((with_card, "query"), (with_card, "key")):
+        done = run(path, "--output", tmp_path / "w.pdparams", "--remove_prefix", "--encoder", encoder)
+        assert "note     trained with model.stem_stride 2, model.last_stride 1: the file says so" in done.stdout
+        card = read_card(tmp_path / "w.pdparams")
+        assert card is not None
+        assert (card.kind, card.encoder, card.depth) == ("backbone", encoder, 18)
+        assert (card.stem_stride, card.last_stride, card.epoch, card.step) == (2, 1, 4, 20)
+        assert card.parents == (Parent.of(path, "pre-training checkpoint"),)
+        assert card.config == run_card(config, epoch=4, step=20).to_dict()["config"]
+    first = tmp_path / "w.pdparams"
+    run(first, "--output", tmp_path / "v.pdparams")
+    run(tmp_path / "v.pdparams", "--output", tmp_path / "u.pdparams", "--remove_prefix")
+    assert (tmp_path / "u.pdparams").read_bytes() == first.read_bytes()  # a copy of a backbone stays what it was
+
+
+def test_a_checkpoint_in_torchs_format_is_read_as_well(checkpoint, tmp_path):
+    write_weights(tmp_path / "x.pth", {"state_dict": read_arrays(checkpoint / "model.pdparams")})
+    done = run(tmp_path / "x.pth", "--output", tmp_path / "w.pdparams", "--remove_prefix")
+    assert "(pre-training state)" in done.stdout, done.stderr
+    assert same(read_arrays(tmp_path / "w.pdparams"), backbone(1))
 
 
 def test_resnet50_is_led_to_its_linear_evaluation(tmp_path):

@@ -176,6 +176,13 @@ def empty_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         raise UnfitError(f"array whose shape is {list(shape)}") from None
 
 
+def widened(bits: np.ndarray) -> np.ndarray:
+    """bfloat16, given as its bits in 16-bit integers, as float32: the upper half of the same bits."""
+    wide = bits.astype("u4", order="C")
+    wide <<= 16  # in place: an array without dimensions stays one
+    return wide.view("f4")
+
+
 class Finisher:
     """Turns what was read into plain data, visiting every object once.
 

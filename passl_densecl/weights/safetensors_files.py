@@ -20,7 +20,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
 from passl_densecl.weights.disk import BoundedReader, write_whole
 from passl_densecl.weights.pickles import explained
-from passl_densecl.weights.plain import UnfitError, as_array, check_shape, describe, empty_array
+from passl_densecl.weights.plain import UnfitError, as_array, check_shape, describe, empty_array, widened
 
 MAX_HEADER = 100_000_000  # the format's own limit
 _METADATA, _CARD_KEY = "__metadata__", "passl_densecl"
@@ -143,7 +143,7 @@ def _place(name: str, entry: Any) -> _Place:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise UnfitError(f"tensor {name!r} described by {describe(entry)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _DTYPES and dtype != "BF16":
+    if not isinstance(dtype, str) or (dtype not in _DTYPES and dtype != "BF16"):
         raise UnfitError(f"tensor {name!r} of dtype {describe(dtype)}; known: BF16, {', '.join(_DTYPES)}")
     shape = check_shape(tuple(shape) if isinstance(shape, list) else shape)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
@@ -155,13 +155,13 @@ def _place(name: str, entry: Any) -> _Place:
 
 
 def _array(place: _Place, data: bytes) -> np.ndarray:
-    widened = place.dtype == "BF16"
-    dtype = np.dtype("<u2" if widened else _DTYPES[place.dtype])
+    is_bfloat16 = place.dtype == "BF16"
+    dtype = np.dtype("<u2" if is_bfloat16 else _DTYPES[place.dtype])
     if not data:
-        return empty_array(place.shape, np.dtype("f4") if widened else dtype.newbyteorder("="))
+        return empty_array(place.shape, np.dtype("f4") if is_bfloat16 else dtype.newbyteorder("="))
     values = np.frombuffer(data, dtype).reshape(place.shape)
-    if widened:
-        return np.left_shift(values.astype("u4"), 16, dtype="u4").view("f4")
+    if is_bfloat16:
+        return widened(values)
     return values.astype(dtype.newbyteorder("="), copy=True)
 
 

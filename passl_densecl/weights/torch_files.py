@@ -44,6 +44,7 @@ from passl_densecl.weights.plain import (
     describe,
     empty_array,
     not_plain,
+    widened,
 )
 
 ZIP_START = b"PK\x03\x04"
@@ -188,8 +189,6 @@ class Storage(StandIn):
     def __init__(
         self, key: str, dtype: np.dtype | None, count: int, load: Callable[[], tuple[bytes, ByteOrder]] | None = None
     ) -> None:
-        if type(count) is not int or count < 0:
-            raise UnfitError(f"storage {key!r} of {describe(count)} values")
         self.key, self.dtype, self.count, self._load = key, dtype, count, load  # dtype None: bytes of any type
         self.users = 0
         self.order: ByteOrder = "<"
@@ -236,23 +235,23 @@ class TensorStandIn(StandIn):
         shape, strides = check_shape(self.shape), check_shape(self.strides)
         if len(shape) != len(strides) or type(self.offset) is not int or self.offset < 0:
             raise UnfitError(f"tensor {list(shape)} at {describe(self.offset)} with {describe(strides)} as strides")
-        widened = self.dtype == _BFLOAT16
-        dtype: np.dtype = np.dtype("u2") if widened else self.dtype
+        is_bfloat16 = self.dtype == _BFLOAT16
+        dtype: np.dtype = np.dtype("u2") if is_bfloat16 else self.dtype
         if math.prod(shape) == 0:
-            return empty_array(shape, np.dtype("f4") if widened else dtype)
+            return empty_array(shape, np.dtype("f4") if is_bfloat16 else dtype)
         last = self.offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         available = self.storage.count * self.storage.itemsize // dtype.itemsize
         if last >= available:
             raise UnfitError(
                 f"tensor {list(shape)} that ends at value {last + 1:,} of storage {self.storage.key!r}, which has {available:,}"
             )
-        budget.charge(math.prod(shape) * (4 if widened else dtype.itemsize))
+        budget.charge(math.prod(shape) * (4 if is_bfloat16 else dtype.itemsize))
         values = self.storage.values(dtype)
         view = np.lib.stride_tricks.as_strided(
             values[self.offset :], shape, [stride * dtype.itemsize for stride in strides], writeable=False
         )
-        if widened:
-            return (view.astype("u4", order="C") << 16).view("f4")
+        if is_bfloat16:
+            return widened(view)
         return view.astype(dtype.newbyteorder("="), order="C", copy=True)
 
 
@@ -538,6 +537,8 @@ class _TorchUnpickler(PlainUnpickler):
         _, kind, key, _location, count, *view = pid
         if not isinstance(kind, _StorageType) or not isinstance(key, str) or any(part is not None for part in view):
             raise UnfitError(f"a storage that is {describe(key)}, of {describe(kind)}")
+        if type(count) is not int or count < 0:
+            raise UnfitError(f"storage {key!r} of {describe(count)} values")
         return self._storage(key, kind.dtype, count)
 
     def load_newobj(self: Any) -> None:

@@ -17,7 +17,7 @@ from passl_densecl.engine.runlog import SilentLog
 from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL, LinearClassifier, normalize
-from passl_densecl.weights import load_strict, read_arrays, write_pickle
+from passl_densecl.weights import Card, Parent, load_strict, read_arrays, read_card, write_pickle
 from tests.engine.runs import arrays, metrics, train
 
 CLASSES = 7
@@ -166,6 +166,52 @@ def test_resumed_in_an_epoch_equals_undisturbed(undisturbed, data, weights, tmp_
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
     assert metrics(config.run_dir) == metrics(undisturbed)
     assert len(metrics(undisturbed)) == 3 * (5 + 1)  # steps, and a validation an epoch
+
+
+def test_a_classifiers_card_says_what_it_is_and_survives_a_resume(undisturbed, data, weights, tmp_path, monkeypatch):
+    source = weights[0] / "epoch_0001" / "model.pdparams"
+    card = read_card(undisturbed)
+    assert card is not None
+    assert (card.kind, card.depth, card.stem_stride, card.last_stride, card.epoch) == ("linear classifier", 18, 4, 2, 3)
+    assert card.classes == tuple(f"class_{label}" for label in range(CLASSES))
+    assert card.parents == (Parent.of(source, "file without a card"),)
+    velocity = read_card(undisturbed / "checkpoints" / LAST / "optimizer.pdopt")
+    assert velocity == card.replace(kind="optimizer state")
+
+    config = linear_config(tmp_path, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "agreed", lambda _: True)
+        assert linear_eval(config, pretrained=str(source)) == 143
+    assert linear_eval(config, resume="auto") == 0
+    for file in ("model.pdparams", "optimizer.pdopt"):  # card and all
+        ours, expected = (run / "checkpoints" / LAST / file for run in (config.run_dir, undisturbed))
+        assert ours.read_bytes() == expected.read_bytes()
+
+
+def test_a_classifier_carries_its_classes_alone(undisturbed, data, tmp_path):
+    alone = tmp_path / "classifier.pdparams"
+    alone.write_bytes((undisturbed / "checkpoints" / LAST / "model.pdparams").read_bytes())
+    val = write_images(tmp_path / "val", VAL_IMAGES, seed=3)
+    (val / "class_6").rename(val / "clas_6")
+    with pytest.raises(InputError, match="no class of the training set: 'clas_6'"):
+        linear_eval(
+            linear_config(tmp_path, data, data__val={"root": str(val)}), load=str(alone), evaluate_only=True
+        )  # fmt: skip
+    config = linear_config(tmp_path / "good", data)
+    assert linear_eval(config, load=str(alone), evaluate_only=True) == 0
+    assert json.loads((config.run_dir / "evaluation.json").read_text())["classes"] == CLASSES
+
+
+def test_extracted_weights_of_other_strides_are_refused(weights, data, tmp_path):
+    write_pickle(
+        tmp_path / "w.pdparams", weights[1], card=Card(kind="backbone", depth=18, stem_stride=4, last_stride=1)
+    )
+    model = LinearClassifier(18, CLASSES)
+    with pytest.raises(InputError, match=r"trained with model.last_stride 1, .*; set -o model.last_stride=1"):
+        load_pretrained(model, str(tmp_path / "w.pdparams"), linear_config(tmp_path, data).model, SilentLog())
+    config = linear_config(tmp_path, data, model__last_stride=1)
+    load_pretrained(model, str(tmp_path / "w.pdparams"), config.model, SilentLog())
+    np.testing.assert_array_equal(model.backbone.conv1.weight.numpy(), weights[1]["conv1.weight"])
 
 
 def test_the_best_epoch_is_recorded_and_kept(undisturbed):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from passl_densecl.weights import read_card
 from tests.engine.runs import ROOT, arrays, command, environment, metrics, train, write_config
 
 LAST = "epoch_0003"
@@ -54,6 +55,11 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, photos, wo
         assert len(expected) > 60
         for name in expected:
             np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
+        both = [run / "checkpoints" / LAST / file for run in (tmp_path / "run", undisturbed)]
+        assert both[0].read_bytes() == both[1].read_bytes()  # card and all
+    card = read_card(undisturbed)
+    assert card is not None
+    assert (card.kind, card.depth, card.epoch, card.step) == ("pre-training checkpoint", 18, 3, 15)
     assert metrics(tmp_path / "run") == metrics(undisturbed)
     assert len(metrics(undisturbed)) == 15
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())

@@ -15,6 +15,8 @@ from passl_densecl.evaluation import feature_map, load_backbone, pooled_features
 from passl_densecl.models import build_backbone
 from passl_densecl.transforms import CenterCrop
 from passl_densecl.weights import write_pickle
+from passl_densecl.weights.card import run_card
+from tools import extract_weight
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
@@ -41,6 +43,19 @@ def test_a_run_brings_its_stem_and_a_file_keeps_the_published_one(tmp_path, trai
     assert feature_map(load_backbone(checkpoint, stem_stride=4), IMAGE).shape == (512, 2, 2)
     write_pickle(tmp_path / "w.pdparams", trained)
     assert feature_map(load_backbone(tmp_path / "w.pdparams"), IMAGE).shape == (512, 2, 2)
+
+
+def test_a_file_with_a_card_brings_its_strides(tmp_path, trained):
+    config = load_config(ROOT / "configs/demo/densecl_r18.yaml", ["model.stem_stride=4", "model.last_stride=1"])
+    path = tmp_path / "epoch_0001.pdparams"  # in no run folder
+    write_pickle(path, {f"backbone.{k}": v for k, v in trained.items()}, card=run_card(config, epoch=1, step=9))
+    assert extract_weight.main([str(path), "--output", str(tmp_path / "w.pdparams"), "--remove_prefix"]) == 0
+    for file in (path, tmp_path / "w.pdparams"):
+        assert feature_map(load_backbone(file), IMAGE).shape == (512, 4, 4)
+    assert feature_map(load_backbone(path, last_stride=2), IMAGE).shape == (512, 2, 2)
+    elsewhere = in_a_run(tmp_path / "run", trained, stem_stride=2)  # the file knows better than the folder it lies in
+    path.replace(elsewhere / "model.pdparams")
+    assert feature_map(load_backbone(elsewhere), IMAGE).shape == (512, 4, 4)
 
 
 def test_weights_are_those_of_the_file_and_the_layer_is_in_eval_mode(tmp_path, trained):

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import paddle
 import pytest
 from paddle.vision.models.resnet import BasicBlock, ResNet
 
+from passl_densecl.config import dump_config, load_config
 from passl_densecl.errors import InputError
-from passl_densecl.weights import backbone_shapes, load_strict, read_backbone, write_pickle
+from passl_densecl.weights import (
+    Card,
+    backbone_shapes,
+    load_strict,
+    read_backbone,
+    recorded_card,
+    recorded_classes,
+    recorded_model,
+    write_pickle,
+    write_weights,
+)
 
+ROOT = Path(__file__).resolve().parents[2]
 Arrays = dict[str, np.ndarray]
 
 
@@ -183,3 +197,59 @@ def test_a_backbone_is_read_from_whatever_holds_it(tmp_path):
     write_pickle(tmp_path / "no.pdparams", {"a": np.zeros(1)})
     with pytest.raises(InputError, match=r"no\.pdparams: no ResNet backbone"):
         read_backbone(tmp_path / "no.pdparams")
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".pth", ".safetensors"])
+def test_a_backbone_is_read_from_every_format(tmp_path, suffix):
+    arrays = {name: np.full(shape, 0.5, "f4") for name, shape in backbone_shapes(18).items()}
+    write_weights(tmp_path / f"w{suffix}", arrays, card=Card(kind="backbone", depth=18, stem_stride=1, last_stride=1))
+    path = (tmp_path / f"w{suffix}").rename(tmp_path / "w")
+    assert same(read_backbone(path).backbone, arrays)
+    model = recorded_model(path)
+    assert model is not None
+    assert (model.depth, model.stem_stride, model.last_stride) == (18, 1, 1)
+
+
+def old_run(folder: Path, state: str) -> Path:
+    """A checkpoint as it was before there were cards."""
+    checkpoint = folder / "checkpoints" / "epoch_0003"
+    checkpoint.mkdir(parents=True)
+    write_pickle(checkpoint / "model.pdparams", {"a": np.ones(1)})
+    config = load_config(ROOT / "configs/demo/densecl_r18.yaml", ["model.last_stride=1"])
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    (checkpoint / "state.json").write_text(state)
+    return checkpoint / "model.pdparams"
+
+
+def test_a_checkpoint_without_a_card_is_known_by_its_run(tmp_path):
+    file = old_run(tmp_path / "run", '{"step": 30, "steps_per_epoch": 10}')
+    card = recorded_card(file)
+    assert card is not None
+    assert (card.kind, card.epoch, card.step, card.last_stride) == ("pre-training checkpoint", 3, 30, 1)
+    model = recorded_model(file)
+    assert model is not None
+    assert model.last_stride == 1
+    for number, state in enumerate(("{", "[]", '{"step": "x", "classes": [1]}')):
+        card = recorded_card(old_run(tmp_path / str(number), state))
+        assert card is not None
+        assert (card.epoch, card.step, card.classes) == (None, None, None)
+    write_pickle(tmp_path / "alone.pdparams", {"a": np.ones(1)})
+    assert recorded_card(tmp_path / "alone.pdparams") is None
+    assert recorded_model(tmp_path / "alone.pdparams") is None
+
+
+def test_the_card_is_believed_before_the_folder(tmp_path):
+    file = old_run(tmp_path / "run", '{"step": 30, "classes": ["beside"]}')
+    assert recorded_classes(file) == ("beside",)
+    write_pickle(file, {"a": np.ones(1)}, card=Card(kind="linear classifier", classes=("a", "b"), step=7))
+    card = recorded_card(file)
+    assert card is not None
+    assert card.step == 7
+    assert recorded_classes(file) == ("a", "b")
+    assert recorded_model(file) is None  # it does not say the strides
+
+
+def test_a_card_of_no_resnet_is_said(tmp_path):
+    write_pickle(tmp_path / "w", {"a": np.ones(1)}, card=Card(kind="backbone", depth=19, stem_stride=3, last_stride=1))
+    with pytest.raises(InputError, match=r"names a model that is not known here \(depth 19: .*; stem_stride 3: "):
+        recorded_model(tmp_path / "w")

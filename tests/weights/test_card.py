@@ -1,0 +1,96 @@
+"""Identity cards: what they say, what they leave out, and that a newer one does no harm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from passl_densecl import __version__
+from passl_densecl.config import parse_config
+from passl_densecl.errors import InputError
+from passl_densecl.weights import Card, Parent
+from passl_densecl.weights.card import MAX_BYTES, decode, encode, run_card
+from tests.engine.runs import PRETRAIN
+
+
+def config(**changes: object):
+    tree = json.loads(json.dumps(PRETRAIN))
+    tree |= {"output_dir": "/secret/output", "device": "cpu"}
+    tree["data"]["root"] = "/secret/images"
+    return parse_config(tree | changes)
+
+
+def test_a_runs_card_says_what_its_weights_are(tmp_path):
+    parent = Parent(file="w.pdparams", sha256="0" * 64, kind="backbone")
+    card = run_card(config(), epoch=2, step=20, parents=(parent,))
+    assert (card.kind, card.names, card.version) == ("pre-training checkpoint", "paddle", __version__)
+    assert (card.depth, card.stem_stride, card.last_stride, card.epoch, card.step) == (18, 4, 2, 2, 20)
+    assert card.parents == (parent,)
+    assert card.config is not None
+    assert card.config["optimizer"]["lr"] == 0.05
+    assert card.config["model"]["hidden_dim"] == 64
+    assert card.config["data"]["transforms"][0]["name"] == "RandomResizedCrop"
+
+
+def test_a_card_holds_no_folders_and_nothing_of_the_machine():
+    here = run_card(config(), epoch=2, step=20)
+    assert "secret" not in encode(here).decode()
+    there = config(output_dir="elsewhere", device="gpu", log_every_steps=7, checkpoint={"keep": 1})
+    assert encode(run_card(there, epoch=2, step=20)) == encode(here)
+    assert encode(run_card(config(seed=1), epoch=2, step=20)) != encode(here)
+
+
+def test_a_card_goes_there_and_back():
+    card = Card(
+        kind="linear classifier", classes=("a", "ü", "\udcff"), parents=(Parent(file="a", sha256="b", kind="c"),)
+    )
+    values = decode(None, encode(card))  # type: ignore[arg-type]
+    assert values == card.to_dict()
+    assert Card.from_dict(values or {}) == card
+    assert "depth" not in card.to_dict()  # what is unknown is left out
+    assert card.replace(step=3).step == 3
+    assert card.step is None
+    with pytest.raises(ValueError, match="frozen"):
+        card.step = 4  # type: ignore[misc]
+
+
+def test_a_newer_cards_entries_are_kept():
+    values = {
+        "kind": "embedding table", "names": "paddle", "version": "9.0", "tokens": [1, 2],
+        "parents": [{"file": "a", "sha256": "b", "kind": "c", "size": 3}],
+    }  # fmt: skip
+    assert Card.from_dict(values).to_dict() == values
+    assert Card.from_dict(values).replace(step=1).to_dict() == values | {"step": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "kind: Field required"),
+        ({"kind": None}, "kind: "),
+        ({"kind": "backbone", "step": "many"}, "step: "),
+        ({"kind": "backbone", "classes": [1]}, r"classes\.0: "),
+        ({"kind": "backbone", "parents": [{"file": "x"}]}, r"parents\.0\.sha256: "),
+    ],
+)
+def test_a_card_that_does_not_fit_is_an_input_error(values, said):
+    with pytest.raises(InputError, match=rf"the identity card is damaged, or of a version .*{said}"):
+        Card.from_dict(values)
+
+
+def test_a_parent_is_a_name_and_a_hash(tmp_path):
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(b"x" * 3_000_000)
+    parent = Parent.of(path, "backbone")
+    assert parent.model_dump() == {
+        "file": "w.pdparams", "sha256": hashlib.sha256(b"x" * 3_000_000).hexdigest(), "kind": "backbone",
+    }  # fmt: skip
+
+
+def test_a_card_of_no_use_is_not_written():
+    with pytest.raises(ValueError, match="an identity card of"):
+        encode({"kind": "x" * MAX_BYTES})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode({"kind": float("nan")})
