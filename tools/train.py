@@ -32,8 +32,16 @@ def arguments() -> argparse.Namespace:
         metavar="PATH",
         help="continue from PATH, or the run's newest checkpoint (auto)",
     )
-    parser.add_argument("--pretrained", metavar="PATH", help="linear: weights of the frozen backbone, or 'random'")
-    parser.add_argument("--load", metavar="PATH", help="linear: a trained classifier's checkpoint")
+    parser.add_argument(
+        "--pretrained",
+        metavar="PATH",
+        help="linear: weights of the frozen backbone, or 'random'; pretrain: a backbone that a new run starts from",
+    )
+    parser.add_argument(
+        "--load",
+        metavar="PATH",
+        help="linear: a trained classifier; pretrain: a whole training state that a new run starts from, at step 0",
+    )
     parser.add_argument("--evaluate-only", action="store_true", help="linear: evaluate --load, train nothing")
     parser.add_argument("--check", action="store_true", help="validate, print the resolved config, touch no device")
     return parser.parse_args()
@@ -46,16 +54,11 @@ def main() -> int:
         print(dump_config(config), end="")
         return 0
     if isinstance(config, PretrainConfig):
-        for option, value in (
-            ("--pretrained", args.pretrained),
-            ("--load", args.load),
-            ("--evaluate-only", args.evaluate_only),
-        ):
-            if value:
-                raise InputError(f"{option} goes with linear evaluation, but {args.config} has task: pretrain")
+        if args.evaluate_only:
+            raise InputError(f"--evaluate-only goes with linear evaluation, but {args.config} has task: pretrain")
         from passl_densecl.engine.pretrain import pretrain
 
-        return pretrain(config, resume=args.resume)
+        return pretrain(config, resume=args.resume, load=args.load, pretrained=args.pretrained)
     assert isinstance(config, LinearConfig)
     from passl_densecl.engine.linear import linear_eval
 

@@ -16,7 +16,7 @@ from passl_densecl import dist
 from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
-from passl_densecl.engine.checkpoint import MODEL, Checkpoint, Checkpoints
+from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
 from passl_densecl.engine.pretrain import (
     amp_context,
@@ -24,6 +24,8 @@ from passl_densecl.engine.pretrain import (
     checkpoint_name,
     find_start,
     output_bytes,
+    parents_of,
+    read_fitting_backbone,
     report_bad_images,
     restore_scaler,
     scaler_state,
@@ -33,18 +35,9 @@ from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_mem
 from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import LinearClassifier
-from passl_densecl.weights import (
-    Parent,
-    load_strict,
-    read_arrays,
-    read_backbone,
-    read_card,
-    recorded_card,
-    recorded_classes,
-    recorded_model,
-    weights_file,
-)
-from passl_densecl.weights.card import FOREIGN, run_card
+from passl_densecl.weights import load_strict, recorded_classes, weights_file
+from passl_densecl.weights.card import run_card
+from passl_densecl.weights.convert import read_classifier
 
 RANDOM = "random"
 
@@ -110,7 +103,10 @@ def _train(
         load_classifier(model, load, log)
     else:
         load_pretrained(model, str(pretrained), config.model, log)
-    frozen, parents = fingerprint(model.backbone), _parents(pretrained, load, start)
+    frozen, parents = (
+        fingerprint(model.backbone),
+        parents_of(load or (None if pretrained == RANDOM else pretrained), start),
+    )
     log.line(
         "recipe",
         f"{config.epochs} epochs × {steps_per_epoch:,} steps, batch {config.batch_size}, SGD lr {config.base_lr:g} "
@@ -186,7 +182,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
     set_device(config.device)
     dist.start()
     path = classifier_file(load)
-    arrays, classes = read_arrays(path), recorded_classes(path)
+    arrays, classes = read_classifier(path), recorded_classes(path)
     val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=classes)
     check_decodable(val_set)
     count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)
@@ -196,7 +192,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
             "evaluate it on the classes that it was trained for"
         )
     model = LinearClassifier(config.model.depth, count, config.model.stem_stride, last_stride=config.model.last_stride)
-    load_strict(model, arrays)
+    load_strict(model, arrays, source=load)
     log = _ConsoleLog() if dist.is_main() else SilentLog()
     warn_of_amp(config.amp, log)
     top1, top5, images = evaluate(config, model, val_set, _workers(config)[0], log)
@@ -267,40 +263,15 @@ def load_pretrained(model: LinearClassifier, path: str, expected: BackboneConfig
     if path == RANDOM:
         log.line("weights", "random: the backbone was not trained (a baseline)")
         return
-    extraction = read_backbone(Path(path))
-    if extraction.depth != expected.depth:
-        raise InputError(
-            f"--pretrained {path} holds a ResNet-{extraction.depth}, the config asks for ResNet-{expected.depth}: set "
-            f"model.depth {extraction.depth}, or choose another file"
-        )
-    trained = recorded_model(weights_file(Path(path)))
-    for key in ("stem_stride", "last_stride"):
-        if trained and getattr(trained, key) != getattr(expected, key):
-            raise InputError(
-                f"--pretrained {path} was trained with model.{key} {getattr(trained, key)}, the config says "
-                f"{getattr(expected, key)}; set -o model.{key}={getattr(trained, key)}"
-            )
+    extraction = read_fitting_backbone(path, expected)
     load_strict(model.backbone, extraction.backbone, source=path)
     log.line("weights", f"{path}: {extraction.kind}, ResNet-{extraction.depth}, {len(extraction.backbone)} arrays used")
 
 
-def _parents(pretrained: str | None, load: str | None, start: Checkpoint | None) -> tuple[Parent, ...]:
-    """The file that the backbone came from; a run that is continued has told it in its checkpoint's card."""
-    if start is not None:
-        card = read_card(start.path / MODEL)
-        return card.parents if card else ()
-    path = load if load is not None else pretrained
-    if path is None or path == RANDOM:
-        return ()
-    file = weights_file(Path(path))
-    card = recorded_card(file)
-    return (Parent.of(file, card.kind if card else FOREIGN),)
-
-
 def load_classifier(model: LinearClassifier, path: str, log: SilentLog) -> None:
-    """Put a whole classifier's checkpoint into the model."""
+    """Put a classifier of any recognised kind into the model."""
     file = classifier_file(path)
-    load_strict(model, read_arrays(file))
+    load_strict(model, read_classifier(file), source=path)
     log.line("weights", f"{file}: classifier")
 
 

@@ -11,7 +11,14 @@ import numpy as np
 import paddle
 
 from passl_densecl import dist
-from passl_densecl.config import QUEUE_LEN_MAX, AmpConfig, PretrainConfig, RunConfig
+from passl_densecl.config import (
+    QUEUE_LEN_MAX,
+    AmpConfig,
+    BackboneConfig,
+    PretrainConfig,
+    PretrainModelConfig,
+    RunConfig,
+)
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import PairLoader, choose_workers
 from passl_densecl.engine import checkpoint as checkpoint_files
@@ -22,28 +29,47 @@ from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform
-from passl_densecl.weights import load_strict
-from passl_densecl.weights.card import run_card
+from passl_densecl.weights import (
+    Extraction,
+    Parent,
+    load_strict,
+    read_backbone,
+    read_card,
+    recorded_card,
+    recorded_model,
+    weights_file,
+)
+from passl_densecl.weights.card import FOREIGN, run_card
+from passl_densecl.weights.convert import read_training_state
 
 
-def pretrain(config: PretrainConfig, *, resume: str | None = None) -> int:
+def pretrain(
+    config: PretrainConfig, *, resume: str | None = None, load: str | None = None, pretrained: str | None = None
+) -> int:
     """Run or continue the experiment. Returns the exit code: 0 when finished, 128 + signal when asked to stop.
 
     `resume` is "auto" for the run's newest complete checkpoint (a new run when there is none) or a checkpoint's path.
+    A new run starts from random weights, from a whole training state of any known kind (`load`: both encoders, necks and
+    queues) or from a backbone (`pretrained`); its optimizer is new in any case. A run that is resumed needs neither.
     Raises InputError for whatever the user can mend.
     """
+    if load is not None and pretrained is not None:
+        raise InputError("give --load (a whole training state) or --pretrained (a backbone), not both")
     checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
     start = find_start(config.run_dir, checkpoints, resume)
     set_device(config.device)
     log = open_log(config, resumed=start is not None)
     try:
         dist.start()
-        return _train(config, start, checkpoints, log)
+        return _train(config, start, checkpoints, log, load, pretrained)
     finally:
         log.close()
 
 
-def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog) -> int:
+def _train(
+    config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog,
+    load: str | None, pretrained: str | None,
+) -> int:  # fmt: skip
     images = scan_images(config.data.root, config.data.list_file)
     steps_per_epoch = check_image_count(images, config)
     check_decodable(images)
@@ -62,7 +88,14 @@ def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkp
         restore(start, model, optimizer, scaler)
         log.rewind(first)
         log.line("resume", f"{start.path}, step {first:,}")
-    _describe(config, model, queue_len, steps_per_epoch, log)
+        if load or pretrained:
+            log.line("note", f"{load or pretrained} was for the start of this run and is not read again")
+    elif load is not None:
+        load_state(model, load, config.model, log)
+    elif pretrained is not None:
+        load_backbones(model, pretrained, config.model, log)
+    parents = parents_of(load or pretrained, start)
+    _describe(config, model, queue_len, steps_per_epoch, log, queues_are_full=load is not None)
     warn_of_amp(config.amp, log)
 
     model.train()
@@ -122,7 +155,7 @@ def _train(config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkp
                     name, done, model.state_dict(), optimizer_state(optimizer, model),
                     {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
                      "scaler": scaler_state(scaler)},
-                    card=run_card(config, epoch=done // steps_per_epoch, step=done),
+                    card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
                 )  # fmt: skip
                 if stopping and done < last:
                     log.line("stopped", f"on request, at step {done:,}; saved {saved}; continue with --resume")
@@ -216,6 +249,84 @@ def restore(
     restore_scaler(scaler, start.state.get("scaler"))
 
 
+def load_state(model: DenseCL, path: str, expected: PretrainModelConfig, log: SilentLog) -> None:
+    """Put a whole training state, of whatever project, into the model of a new run: weights, statistics and queues.
+
+    Raises InputError when it is none, or when its sizes are not those of the model; nothing is put then.
+    """
+    state = read_training_state(path)
+    queue_len, out_dim = model.global_queue.keys.shape
+    sizes = (
+        ("depth", state.depth, expected.depth), ("hidden_dim", state.hidden_dim, expected.hidden_dim),
+        ("out_dim", state.out_dim, out_dim), ("queue_len", state.queue_len, queue_len),
+    )  # fmt: skip
+    unfit = [(key, there, here) for key, there, here in sizes if there != here]
+    if unfit:
+        said = "; ".join(f"model.{key} is {there} there and {here} here" for key, there, here in unfit)
+        raise InputError(
+            f"--load {path} does not fit the config: {said}. Set "
+            f"{' '.join(f'-o model.{key}={there}' for key, there, _ in unfit)}, or choose another state"
+        )
+    if state.has_dense != (model.dense_queue is not None):
+        what = "a dense neck and queue" if state.has_dense else "no dense neck and queue (as MoCo-v2)"
+        raise InputError(
+            f"--load {path} has {what}, the config has model.loss_lambda {expected.loss_lambda:g}: set it "
+            f"{'above 0' if state.has_dense else 'to 0'}, or take only the state's backbone, with --pretrained"
+        )
+    check_strides("--load", path, expected)
+    load_strict(model, state.arrays, source=path)
+    log.line(
+        "weights",
+        f"{path}: {state.kind}, {state.describe()}; into a new run",
+    )
+
+
+def load_backbones(model: DenseCL, path: str, expected: PretrainModelConfig, log: SilentLog) -> None:
+    """Put the backbone of any recognised file into both encoders of a new run; the necks and queues stay random."""
+    extraction = read_fitting_backbone(path, expected)
+    for encoder in (model.query_encoder, model.key_encoder):
+        load_strict(encoder.backbone, extraction.backbone, source=path)
+    log.line(
+        "weights",
+        f"{path}: {extraction.kind}, ResNet-{extraction.depth}, into both encoders; necks and queues are random",
+    )
+
+
+def read_fitting_backbone(path: str, expected: BackboneConfig) -> Extraction:
+    """The backbone for --pretrained. Raises InputError when its depth, or the strides it is known to need, are others."""
+    extraction = read_backbone(Path(path))
+    if extraction.depth != expected.depth:
+        raise InputError(
+            f"--pretrained {path} holds a ResNet-{extraction.depth}, the config asks for ResNet-{expected.depth}: set "
+            f"model.depth {extraction.depth}, or choose another file"
+        )
+    check_strides("--pretrained", path, expected)
+    return extraction
+
+
+def parents_of(path: str | None, start: Checkpoint | None) -> tuple[Parent, ...]:
+    """The file that a run's weights came from; a run that is continued has told it in its checkpoint's card."""
+    if start is not None:
+        card = read_card(start.path / checkpoint_files.MODEL)
+        return card.parents if card else ()
+    if path is None:
+        return ()
+    file = weights_file(Path(path))
+    card = recorded_card(file)
+    return (Parent.of(file, card.kind if card else FOREIGN),)
+
+
+def check_strides(option: str, path: str, expected: BackboneConfig) -> None:
+    """Raises InputError when the weights are known to come from a run with other strides than the config's."""
+    trained = recorded_model(weights_file(Path(path)))
+    for key in ("stem_stride", "last_stride"):
+        if trained and getattr(trained, key) != getattr(expected, key):
+            raise InputError(
+                f"{option} {path} was trained with model.{key} {getattr(trained, key)}, the config says "
+                f"{getattr(expected, key)}; set -o model.{key}={getattr(trained, key)}"
+            )
+
+
 def restore_scaler(scaler: paddle.amp.GradScaler, saved: dict[str, float] | None) -> None:
     """Put what `scaler_state` gave back; nothing when the scaler is off, or was off in the run that saved."""
     if scaler.is_enable() and saved:
@@ -233,7 +344,9 @@ def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, float]:
     }
 
 
-def _describe(config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_epoch: int, log: SilentLog) -> None:
+def _describe(
+    config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_epoch: int, log: SilentLog, *, queues_are_full: bool
+) -> None:  # fmt: skip
     weights = sum(int(np.prod(p.shape)) for p in model.parameters() if not _is_statistic(p))
     trained = sum(int(np.prod(p.shape)) for p in model.parameters() if not p.stop_gradient)
     method = "DenseCL" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
@@ -255,11 +368,10 @@ def _describe(config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_
             f"{config.base_lr:g} for batch {config.batch_size}",
         )
     filled = math.ceil(queue_len / config.batch_size)
-    log.line(
-        "note",
-        f"a rising loss is expected until the queue holds real keys (step {filled:,}), then it falls; chance is "
-        f"{math.log(queue_len + 1):.2f}",
-    )
+    rising = f"a rising loss is expected until the queue holds real keys (step {filled:,}), then it falls"
+    if queues_are_full:
+        rising = "the queues were loaded with the weights, so the loss need not rise at first"
+    log.line("note", f"{rising}; chance is {math.log(queue_len + 1):.2f}")
 
 
 def _is_statistic(parameter: paddle.Tensor) -> bool:

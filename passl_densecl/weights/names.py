@@ -1,8 +1,7 @@
-"""Whose weights are these? Names of ResNet weights, and where a backbone sits in a file.
+"""Whose weights are these? Finds the backbones in a file by the names of its arrays and takes one out.
 
-The names are those of ``paddle.vision.models.ResNet``, which PASSL shares: ``conv1.weight``, ``bn1.weight``,
-``bn1._mean``, ``layer1.0.conv1.weight``, ``layer1.0.downsample.0.weight``. A file holds them plain, or behind a prefix.
-No Paddle is needed here.
+A file holds the names of one of the vocabularies of ``vocabulary.py``, plain or behind a prefix; the layouts below are
+the kinds of training files. Whatever it was, what comes out has ``paddle.vision``'s names and Paddle's layouts.
 """
 
 from __future__ import annotations
@@ -10,47 +9,112 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from passl_densecl.errors import InputError
 from passl_densecl.weights.files import describe
+from passl_densecl.weights.vocabulary import (
+    BOTTLENECK_DEPTHS,
+    COUNTER,
+    STAGE_BLOCKS,
+    STATISTICS,
+    VOCABULARIES,
+    backbone_names,
+    backbone_shapes,
+    classifier_channels,
+    companions,
+    is_identity,
+    translations,
+)
 
-STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-BOTTLENECK_DEPTHS = (50, 101, 152)
-STAGE_WIDTHS = (64, 128, 256, 512)
-
-STATISTICS = ("_mean", "_variance")
-NORM_ENTRIES = ("weight", "bias", *STATISTICS)
+__all__ = [
+    "LAYOUTS",
+    "EncoderPlace",
+    "Extraction",
+    "Layout",
+    "backbone_names",
+    "backbone_shapes",
+    "depth_of",
+    "encoder_prefixes",
+    "extract_backbone",
+    "find_encoder",
+    "unwrap",
+]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a kind of file keeps its encoders: what stands in front of ``conv1.weight``."""
+    """Where a kind of training file keeps what it is made of. Pairs are (of the query encoder, of the key encoder)."""
 
     kind: str
-    query: str
-    key: str
+    vocabulary: str
+    backbones: tuple[str, str]  # what stands before the backbone's names
+    global_heads: tuple[str, str]  # what stands before '0.weight', '0.bias', '2.weight', '2.bias' of the global neck
+    dense_heads: tuple[str, str] | None  # the same of the dense neck; None where the kind has none
+    global_queue: tuple[str, str] = ("queue", "queue_ptr")  # the vectors and the next place to write
+    dense_queue: tuple[str, str] = ("queue2", "queue2_ptr")
+    keys_are_rows: bool = False  # (K, D) rather than (D, K)
     copy_of_query: str | None = None  # the query backbone once more, under the attribute it was built as
+    companions: Mapping[str, int] = field(default_factory=dict)  # integers that are no weights
 
 
-LAYOUTS = (
-    Layout("pre-training state", query="query_encoder.backbone.", key="key_encoder.backbone."),
-    Layout("PASSL pre-training checkpoint", query="encoder_q.0.", key="encoder_k.0.", copy_of_query="backbone."),
+LAYOUTS = {
+    "state": Layout(
+        "pre-training state",
+        "paddle",
+        ("query_encoder.backbone.", "key_encoder.backbone."),
+        ("query_encoder.global_head.", "key_encoder.global_head."),
+        ("query_encoder.dense_head.", "key_encoder.dense_head."),
+        ("global_queue.keys", "global_queue.pointer"),
+        ("dense_queue.keys", "dense_queue.pointer"),
+        keys_are_rows=True,
+    ),
+    "passl-state": Layout(
+        "PASSL pre-training checkpoint",
+        "paddle",
+        ("encoder_q.0.", "encoder_k.0."),
+        ("encoder_q.1.mlp.", "encoder_k.1.mlp."),
+        ("encoder_q.1.mlp2.", "encoder_k.1.mlp2."),
+        copy_of_query="backbone.",
+    ),
+    "openselfsup-state": Layout(  # the authors' own training, and mmselfsup before version 1
+        "OpenSelfSup pre-training checkpoint",
+        "torchvision",
+        ("encoder_q.0.", "encoder_k.0."),
+        ("encoder_q.1.mlp.", "encoder_k.1.mlp."),
+        ("encoder_q.1.mlp2.", "encoder_k.1.mlp2."),
+        copy_of_query="backbone.",
+    ),
+    "mmpretrain-state": Layout(
+        "mmpretrain pre-training checkpoint",
+        "torchvision",
+        ("backbone.", "encoder_k.module.0."),
+        ("neck.mlp.", "encoder_k.module.1.mlp."),
+        ("neck.mlp2.", "encoder_k.module.1.mlp2."),
+        # At 0 mmengine's average starts over with the query encoder's weights.
+        companions={"encoder_k.steps": 1},
+    ),
+    "moco-state": Layout(
+        "MoCo pre-training checkpoint",
+        "torchvision",
+        ("encoder_q.", "encoder_k."),
+        ("encoder_q.fc.", "encoder_k.fc."),
+        None,
+    ),
+}
+
+# Where a Linear layer on the pooled features stands: (before the backbone, before '.weight', what such a file is).
+CLASSIFIERS = (
+    ("backbone.", "fc", "linear evaluation state"),
+    ("backbone.", "head.fc", "mmpretrain classifier"),
+    ("backbone.", "head.fc_cls", "PASSL or OpenSelfSup linear classifier"),
+    ("", "fc", "classifier"),
+    ("", "linear", "classifier"),  # detectron2's ResNet on its own
+    ("", "stem.fc", "classifier"),  # detectron2's name as its converters of torch files write it
 )
-
-# A name that every ResNet has, ours and torch's; what stands before it is the prefix.
-ANCHOR = "layer1.0.conv1.weight"
-
-# Names of other engines, for the message that refuses them: (what a name looks like, whose it is).
-FOREIGN = (
-    (r"(^|\.)res2\.res2a\.branch2a\.", "PaddleDetection"),
-    (r"(^|\.)blocks\.0\.conv0\.conv\.weight$", "PaddleClas"),
-    (r"(^|\.)res2\.0\.conv1\.weight$", "detectron2"),
-)
-TORCH_ENTRIES = ("running_mean", "running_var", "num_batches_tracked")
 
 # The dictionary of weights inside a checkpoint that holds other things as well.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -64,6 +128,8 @@ class EncoderPlace:
     prefix: str  # what stands before conv1.weight, "" where the names are plain
     others: tuple[str, ...]  # prefixes of the other backbones in the file
     copy: str | None = None  # the one among them that must equal the wanted one
+    vocabulary: str = "paddle"
+    classifier: str | None = None  # what stands before '.weight' of the classifier on it
 
 
 @dataclass(frozen=True)
@@ -75,52 +141,40 @@ class Extraction:
     kind: str  # what the file was
     prefix: str  # what stood before the names
     dropped: dict[str, int]  # group of names → how many arrays were left behind
+    vocabulary: str = "paddle"  # whose names the file had
+    fc: tuple[np.ndarray, np.ndarray] | None = None  # a classifier's weight and bias as the file has them
+    fc_group: str = ""  # the group of `dropped` in which these two are counted
 
     @property
     def weight_count(self) -> int:
         """Trainable numbers: all but the statistics of BatchNorm."""
         return sum(array.size for name, array in self.backbone.items() if not name.endswith(STATISTICS))
 
+    def classifier(self) -> dict[str, np.ndarray]:
+        """``fc.weight`` (C, classes) and ``fc.bias`` (classes,) in Paddle's layout; empty when the file has none.
 
-def backbone_shapes(depth: int) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every weight and statistic of ``paddle.vision.models.ResNet`` without its ``fc``, in its order.
-
-    Args:
-        depth: 18, 34, 50, 101 or 152.
-    """
-    is_bottleneck = depth in BOTTLENECK_DEPTHS
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def add(conv: str, norm: str, shape: tuple[int, int, int, int]) -> None:
-        shapes[f"{conv}.weight"] = shape
-        shapes.update({f"{norm}.{entry}": (shape[0],) for entry in NORM_ENTRIES})
-
-    add("conv1", "bn1", (64, 3, 7, 7))
-    incoming = 64
-    for stage, (blocks, width) in enumerate(zip(STAGE_BLOCKS[depth], STAGE_WIDTHS, strict=True), start=1):
-        outgoing = 4 * width if is_bottleneck else width
-        for block in range(blocks):
-            at = f"layer{stage}.{block}"
-            if is_bottleneck:
-                add(f"{at}.conv1", f"{at}.bn1", (width, incoming, 1, 1))
-                add(f"{at}.conv2", f"{at}.bn2", (width, width, 3, 3))
-                add(f"{at}.conv3", f"{at}.bn3", (outgoing, width, 1, 1))
-            else:
-                add(f"{at}.conv1", f"{at}.bn1", (width, incoming, 3, 3))
-                add(f"{at}.conv2", f"{at}.bn2", (width, width, 3, 3))
-            if incoming != outgoing:
-                add(f"{at}.downsample.0", f"{at}.downsample.1", (outgoing, incoming, 1, 1))
-            incoming = outgoing
-    return shapes
-
-
-def backbone_names(depth: int) -> list[str]:
-    """Names of ``paddle.vision.models.ResNet(…, depth, num_classes=0).state_dict()``, in its order."""
-    return list(backbone_shapes(depth))
+        Raises:
+            InputError: they are there but do not fit the backbone.
+        """
+        if self.fc is None:
+            return {}
+        is_torch = VOCABULARIES[self.vocabulary].is_torch
+        weight, bias = self.fc[0].T if is_torch else self.fc[0], self.fc[1]
+        if weight.shape != (classifier_channels(self.depth), *bias.shape) or bias.ndim != 1:
+            wanted = (
+                f"[classes, {classifier_channels(self.depth)}]"
+                if is_torch
+                else f"[{classifier_channels(self.depth)}, classes]"
+            )
+            raise InputError(
+                f"the classifier's weight is {list(self.fc[0].shape)} and its bias {list(bias.shape)}; expected {wanted} and "
+                f"[classes] for a ResNet-{self.depth}"
+            )
+        return {"fc.weight": np.ascontiguousarray(weight), "fc.bias": bias}
 
 
 def depth_of(names: Iterable[str]) -> int | None:
-    """18, 34, 50, 101 or 152 when the blocks among plain ``names`` are those of that ResNet, else None."""
+    """18, 34, 50, 101 or 152 when the blocks among plain paddle.vision ``names`` are those of that ResNet, else None."""
     names = set(names)
     has_conv3 = any(re.fullmatch(r"layer\d\.\d+\.conv3\.weight", name) for name in names)
     blocks = _stage_blocks(names)
@@ -128,14 +182,32 @@ def depth_of(names: Iterable[str]) -> int | None:
     return next((depth for depth in fits if (depth in BOTTLENECK_DEPTHS) == has_conv3), None)
 
 
+def encoder_vocabularies(names: Iterable[str]) -> dict[str, str]:
+    """Prefix → vocabulary of every backbone in ``names``."""
+    names = list(names)
+    found: dict[str, str] = {}
+    for anchor, vocabulary in ANCHORS.items():
+        for name in names:
+            prefix = name.removesuffix(anchor)
+            if prefix != name and (not prefix or prefix.endswith(".")):
+                found[prefix] = vocabulary
+    for prefix, vocabulary in found.items():
+        if vocabulary == "paddle" and _has_torch_statistics(names, prefix):
+            found[prefix] = "torchvision"
+    return dict(sorted(found.items()))
+
+
 def encoder_prefixes(names: Iterable[str]) -> list[str]:
-    """What stands in front of the backbones in ``names``; "" for plain names."""
-    prefixes = {name[: -len(ANCHOR)] for name in names if name.endswith(ANCHOR)}
-    return sorted(prefix for prefix in prefixes if not prefix or prefix.endswith("."))
+    """What stands in front of the backbones in ``names``, whatever their vocabulary; "" for plain names."""
+    return sorted(encoder_vocabularies(names))
 
 
 def find_encoder(
-    names: Collection[str], *, encoder: Literal["query", "key"] = "query", prefix: str | None = None
+    names: Collection[str],
+    *,
+    encoder: Literal["query", "key"] = "query",
+    prefix: str | None = None,
+    vocabulary: str | None = None,
 ) -> EncoderPlace:
     """Find the backbone in a file by the names of its arrays.
 
@@ -143,34 +215,39 @@ def find_encoder(
         names: every name in the file.
         encoder: which of the two encoders of a pre-training file.
         prefix: take the backbone behind this prefix instead; ``""`` for plain names, the last dot may be left out.
+        vocabulary: look for this vocabulary's names only.
 
     Raises:
         InputError: there is none, not the wanted one, or several and nothing to choose by.
     """
-    found = encoder_prefixes(names)
-    torch_names = sorted(name for name in names if name.rpartition(".")[2] in TORCH_ENTRIES)
-    if torch_names:
-        raise InputError(
-            f"this is a torch file's naming ({_some(torch_names)}); converting torch weights is not supported yet"
-        )
+    found = encoder_vocabularies(names)
+    if vocabulary is not None:
+        others = {prefix: other for prefix, other in found.items() if other != vocabulary}
+        found = {prefix: other for prefix, other in found.items() if other == vocabulary}
+        if others and not found:
+            titles = " and ".join(sorted({VOCABULARIES[other].title for other in others.values()}))
+            raise InputError(f"no names of {VOCABULARIES[vocabulary].title} in the file; it has those of {titles}")
     if not found:
-        raise InputError(_no_backbone(names))
+        raise InputError(
+            "no ResNet backbone: expected names like "
+            + ", ".join(
+                f"{_anchor(name)} ({words.title})" for name, words in VOCABULARIES.items() if name != "torchvision"
+            )
+            + f"; found {some(names)}"
+        )
     if prefix is not None:
         return _at_prefix(names, found, encoder, prefix)
-    for layout in LAYOUTS:
-        for at in found:
-            if at == layout.query or at.endswith(f".{layout.query}"):
-                outer = at[: len(at) - len(layout.query)]
-                return _in_layout(found, layout, outer, encoder)
+    if place := _in_layout(found, encoder):
+        return place
     if len(found) > 1:
         raise InputError(
             f"the file holds {len(found)} backbones; choose one by its prefix: "
-            + ", ".join(f"--prefix {at!r}" for at in found)
+            + ", ".join(f"--prefix {at!r}" for at in sorted(found))
         )
-    kind = _kind_of_single(names, found[0])
+    place = _single(names, found, next(iter(found)))
     if encoder == "key":
-        raise InputError(f"the file holds no key encoder, only one backbone ({kind}); leave out '--encoder key'")
-    return EncoderPlace(kind, found[0], ())
+        raise InputError(f"the file holds no key encoder, only one backbone ({place.kind}); leave out '--encoder key'")
+    return place
 
 
 def unwrap(content: object) -> dict[str, np.ndarray]:
@@ -186,7 +263,7 @@ def unwrap(content: object) -> dict[str, np.ndarray]:
             if _is_table(content.get(wrapper)):
                 return content[wrapper]
         entries = [f"{key!r}: {describe(value)}" for key, value in content.items()]
-        inside = f"entries {', '.join(entries[:5])}{_and_more(len(entries), 5)}" if entries else "nothing"
+        inside = f"entries {', '.join(entries[:5])}{and_more(len(entries), 5)}" if entries else "nothing"
     else:
         inside = describe(content)
     raise InputError(
@@ -195,41 +272,158 @@ def unwrap(content: object) -> dict[str, np.ndarray]:
 
 
 def extract_backbone(
-    arrays: Mapping[str, np.ndarray], *, encoder: Literal["query", "key"] = "query", prefix: str | None = None
+    arrays: Mapping[str, np.ndarray],
+    *,
+    encoder: Literal["query", "key"] = "query",
+    prefix: str | None = None,
+    vocabulary: str | None = None,
 ) -> Extraction:
     """Take the backbone out of the arrays of a file, under plain ``paddle.vision`` names and with the values untouched.
 
     Args:
-        arrays: name → array of a backbone, a pre-training state, a linear evaluation or a PASSL checkpoint.
+        arrays: name → array of a backbone, a classifier, or a pre-training state, in any vocabulary and layout we know.
         encoder: which encoder of a pre-training file; a user wants "query".
         prefix: what stands before the wanted backbone's names, where the file cannot say.
+        vocabulary: whose names to look for, where a file should hold two.
 
     Raises:
         InputError: no or several backbones; names missing, left over or of the wrong shape; values that are not finite.
     """
-    place = find_encoder(arrays, encoder=encoder, prefix=prefix)
-    inside = {name[len(place.prefix) :]: array for name, array in arrays.items() if name.startswith(place.prefix)}
-    depth = depth_of(inside)
-    if depth is None:
-        blocks = ", ".join(map(str, _stage_blocks(inside)))
-        known = "; ".join(f"{depth}: {', '.join(map(str, stages))}" for depth, stages in STAGE_BLOCKS.items())
-        raise InputError(f"no known ResNet under '{place.prefix}': blocks per stage are {blocks} (known: {known})")
-    shapes = backbone_shapes(depth)
-    _check_names(inside, shapes, depth)
-    _check_shapes(inside, shapes, depth)
-    backbone = {name: inside[name] for name in shapes}
-    broken = [name for name, array in backbone.items() if not np.isfinite(array).all()]
-    if broken:
-        raise InputError(f"weights that are not finite (the training diverged?): {_some(broken)}")
+    place = find_encoder(arrays, encoder=encoder, prefix=prefix, vocabulary=vocabulary)
+    depth, backbone, used = take_backbone(arrays, place.prefix, place.vocabulary)
     if place.copy is not None:
-        _check_copy(arrays, backbone, place)
-
+        _check_copy(arrays, place, depth)
     dropped: dict[str, int] = {}
     for name in arrays:
-        if not (name.startswith(place.prefix) and name[len(place.prefix) :] in shapes):
+        if name not in used:
             group = _group(name, (place.prefix, *place.others))
-            dropped[group] = dropped.get(group, 0) + 1
-    return Extraction(backbone, depth, place.kind, place.prefix, dropped)
+        elif name.endswith(f".{COUNTER}"):
+            group = COUNTER
+        elif used[name] not in backbone:
+            group = "identity shortcut"
+        else:
+            continue
+        dropped[group] = dropped.get(group, 0) + 1
+    fc, fc_group = None, ""
+    if place.classifier is not None:
+        fc = arrays[f"{place.classifier}.weight"], arrays[f"{place.classifier}.bias"]
+        fc_group = _group(f"{place.classifier}.weight", (place.prefix, *place.others))
+    return Extraction(backbone, depth, place.kind, place.prefix, dropped, place.vocabulary, fc, fc_group)
+
+
+def take_backbone(
+    arrays: Mapping[str, np.ndarray], prefix: str, vocabulary: str
+) -> tuple[int, dict[str, np.ndarray], dict[str, str]]:
+    """The backbone behind a prefix: (depth, paddle.vision's name → array in order, name in the file → paddle.vision's).
+
+    The last of these covers everything of the backbone: also counters and a shortcut that changes nothing.
+
+    Raises:
+        InputError: names missing or left over, a wrong shape or kind of number, values that are not finite.
+    """
+    inside = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+    depth = _closest_depth(inside, vocabulary)
+    names, extra = translations(vocabulary, depth), companions(vocabulary, depth)
+    _check_names(inside, vocabulary, depth)
+    shapes = backbone_shapes(depth)
+    _check_shapes(inside, {theirs: shapes[ours] for theirs, ours in names.items()}, depth)
+    backbone = {ours: inside[theirs] for theirs, ours in names.items()}
+    broken = [theirs for theirs in names if not np.isfinite(inside[theirs]).all()]
+    if broken:
+        raise InputError(f"weights that are not finite (the training diverged?): {some(broken)}")
+    shortcut = {
+        ours: inside[theirs] for theirs, ours in extra.items() if theirs in inside and not ours.endswith(COUNTER)
+    }
+    if shortcut and not is_identity(shortcut):
+        first = next(theirs for theirs, ours in extra.items() if ours in shortcut)
+        raise InputError(
+            f"this ResNet-{depth} has a shortcut convolution in its first block ({first}), as only PaddleClas and "
+            "PaddleDetection build it; no other network has a place for it"
+        )
+    used = {prefix + theirs: ours for theirs, ours in (names | extra).items() if theirs in inside}
+    return depth, backbone, used
+
+
+def match_layout(found: Mapping[str, str]) -> tuple[Layout, str] | None:
+    """The layout by which backbones (prefix → vocabulary) lie, and what stands before all of its names."""
+    for layout in LAYOUTS.values():
+        query, key = layout.backbones
+        for at, vocabulary in found.items():
+            outer = at.removesuffix(query)
+            if vocabulary != layout.vocabulary or outer == at or (outer and not outer.endswith(".")):
+                continue
+            if query != "backbone." or outer + key in found:  # every classifier has a 'backbone.'
+                return layout, outer
+    return None
+
+
+# Finding
+
+
+def _anchor(vocabulary: str) -> str:
+    """A name that every ResNet of a vocabulary has and no other vocabulary ends like; before it stands the prefix."""
+    return next(theirs for theirs, ours in translations(vocabulary, 18).items() if ours == "layer1.0.conv1.weight")
+
+
+ANCHORS = {_anchor(name): name for name in VOCABULARIES if name != "torchvision"}
+
+
+def _has_torch_statistics(names: Iterable[str], prefix: str) -> bool:
+    pattern = re.compile(rf"{re.escape(prefix)}({VOCABULARIES['torchvision'].parts})\.(.*\.)?running_(mean|var)")
+    return any(pattern.fullmatch(name) for name in names)
+
+
+def _at_prefix(names: Collection[str], found: dict[str, str], encoder: str, prefix: str) -> EncoderPlace:
+    if encoder == "key":
+        raise InputError("give '--prefix' or '--encoder key', not both: a prefix names one backbone already")
+    at = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    if at not in found:
+        close = difflib.get_close_matches(at, found, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"no backbone behind the prefix {prefix!r}; there is one behind {some(found)}{hint}")
+    return _single(names, found, at)
+
+
+def _in_layout(found: dict[str, str], encoder: str) -> EncoderPlace | None:
+    """The wanted encoder when the backbones lie as in one of the kinds of training files."""
+    if (match := match_layout(found)) is None:
+        return None
+    layout, outer = match
+    wanted = outer + layout.backbones[encoder == "key"]
+    if wanted not in found:
+        raise InputError(
+            f"a {layout.kind} without a key encoder: no '{wanted}{_anchor(layout.vocabulary)}'; leave out '--encoder key'"
+        )
+    others = tuple(other for other in found if other != wanted)
+    copy = None if layout.copy_of_query is None else outer + layout.copy_of_query
+    copy = copy if encoder == "query" and copy in others else None
+    return EncoderPlace(layout.kind, wanted, others, copy, layout.vocabulary)
+
+
+def _single(names: Collection[str], found: dict[str, str], at: str) -> EncoderPlace:
+    """A backbone that is alone, or chosen by its prefix, with the classifier on it."""
+    vocabulary, others = found[at], tuple(other for other in found if other != at)
+    names = set(names)
+    kind, classifier = f"backbone behind '{at}'" if at else "backbone", None
+    for before, after, title in CLASSIFIERS:
+        place = at.removesuffix(before) + after
+        if at.endswith(before) and {f"{place}.weight", f"{place}.bias"} <= names:
+            kind, classifier = title, place
+            break
+    if vocabulary != "paddle":
+        kind += f", {VOCABULARIES[vocabulary].title} names"
+    return EncoderPlace(kind, at, others, None, vocabulary, classifier)
+
+
+def _is_table(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in value.items())
+    )
+
+
+# Checking
 
 
 def _stage_blocks(names: Iterable[str]) -> tuple[int, ...]:
@@ -242,58 +436,36 @@ def _stage_blocks(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(last.get(stage, -1) + 1 for stage in range(1, max(last, default=0) + 1))
 
 
-def _no_backbone(names: Collection[str]) -> str:
-    for pattern, engine in FOREIGN:
-        if any(re.search(pattern, name) for name in names):
-            return f"this is {engine}'s naming ({_some(names)}); converting from it is not supported yet"
-    return f"no ResNet backbone: expected names like conv1.weight and {ANCHOR}, found {_some(names)}"
+def _differences(names: Collection[str], vocabulary: str, depth: int) -> tuple[list[str], list[str]]:
+    """(missing, left over) between the names behind a prefix and those of a ResNet."""
+    wanted, extra = translations(vocabulary, depth), companions(vocabulary, depth)
+    part = re.compile(rf"({VOCABULARIES[vocabulary].parts})\.")
+    missing = [name for name in wanted if name not in names]
+    missing += _missing_of_shortcut(names, extra)
+    allowed = {f"{after}.{entry}" for before, after, _ in CLASSIFIERS if not before for entry in ("weight", "bias")}
+    left = [n for n in names if part.match(n) and n not in wanted and n not in extra and n not in allowed]
+    return missing, left
 
 
-def _at_prefix(names: Collection[str], found: list[str], encoder: str, prefix: str) -> EncoderPlace:
-    if encoder == "key":
-        raise InputError("give '--prefix' or '--encoder key', not both: a prefix names one backbone already")
-    at = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-    if at not in found:
-        close = difflib.get_close_matches(at, found, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"no backbone behind the prefix {prefix!r}; there is one behind {_some(found)}{hint}")
-    others = tuple(other for other in found if other != at)
-    return EncoderPlace(_kind_of_single(names, at), at, others)
+def _missing_of_shortcut(names: Collection[str], extra: Mapping[str, str]) -> list[str]:
+    """The rest of a first block's shortcut when a part of it is there."""
+    shortcut = [theirs for theirs, ours in extra.items() if not ours.endswith(COUNTER)]
+    return [name for name in shortcut if name not in names] if any(name in names for name in shortcut) else []
 
 
-def _in_layout(found: list[str], layout: Layout, outer: str, encoder: str) -> EncoderPlace:
-    wanted = outer + (layout.query if encoder == "query" else layout.key)
-    if wanted not in found:
-        raise InputError(f"a {layout.kind} without a key encoder: no '{wanted}{ANCHOR}'; leave out '--encoder key'")
-    others = tuple(other for other in found if other != wanted)
-    copy = None if layout.copy_of_query is None else outer + layout.copy_of_query
-    return EncoderPlace(layout.kind, wanted, others, copy if encoder == "query" and copy in others else None)
+def _closest_depth(names: Collection[str], vocabulary: str) -> int:
+    """The depth of the ResNet whose names differ least from those that are there."""
+    return min(STAGE_BLOCKS, key=lambda depth: sum(map(len, _differences(names, vocabulary, depth))))
 
 
-def _kind_of_single(names: Collection[str], prefix: str) -> str:
-    if prefix == "backbone." and "fc.weight" in names:
-        return "linear evaluation state"
-    return f"backbone behind '{prefix}'" if prefix else "backbone"
-
-
-def _is_table(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in value.items())
-    )
-
-
-def _check_names(inside: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], depth: int) -> None:
-    missing = [name for name in shapes if name not in inside]
-    leftover = [name for name in inside if name not in shapes and re.match(r"conv1\.|bn1\.|layer\d+\.", name)]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing: {_some(missing)}")
-    if leftover:
-        problems.append(f"{len(leftover)} left over: {_some(leftover)}")
+def _check_names(inside: Mapping[str, np.ndarray], vocabulary: str, depth: int) -> None:
+    missing, left = _differences(inside, vocabulary, depth)
+    problems = [
+        f"{len(names)} {what}: {some(names)}" for what, names in (("missing", missing), ("left over", left)) if names
+    ]
     if problems:
-        raise InputError(f"the names are not those of a ResNet-{depth}: {'; '.join(problems)}")
+        whose = "" if vocabulary == "paddle" else f"{VOCABULARIES[vocabulary].title}'s "
+        raise InputError(f"the names are closest to {whose}ResNet-{depth}, but {'; '.join(problems)}")
 
 
 def _check_shapes(inside: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], depth: int) -> None:
@@ -303,17 +475,25 @@ def _check_shapes(inside: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[i
         if inside[name].shape != shape
     ]
     if wrong:
-        raise InputError(f"the shapes are not those of a ResNet-{depth} with its 7×7 stem: {_some(wrong)}")
+        raise InputError(f"the shapes are not those of a ResNet-{depth} with its 7×7 stem: {some(wrong)}")
+    no_floats = [f"{name} is {inside[name].dtype}" for name in shapes if inside[name].dtype.kind != "f"]
+    if no_floats:
+        raise InputError(
+            f"weights must be floating-point numbers (Paddle's bfloat16 is not supported): {some(no_floats)}"
+        )
 
 
-def _check_copy(arrays: Mapping[str, np.ndarray], backbone: Mapping[str, np.ndarray], place: EncoderPlace) -> None:
-    assert place.copy is not None
-    differ = [name for name, array in backbone.items() if not np.array_equal(arrays.get(place.copy + name, ()), array)]
+def _check_copy(arrays: Mapping[str, np.ndarray], place: EncoderPlace, depth: int) -> None:
+    names = translations(place.vocabulary, depth)
+    differ = [n for n in names if not np.array_equal(arrays.get(f"{place.copy}{n}", ()), arrays[place.prefix + n])]
     if differ:
         raise InputError(
-            f"'{place.prefix}' and '{place.copy}' should be the same backbone twice but differ in {_some(differ)}; "
+            f"'{place.prefix}' and '{place.copy}' should be the same backbone twice but differ in {some(differ)}; "
             f"choose one: --prefix {place.prefix!r} or --prefix {place.copy!r}"
         )
+
+
+# Telling
 
 
 def _group(name: str, backbones: tuple[str, ...]) -> str:
@@ -321,15 +501,15 @@ def _group(name: str, backbones: tuple[str, ...]) -> str:
     for prefix in sorted(backbones, key=len, reverse=True):
         if prefix and name.startswith(prefix):
             rest = name[len(prefix) :].split(".")[0]
-            return prefix if re.fullmatch(r"conv1|bn1|layer\d+", rest) else f"{prefix}{rest}."
+            return prefix if any(re.fullmatch(w.parts, rest) for w in VOCABULARIES.values()) else f"{prefix}{rest}."
     parts = name.split(".")
     depth = 2 if len(parts) > 3 else 1
     return name if len(parts) == 1 else ".".join(parts[:depth]) + "."
 
 
-def _some(names: Collection[str], count: int = 5) -> str:
-    return ", ".join(list(names)[:count]) + _and_more(len(names), count) if names else "nothing"
+def some(names: Collection[str], count: int = 5) -> str:
+    return ", ".join(list(names)[:count]) + and_more(len(names), count) if names else "nothing"
 
 
-def _and_more(total: int, shown: int) -> str:
+def and_more(total: int, shown: int) -> str:
     return f" and {total - shown} more" if total > shown else ""

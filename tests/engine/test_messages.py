@@ -165,10 +165,10 @@ def test_a_missing_config_file(arguments, message):
 
 
 def test_an_option_of_the_other_task():
-    done = train(Path("configs/densecl/densecl_r50.yaml"), "--pretrained", "x.pdparams", check=False)
+    done = train(Path("configs/densecl/densecl_r50.yaml"), "--evaluate-only", check=False)
     assert done.returncode == 2
     assert (
-        "--pretrained goes with linear evaluation, but configs/densecl/densecl_r50.yaml has task: pretrain"
+        "--evaluate-only goes with linear evaluation, but configs/densecl/densecl_r50.yaml has task: pretrain"
         in done.stderr
     )
     assert "Traceback" not in done.stderr

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
 import numpy as np
+import paddle
 import pytest
 from paddle.vision.models.resnet import BasicBlock, BottleneckBlock, ResNet
 
 from passl_densecl.errors import InputError
 from passl_densecl.weights import backbone_names, backbone_shapes, depth_of, extract_backbone, find_encoder
 from passl_densecl.weights.names import unwrap
+from passl_densecl.weights.vocabulary import VOCABULARIES, identity_shortcut, is_identity, translate, translations
 
 DEPTHS = (18, 34, 50, 101, 152)
 Arrays = dict[str, np.ndarray]
@@ -91,6 +94,149 @@ def test_a_resnet_of_other_blocks_has_no_depth():
     assert depth_of(["fc.weight"]) is None
     assert depth_of([*backbone_names(18), "layer5.0.conv1.weight"]) is None
     assert depth_of([*backbone_names(18), "layer1.0.conv3.weight"]) is None
+
+
+# The vocabularies, against names written out by hand
+
+COLUMNS = ("torchvision", "paddleclas", "paddledetection", "detectron2")
+R18_CONVOLUTIONS = """
+conv1                   stem.0.conv            conv1.conv1.conv             stem.conv1
+layer1.0.conv1          blocks.0.conv0.conv    res2.res2a.branch2a.conv     res2.0.conv1
+layer1.0.conv2          blocks.0.conv1.conv    res2.res2a.branch2b.conv     res2.0.conv2
+layer1.1.conv1          blocks.1.conv0.conv    res2.res2b.branch2a.conv     res2.1.conv1
+layer1.1.conv2          blocks.1.conv1.conv    res2.res2b.branch2b.conv     res2.1.conv2
+layer2.0.conv1          blocks.2.conv0.conv    res3.res3a.branch2a.conv     res3.0.conv1
+layer2.0.conv2          blocks.2.conv1.conv    res3.res3a.branch2b.conv     res3.0.conv2
+layer2.0.downsample.0   blocks.2.short.conv    res3.res3a.short.conv        res3.0.shortcut
+layer2.1.conv1          blocks.3.conv0.conv    res3.res3b.branch2a.conv     res3.1.conv1
+layer2.1.conv2          blocks.3.conv1.conv    res3.res3b.branch2b.conv     res3.1.conv2
+layer3.0.conv1          blocks.4.conv0.conv    res4.res4a.branch2a.conv     res4.0.conv1
+layer3.0.conv2          blocks.4.conv1.conv    res4.res4a.branch2b.conv     res4.0.conv2
+layer3.0.downsample.0   blocks.4.short.conv    res4.res4a.short.conv        res4.0.shortcut
+layer3.1.conv1          blocks.5.conv0.conv    res4.res4b.branch2a.conv     res4.1.conv1
+layer3.1.conv2          blocks.5.conv1.conv    res4.res4b.branch2b.conv     res4.1.conv2
+layer4.0.conv1          blocks.6.conv0.conv    res5.res5a.branch2a.conv     res5.0.conv1
+layer4.0.conv2          blocks.6.conv1.conv    res5.res5a.branch2b.conv     res5.0.conv2
+layer4.0.downsample.0   blocks.6.short.conv    res5.res5a.short.conv        res5.0.shortcut
+layer4.1.conv1          blocks.7.conv0.conv    res5.res5b.branch2a.conv     res5.1.conv1
+layer4.1.conv2          blocks.7.conv1.conv    res5.res5b.branch2b.conv     res5.1.conv2
+"""
+SOME_CONVOLUTIONS = {
+    34: """
+layer1.2.conv2          blocks.2.conv1.conv    res2.res2c.branch2b.conv     res2.2.conv2
+layer3.5.conv1          blocks.12.conv0.conv   res4.res4f.branch2a.conv     res4.5.conv1
+layer4.2.conv2          blocks.15.conv1.conv   res5.res5c.branch2b.conv     res5.2.conv2
+""",
+    50: """
+layer1.0.conv3          blocks.0.conv2.conv    res2.res2a.branch2c.conv     res2.0.conv3
+layer1.0.downsample.0   blocks.0.short.conv    res2.res2a.short.conv        res2.0.shortcut
+layer2.3.conv1          blocks.6.conv0.conv    res3.res3d.branch2a.conv     res3.3.conv1
+layer3.5.conv2          blocks.12.conv1.conv   res4.res4f.branch2b.conv     res4.5.conv2
+layer4.0.downsample.0   blocks.13.short.conv   res5.res5a.short.conv        res5.0.shortcut
+layer4.2.conv3          blocks.15.conv2.conv   res5.res5c.branch2c.conv     res5.2.conv3
+""",
+    101: """
+layer2.3.conv3          blocks.6.conv2.conv    res3.res3d.branch2c.conv     res3.3.conv3
+layer3.0.conv1          blocks.7.conv0.conv    res4.res4a.branch2a.conv     res4.0.conv1
+layer3.0.downsample.0   blocks.7.short.conv    res4.res4a.short.conv        res4.0.shortcut
+layer3.1.conv1          blocks.8.conv0.conv    res4.res4b1.branch2a.conv    res4.1.conv1
+layer3.22.conv3         blocks.29.conv2.conv   res4.res4b22.branch2c.conv   res4.22.conv3
+layer4.0.downsample.0   blocks.30.short.conv   res5.res5a.short.conv        res5.0.shortcut
+layer4.2.conv3          blocks.32.conv2.conv   res5.res5c.branch2c.conv     res5.2.conv3
+""",
+    152: """
+layer2.7.conv2          blocks.10.conv1.conv   res3.res3h.branch2b.conv     res3.7.conv2
+layer3.35.conv3         blocks.46.conv2.conv   res4.res4b35.branch2c.conv   res4.35.conv3
+layer4.2.conv1          blocks.49.conv0.conv   res5.res5c.branch2a.conv     res5.2.conv1
+""",
+}
+# What a BatchNorm is called beside its convolution, and its entries, each time as (convolution's end, BatchNorm's end).
+NORMS = {
+    "torchvision": ((".0", ".1"), ("conv", "bn"), "weight bias running_mean running_var"),
+    "paddle": ((".0", ".1"), ("conv", "bn"), "weight bias _mean _variance"),
+    "paddleclas": ((".conv", ".bn"), None, "weight bias _mean _variance"),
+    "paddledetection": ((".conv", ".norm"), None, "weight bias _mean _variance"),
+    "detectron2": (("", ".norm"), None, "weight bias running_mean running_var"),
+}
+
+
+def written_out(convolution: str, vocabulary: str) -> list[str]:
+    """The five names of a convolution and its BatchNorm."""
+    (end, norm_end), words, entries = NORMS[vocabulary]
+    if words is not None and not convolution.endswith(end):
+        norm = convolution.replace(*words)
+    else:
+        norm = convolution[: len(convolution) - len(end)] + norm_end
+    return [f"{convolution}.weight", *(f"{norm}.{entry}" for entry in entries.split())]
+
+
+@pytest.mark.parametrize("vocabulary", [*COLUMNS, "paddle"])
+def test_resnet18_in_every_vocabulary(vocabulary):
+    column = COLUMNS.index("torchvision" if vocabulary == "paddle" else vocabulary)
+    rows = [line.split()[column] for line in R18_CONVOLUTIONS.split("\n") if line]
+    expected = [name for row in rows for name in written_out(row, vocabulary)]
+    assert list(translations(vocabulary, 18)) == expected
+    assert list(translations(vocabulary, 18).values()) == backbone_names(18)
+    assert len(expected) == 100
+
+
+@pytest.mark.parametrize("vocabulary", COLUMNS)
+@pytest.mark.parametrize("depth", SOME_CONVOLUTIONS)
+def test_deeper_resnets_in_every_vocabulary(vocabulary, depth):
+    table = translations(vocabulary, depth)
+    for line in filter(None, SOME_CONVOLUTIONS[depth].split("\n")):
+        columns = line.split()
+        theirs = written_out(columns[COLUMNS.index(vocabulary)], vocabulary)
+        ours = written_out(columns[0], "paddle")
+        assert [table[name] for name in theirs] == ours
+    assert list(table.values()) == backbone_names(depth)
+    assert len(set(table)) == len(table) == {34: 180, 50: 265, 101: 520, 152: 775}[depth]
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(50, "3 4 6 3"), (101, "3 4 23 3"), (152, "3 8 36 3")])
+def test_detectron2_names_are_exactly_these(depth, blocks):
+    expected = []
+    for layer in ["stem.conv1"] + [
+        f"res{stage}.{block}.{layer}"
+        for stage, count in enumerate(map(int, blocks.split()), start=2)
+        for block in range(count)
+        for layer in ("conv1", "conv2", "conv3", "shortcut")
+        if layer != "shortcut" or block == 0
+    ]:
+        expected += [
+            f"{layer}.{e}" for e in ("weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+        ]
+    assert list(translate(backbone(depth), "detectron2", depth)) == expected
+    assert len(expected) == {50: 265, 101: 520, 152: 775}[depth]
+
+
+def test_all_names_of_resnet50_are_those_that_the_engines_showed(shared):
+    rows = json.loads((shared / "reference" / "names_r50.json").read_text())
+    columns = {"paddleclas": "ppcls", "paddledetection": "ppdet", "paddle": "paddle_vision"}
+    for vocabulary in VOCABULARIES:
+        column = columns.get(vocabulary, vocabulary)
+        assert translations(vocabulary, 50) == {row[column]: row["paddle_vision"] for row in rows}
+    assert [tuple(row["shape"]) for row in rows] == list(backbone_shapes(50).values())
+    assert len(rows) == 265
+
+
+def test_an_identity_is_told_from_a_trained_shortcut():
+    shortcut = identity_shortcut()
+    assert is_identity(shortcut)
+    for name in shortcut:
+        for change in (0.9, 1.0001):
+            other = {**shortcut, name: shortcut[name] * np.float32(change) + np.float32(change - 1)}
+            assert not is_identity(other), name
+    assert not is_identity({**shortcut, "layer1.0.downsample.0.weight": np.eye(32, dtype="f4")[:, :, None, None]})
+    norm = paddle.nn.BatchNorm2D(64)
+    entries = ("weight", "bias", "_mean", "_variance")
+    norm.set_state_dict({entry: shortcut[f"layer1.0.downsample.1.{entry}"] for entry in entries})
+    norm.eval()
+    maps = np.random.default_rng(0).normal(0, 3, (2, 64, 5, 5)).astype("f4")
+    convolved = paddle.nn.functional.conv2d(
+        paddle.to_tensor(maps), paddle.to_tensor(shortcut["layer1.0.downsample.0.weight"])
+    )
+    np.testing.assert_allclose(norm(convolved).numpy(), maps, rtol=1e-6)
 
 
 # Every kind of file
@@ -218,9 +364,9 @@ def test_missing_and_leftover_names_are_listed():
 
 def test_a_missing_block_is_said():
     arrays = {name: array for name, array in backbone(50).items() if not name.startswith("layer3.5.")}
-    assert "blocks per stage are 3, 4, 5, 3 (known: 18: 2, 2, 2, 2; 34: 3, 4, 6, 3; 50:" in error_of(arrays)
+    assert "closest to ResNet-50, but 15 missing: layer3.5.conv1.weight, " in error_of(arrays)
     arrays = {name: array for name, array in backbone(50).items() if not name.startswith("layer3.2.")}
-    assert re.search(r"ResNet-50: \d+ missing: layer3\.2\.conv1\.weight", error_of(arrays))
+    assert "closest to ResNet-50, but 15 missing: layer3.2.conv1.weight, " in error_of(arrays)
 
 
 def test_a_wide_resnet_is_no_resnet50():
@@ -236,35 +382,106 @@ def test_weights_that_are_not_finite_are_refused():
     assert "not finite (the training diverged?): conv1.weight, layer4.1.bn2._variance" in error_of(arrays)
 
 
-def test_torch_naming_is_refused():
-    names = {"_mean": "running_mean", "_variance": "running_var"}
-    arrays = {
-        ".".join([*name.split(".")[:-1], names.get(name.split(".")[-1], name.split(".")[-1])]): array
-        for name, array in backbone().items()
-    }
-    assert "torch file's naming (bn1.running_mean" in error_of(arrays)
-    assert "converting torch weights is not supported yet" in error_of(
-        {**backbone(), **arrays_named("bn1.num_batches_tracked")}
-    )
-    mmpretrain = {**behind("backbone.", arrays), **behind("encoder_k.module.0.", arrays)}
-    assert "torch file's naming" in error_of(mmpretrain)
+def torch_named(arrays: Arrays) -> Arrays:
+    """The same under torch's names of the statistics, with counters."""
+    renamed = {}
+    for name, array in arrays.items():
+        renamed[re.sub("_mean$", "running_mean", re.sub("_variance$", "running_var", name))] = array
+        if name.endswith("_variance"):
+            renamed[name.replace("_variance", "num_batches_tracked")] = np.array(7, "i8")
+    return renamed
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module."])
+def test_torch_names_become_paddles(prefix):
+    taken = extract_backbone(behind(prefix, torch_named(backbone())))
+    assert same(taken.backbone, backbone())
+    assert (taken.vocabulary, taken.prefix) == ("torchvision", prefix)
+    assert taken.kind == (f"backbone behind '{prefix}'" if prefix else "backbone") + ", torchvision names"
+    assert taken.dropped == {"num_batches_tracked": 20}
+
+
+def test_names_of_two_vocabularies_do_not_mix():
+    arrays = backbone()
+    arrays["bn1.num_batches_tracked"] = np.array(7, "i8")
+    assert "closest to ResNet-18, but 1 left over: bn1.num_batches_tracked" in error_of(arrays)
+    arrays = torch_named(backbone())
+    arrays["bn1._mean"] = arrays.pop("bn1.running_mean")
+    message = error_of(arrays)
+    assert "torchvision's ResNet-18, but 1 missing: bn1.running_mean; 1 left over: bn1._mean" in message
+
+
+@pytest.mark.parametrize(("encoder", "seed"), [("query", 1), ("key", 2)])
+@pytest.mark.parametrize(
+    ("kind", "outer", "prefixes", "others"),
+    [
+        ("mmpretrain", "", ("backbone.", "encoder_k.module.0."), ("neck.mlp.0.weight", "encoder_k.steps", "queue")),
+        ("OpenSelfSup", "", ("encoder_q.0.", "encoder_k.0."), ("encoder_q.1.mlp.0.weight", "queue")),
+        ("OpenSelfSup", "module.", ("encoder_q.0.", "encoder_k.0."), ("encoder_q.1.mlp.0.weight", "queue")),
+        ("MoCo", "module.", ("encoder_q.", "encoder_k."), ("encoder_q.fc.0.weight", "encoder_k.fc.0.weight", "queue")),
+    ],
+)
+def test_a_torch_training_checkpoint_gives_the_wanted_encoder(kind, outer, prefixes, others, encoder, seed):
+    arrays = arrays_named(*others)
+    for number, prefix in enumerate(prefixes, start=1):
+        arrays |= behind(prefix, torch_named(backbone(seed=number)))
+    taken = extract_backbone(behind(outer, arrays), encoder=encoder)
+    assert same(taken.backbone, backbone(seed=seed))
+    assert taken.kind == f"{kind} pre-training checkpoint"
+    assert taken.fc is None  # MoCo's fc is a projection, no classifier
 
 
 @pytest.mark.parametrize(
-    ("engine", "names"),
-    [
-        ("PaddleDetection", ["conv1.conv1.conv.weight", "res2.res2a.branch2a.conv.weight"]),
-        ("PaddleDetection", ["backbone.res2.res2a.branch2a.conv.weight"]),
-        ("PaddleClas", ["stem.0.conv.weight", "blocks.0.conv0.conv.weight"]),
-        ("detectron2", ["stem.conv1.weight", "res2.0.conv1.weight"]),
-    ],
-)
-def test_other_engines_are_recognised_and_refused(engine, names):
-    assert f"this is {engine}'s naming" in error_of(arrays_named(*names))
+    ("vocabulary", "missing"),
+    [("paddledetection", "res4.res4b7.branch2b.norm._mean"), ("paddleclas", "blocks.14.conv1.bn._mean"),
+     ("detectron2", "res4.7.conv2.norm.running_mean"), ("torchvision", "layer3.7.bn2.running_mean")],
+)  # fmt: skip
+def test_other_engines_become_paddles_and_must_be_whole(vocabulary, missing):
+    arrays = translate(backbone(101), vocabulary, 101)
+    taken = extract_backbone(arrays)
+    assert same(taken.backbone, backbone(101))
+    assert (taken.vocabulary, taken.depth) == (vocabulary, 101)
+    damaged = {name: array for name, array in arrays.items() if name != missing}
+    assert f"'s ResNet-101, but 1 missing: {missing}" in error_of(damaged)
+    added = {**arrays, missing.replace("ean", "edian"): np.zeros(1, "f4")}
+    assert f"1 left over: {missing.replace('ean', 'edian')}" in error_of(added)
+    assert f"{missing} is [3], not [256]" in error_of({**arrays, missing: np.zeros(3, "f4")})
+    assert f"{missing} is int32" in error_of({**arrays, missing: np.zeros(256, "i4")})
+    assert missing in error_of({**arrays, missing: np.full(256, np.nan, "f4")})
+    assert extract_backbone({**arrays, "fpn.lateral.weight": np.zeros(1, "f4")}).dropped["fpn."] == 1
+
+
+def test_a_vocabulary_can_be_demanded():
+    assert same(extract_backbone(backbone(), vocabulary="paddle").backbone, backbone())
+    assert "no names of detectron2 in the file; it has those of paddle.vision" in error_of(
+        backbone(), vocabulary="detectron2"
+    )
+    both = {**backbone(seed=1), **translate(backbone(seed=2), "detectron2", 18)}
+    assert same(extract_backbone(both, vocabulary="detectron2").backbone, backbone(seed=2))
+
+
+@pytest.mark.parametrize("vocabulary", ["paddleclas", "paddledetection"])
+def test_the_shortcut_that_only_two_engines_have(vocabulary):
+    arrays = translate(backbone(), vocabulary, 18)
+    kernel, mean = (name for name in arrays if ".short." in name and re.search(r"\.0\.|2a\.", name.split("short")[0])
+                    and name.endswith(("conv.weight", "_mean")))  # fmt: skip
+    assert arrays[kernel].shape == (64, 64, 1, 1)
+    assert extract_backbone(arrays).dropped == {"identity shortcut": 5}
+    without = {name: array for name, array in arrays.items() if kernel.split("conv.weight")[0] not in name}
+    assert len(without) == 100
+    assert same(extract_backbone(without).backbone, backbone())
+    trained = {**arrays, kernel: arrays[kernel] * 1.01}
+    assert f"has a shortcut convolution in its first block ({kernel})" in error_of(trained)
+    assert "shortcut convolution" in error_of({**arrays, mean: arrays[mean] + 0.1})
+    del arrays[mean]
+    assert f"1 missing: {mean}" in error_of(arrays)
+    assert len(translate(backbone(50), vocabulary, 50)) == 265
 
 
 def test_no_backbone_is_said():
-    assert "no ResNet backbone: expected names like conv1.weight" in (message := error_of(arrays_named("a", "b.c")))
+    assert "no ResNet backbone: expected names like layer1.0.conv1.weight (paddle.vision), blocks.0" in (
+        message := error_of(arrays_named("a", "b.c"))
+    )
     assert message.endswith("found a, b.c")
     assert error_of({}).endswith("found nothing")
 
