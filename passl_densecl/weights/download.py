@@ -155,6 +155,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def _fetch_from(url: str, part: _Part, check: Callable[[Path], object], limits: Limits, shown: Display) -> None:
     """Try until the part is complete and passes ``check``; what may pass is tried again after a pause."""
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise _FinalError("the address is neither http nor https")
     failures, furthest = 0, part.size if part.version(url) else 0
     while True:
         resumed = part.size > 0
@@ -191,14 +193,15 @@ def _attempt(url: str, part: _Part, limits: Limits, shown: Display) -> None:
         request.add_header("Range", f"bytes={part.size}-")
         request.add_header("If-Range", version)
     with _network_errors():
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise _FinalError("the address is neither http nor https")
         try:
             response: http.client.HTTPResponse = _opener().open(request, timeout=limits.stall)  # type: ignore[assignment]
         except urllib.error.HTTPError as error:
-            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and version:
-                part.discard()
-            raise
+            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not version:
+                raise
+            error.close()
+            reason = f"the server announced more than the {part.size:,} bytes that it has; from the start"
+            part.discard()
+            raise _PassingError(reason) from None
         with response:
             total = _begin(url, response, part)
             shown.begin(part.size, total)
@@ -249,7 +252,9 @@ def _receive(
             if not block:
                 break
             with writing(part.path):
-                file.write(block)
+                rest = memoryview(block)
+                while rest:  # an unbuffered write may take a part only, as on a disk that is filling up
+                    rest = rest[file.write(rest) :]
             count += len(block)
             shown.update(count)
             if total is not None and count > total:
@@ -299,7 +304,7 @@ def _network_errors() -> Iterator[None]:
     except urllib.error.HTTPError as error:
         reason = f"HTTP {error.code} {error.reason}"
         error.close()
-        if error.code >= 500 or error.code in (408, 416, 425, 429):
+        if error.code >= 500 or error.code in (408, 425, 429):
             raise _PassingError(reason, _seconds(error.headers.get("Retry-After"))) from None
         raise _FinalError(reason) from None
     except (ValueError, http.client.InvalidURL, ssl.SSLCertVerificationError) as error:
