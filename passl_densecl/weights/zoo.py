@@ -77,7 +77,7 @@ def _authors(file: str, depth: int, about: str, detection: str, segmentation: st
 
 
 def _passl(name: str, kind: Literal["pretraining", "classifier"], about: str, drive: str, *figures: Figure) -> Entry:
-    """A link in PASSL's pages: a share on Google Drive, whose file name and hash they do not tell.
+    """A link in PASSL's pages: a share on Google Drive, whose file name and hash they do not tell. ``kind`` is what they say.
 
     ``urls`` holds Drive's address for the bytes of the shared file; for a large file it may show a page all the same,
     which is recognised.

@@ -106,7 +106,7 @@ def test_file_names_are_unique():
 def test_an_unknown_name_gets_a_suggestion_or_the_list():
     with pytest.raises(InputError, match=r"'densecl_r50_coco_80ep' .* did you mean 'densecl_r50_coco_800ep'\?"):
         zoo.entry("densecl_r50_coco_80ep")
-    with pytest.raises(InputError, match="there are densecl_r101_imagenet_200ep, .*_linear"):
+    with pytest.raises(InputError, match=r"there are densecl_r101_imagenet_200ep, .*_linear"):
         zoo.download("zzz")
 
 
@@ -202,7 +202,7 @@ def test_a_file_that_changes_at_its_source_is_noticed(server, cache, model):
     path = zoo.download("small", progress=False)
     path.unlink()
     server.body = pickle.dumps({**ARRAYS, "more": 1}, protocol=4)
-    with pytest.raises(DownloadError, match="recorded at the first use.*remove that record"):
+    with pytest.raises(DownloadError, match=r"recorded at the first use.*remove that record"):
         zoo.download("small", progress=False)
     assert not path.exists()
     (cache / "small.pth.sha256").unlink()
@@ -471,3 +471,14 @@ def test_a_shared_cache_may_be_read_only(cache, model, monkeypatch):
     finally:
         cache.chmod(0o755)
     assert visible(cache) == {"small.pth", "small.converted.pdparams", "small.converted.json"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_example_of_the_pages_runs(server, cache, monkeypatch, page):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    shown = {}
+    exec(code, shown)
+    assert shown["path"].read_bytes() == BODY
+    assert "# three names" in code or "# 三个名称" in code
+    assert len(shown["list_models"]("densecl_r50_*")) == 3
