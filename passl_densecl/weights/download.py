@@ -319,7 +319,7 @@ def _network_errors() -> Iterator[None]:
 
 def _seconds(retry_after: str | None) -> float:
     """A ``Retry-After`` in seconds; its other form, a date, is not worth a parser here."""
-    return float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

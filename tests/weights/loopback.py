@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 Behaviour = Callable[["Request"], None]
 
@@ -25,6 +27,14 @@ class Request(BaseHTTPRequestHandler):
             behaviour = server.script.pop(0) if server.script else server.habit
         with contextlib.suppress(ConnectionError):
             behaviour(self)
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # clients that go away, or do not trust the certificate
+            super().handle()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -62,8 +72,13 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, certificate: Path | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Request)
+        self.scheme = "https" if certificate else "http"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.body = body
         self.etag = '"' + hashlib.md5(body).hexdigest() + '"'
         self.script: list[Behaviour] = []
@@ -74,15 +89,16 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def ranges(self) -> list[str | None]:
         return [asked for _, asked, _ in self.asked]
 
 
 @contextlib.contextmanager
-def serving(body: bytes) -> Iterator[Server]:
-    server = Server(body)
+def serving(body: bytes, certificate: Path | None = None) -> Iterator[Server]:
+    """A running server; over TLS with a certificate (a PEM file with its key)."""
+    server = Server(body, certificate)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -315,15 +315,6 @@ def test_redirects_elsewhere_are_refused(server, tmp_path, scheme):
     assert not list(folder.iterdir())
 
 
-def test_redirects_from_https_to_http_are_refused():
-    handler = download._Redirects()
-    request = download.urllib.request.Request("https://a.example/x", headers={"Range": "bytes=5-"})
-    with pytest.raises(download._FinalError, match=r"http://b\.example"):
-        handler.redirect_request(request, None, 302, "Found", {}, "http://b.example/x")
-    followed = handler.redirect_request(request, None, 302, "Found", {}, "https://b.example/x")
-    assert followed.get_header("Range") == "bytes=5-"
-
-
 def test_a_redirect_in_a_circle_ends(server, tmp_path):
     server.habit = loopback.redirects("/w.pth")
     assert "HTTP 302" in failure(server, tmp_path)
@@ -380,6 +371,60 @@ def test_proxies_of_the_environment_are_used(server, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", server.url)
     fetch(["http://weights.example/w.pth"], tmp_path / "w.pth", check=whole, limits=QUICK, progress=False)
     assert server.asked == [("http://weights.example/w.pth", None, None)]
+
+
+# Over TLS, as all of the real addresses are
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A PEM file with a key and a certificate for 127.0.0.1 that nobody has signed but itself."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs the command openssl")
+    file = tmp_path_factory.mktemp("tls") / "server.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", file, "-out", f"{file}.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with open(file, "a") as joined:
+        joined.write(Path(f"{file}.crt").read_text())
+    return file
+
+
+@pytest.fixture
+def secure(certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    with loopback.serving(BODY, certificate) as running:
+        yield running
+
+
+def test_an_untrusted_certificate_is_refused_at_once(certificate, tmp_path):
+    with loopback.serving(BODY, certificate) as unknown:
+        assert "certificate verify failed" in failure(unknown, tmp_path)
+        assert unknown.asked == []
+
+
+def test_drops_and_stalls_over_tls(secure, tmp_path):
+    secure.script = [loopback.drops(1_000_000), loopback.stalls(500_000)]
+    assert get(secure, tmp_path).read_bytes() == BODY
+    assert secure.ranges() == [None, "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_lies_over_tls(secure, tmp_path):
+    secure.habit = loopback.announces(-1000)
+    assert "more than the" in failure(secure, tmp_path, check=lambda path: None)
+    secure.habit = loopback.announces(+1000, status=200)
+    assert "the connection ended after" in failure(secure, tmp_path, check=lambda path: None)
+
+
+def test_redirects_from_https_to_http_are_refused(secure, server, tmp_path):
+    secure.habit = loopback.redirects(server.url + "/w.pth")
+    assert f"redirected to {server.url}/w.pth, which is refused" in failure(secure, tmp_path)
+    assert server.asked == []
+    server.habit = loopback.redirects(secure.url + "/w.pth")
+    secure.habit = loopback.well
+    assert get(server, tmp_path).read_bytes() == BODY
 
 
 # Interruptions
