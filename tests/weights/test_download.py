@@ -248,6 +248,18 @@ def test_a_server_that_keeps_the_connection_open_costs_no_wait(server, tmp_path)
     assert time.monotonic() - start < 2
 
 
+def test_a_server_that_says_close_and_does_not_costs_one_wait(server, tmp_path):
+    def forgets(request: loopback.Request) -> None:
+        request.head(200, len(BODY), close=True)
+        request.wfile.write(BODY)
+        request.wfile.flush()
+        server.over.wait(30)
+
+    server.habit = forgets
+    assert get(server, tmp_path).read_bytes() == BODY
+    assert len(server.asked) == 1
+
+
 def test_wrong_content_is_not_asked_for_twice(server, tmp_path):
     server.body = BODY[:-1] + b"?"
     assert "other bytes" in failure(server, tmp_path)
