@@ -226,7 +226,7 @@ def _begin(url: str, response: http.client.HTTPResponse, part: _Part) -> int | N
     if parts:
         first, last = int(parts[1]), int(parts[2])
         total = part.total if parts[3] == "*" else int(parts[3])
-        fits = first == part.size and total is not None and last + 1 == total 
+        fits = first == part.size and total is not None and last + 1 == total and part.total in (None, total)
         if fits and response.length in (None, last + 1 - first):
             return total
     part.discard()

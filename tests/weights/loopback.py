@@ -186,8 +186,12 @@ def announces(difference: int, *, status: int | None = None) -> Behaviour:
 
     def lie(request: Request) -> None:
         honest, body = request.wanted() if status is None else (status, request.server.body)
-        request.head(honest, len(body) + difference, close=True)
-        request.wfile.write(body)
+        announced = len(body) + difference
+        request.head(honest, announced, close=True)
+        request.wfile.write(body[:announced])
+        if surplus := body[announced:]:
+            time.sleep(0.1)  # or it might come together with the rest
+            request.wfile.write(surplus)
         request.close_connection = True
 
     return lie
