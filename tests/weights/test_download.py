@@ -596,10 +596,11 @@ def test_a_disk_that_fills_up_is_not_retried(server, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_234_567, hard))
     try:
-        with pytest.raises(InputError, match=r"w\.pth\.part: cannot be written \(File too large\)"):
+        with pytest.raises(InputError, match=r"w\.pth\.part: cannot be written \(File too large\)") as caught:
             get(server, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not isinstance(caught.value, DownloadError)  # another address would not help
     assert len(server.asked) == 1
     assert get(server, tmp_path).read_bytes() == BODY
     assert server.ranges() == [None, "bytes=1234567-"]
