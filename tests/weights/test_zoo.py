@@ -1,0 +1,484 @@
+"""The catalogue tells what its sources tell, and a file gets into the cache once, checked, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import loopback
+import numpy as np
+import pytest
+
+import passl_densecl
+from passl_densecl.errors import InputError
+from passl_densecl.weights import read_arrays, write_pickle, zoo
+from passl_densecl.weights.download import DownloadError, Limits
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("docs/model_zoo.md", "docs/model_zoo_cn.md")
+ARRAYS = {f"backbone.conv{n}.weight": np.random.default_rng(n).normal(size=(64, 1000)).astype("f4") for n in range(4)}
+BODY = pickle.dumps(ARRAYS, protocol=4)
+HASH = hashlib.sha256(BODY).hexdigest()
+QUICK = Limits(stall=0.3, attempts=2, pause=0.01, longest_pause=0.02)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "ALL_PROXY", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("PASSL_DENSECL_OFFLINE", raising=False)
+    monkeypatch.setenv("PASSL_DENSECL_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server():
+    with loopback.serving(BODY) as running:
+        yield running
+
+
+@pytest.fixture
+def model(server, cache, monkeypatch):
+    """A model called `small` in the catalogue, on the server."""
+    small = zoo.Entry("small", "small.pth", "backbone", 18, "a test", "none", (f"{server.url}/small.pth",))
+    monkeypatch.setitem(zoo.CATALOGUE, "small", small)
+    return small
+
+
+def change(monkeypatch, model: zoo.Entry, **fields) -> zoo.Entry:
+    changed = dataclasses.replace(model, **fields)
+    monkeypatch.setitem(zoo.CATALOGUE, model.name, changed)
+    return changed
+
+
+def visible(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if not re.search(r"^\..*\.lock$", entry.name)}
+
+
+# The catalogue
+
+
+def test_the_names_are_those_of_the_sources():
+    assert zoo.list_models() == sorted(
+        [
+            "densecl_r50_coco_800ep", "densecl_r50_coco_1600ep", "densecl_r50_imagenet_200ep",
+            "densecl_r101_imagenet_200ep", "densecl_resnet50_8xb32-coslr-200e_in1k",
+            "resnet50_densecl-pre_8xb32-linear-steplr-100e_in1k", "passl_densecl_r50_200ep",
+            "passl_densecl_r50_200ep_linear",
+        ]
+    )  # fmt: skip
+
+
+def test_patterns():
+    assert zoo.list_models("*r101*") == ["densecl_r101_imagenet_200ep"]
+    assert zoo.list_models("densecl_r50_coco_*") == ["densecl_r50_coco_1600ep", "densecl_r50_coco_800ep"]
+    assert zoo.list_models("R101") == []
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_entries_are_consistent(name):
+    model = zoo.entry(name)
+    assert model.name == name
+    assert re.fullmatch(r"[\w.-]+\.(pth|pdparams)", model.file)
+    assert model.urls
+    assert all(re.fullmatch(r"https://[^/]+/.+", url) for url in (*model.urls, model.source))
+    assert re.fullmatch(r"[0-9a-f]{0,64}", model.sha256)
+    in_name = re.search(r"-([0-9a-f]{8})\.pth$", model.file)
+    assert model.sha256 == (in_name[1] if in_name else "")
+    assert ("r101" in name) == (model.depth == 101)
+    for figure in model.figures:
+        assert re.fullmatch(r"\d\d\.\d{1,2}", figure.value)
+        assert figure.source.startswith("https://github.com/")
+    if not model.page:
+        assert model.file in model.urls[0]
+
+
+def test_file_names_are_unique():
+    assert len({model.file for model in zoo.CATALOGUE.values()}) == len(zoo.CATALOGUE)
+
+
+def test_an_unknown_name_gets_a_suggestion_or_the_list():
+    with pytest.raises(InputError, match=r"'densecl_r50_coco_80ep' .* did you mean 'densecl_r50_coco_800ep'\?"):
+        zoo.entry("densecl_r50_coco_80ep")
+    with pytest.raises(InputError, match=r"there are densecl_r101_imagenet_200ep, .*_linear"):
+        zoo.download("zzz")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_show_the_catalogue_and_no_other_number(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", text, re.MULTILINE)
+    assert [name for name, _ in rows] == list(zoo.CATALOGUE)
+    for name, row in rows:
+        model = zoo.entry(name)
+        *_, figures, source = row.split("|")
+        assert re.findall(r"\d+\.\d+", figures) == [figure.value for figure in model.figures]
+        assert f"ResNet-{model.depth}" in row
+        links = re.findall(r"\]\((\S+?)\)", source)
+        assert set(links) == {model.source, *(figure.source for figure in model.figures)}
+    for model in zoo.CATALOGUE.values():
+        for address in (model.page or model.urls[0], model.file):
+            assert address in text
+
+
+# Where
+
+
+def test_the_cache_stands_beside_the_index_of_folders(monkeypatch, tmp_path):
+    from passl_densecl.data.index import index_file
+
+    monkeypatch.delenv("PASSL_DENSECL_HOME", raising=False)
+    for base in (str(tmp_path / "xdg"), "relative", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+        assert zoo.cache_folder() == index_file(b"/x").parent.parent / "weights"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert zoo.cache_folder() == tmp_path / "xdg" / "passl_densecl" / "weights"
+    monkeypatch.setenv("PASSL_DENSECL_HOME", "~/weights")
+    assert zoo.cache_folder() == Path.home() / "weights"
+    monkeypatch.setenv("PASSL_DENSECL_HOME", "here")
+    assert zoo.cache_folder() == Path.cwd() / "here"
+
+
+# Into the cache
+
+
+def test_downloaded_once_and_recorded(server, cache, model, capfd):
+    path = zoo.download("small", progress=False)
+    assert path == cache / "small.pth"
+    assert path.read_bytes() == BODY
+    assert visible(cache) == {"small.pth", "small.pth.sha256"}
+    assert zoo.download("small", progress=False) == path
+    assert len(server.asked) == 1
+    assert capfd.readouterr() == ("", "")
+    done = subprocess.run(
+        ["sha256sum", "-c", "small.pth.sha256"], cwd=cache, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "small.pth: OK\n"
+
+
+@pytest.mark.parametrize("known", [HASH, HASH[:8]])
+def test_a_known_hash_that_fits(cache, model, monkeypatch, known):
+    change(monkeypatch, model, sha256=known)
+    assert zoo.download("small", progress=False).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("known", ["0" * 64, "deadbeef"])
+def test_a_wrong_hash_leaves_nothing(server, cache, model, monkeypatch, known):
+    change(monkeypatch, model, sha256=known)
+    with pytest.raises(DownloadError) as caught:
+        zoo.download("small", progress=False)
+    assert f"its SHA-256 is {HASH}, expected {known}" in str(caught.value)
+    assert f"By hand: get it from {server.url}/small.pth and save it as {cache / 'small.pth'}" in str(caught.value)
+    assert visible(cache) == set()
+    assert len(server.asked) == 1
+
+
+def test_a_wrong_hash_at_one_mirror_is_right_at_the_next(server, cache, model, monkeypatch):
+    with loopback.serving(BODY[:-100] + bytes(99) + b".") as bad:
+        change(monkeypatch, model, sha256=HASH[:8], urls=(f"{bad.url}/small.pth", *model.urls))
+        assert zoo.download("small", progress=False).read_bytes() == BODY
+        assert len(bad.asked) == 1
+
+
+def test_a_file_that_changes_in_the_cache_is_noticed(cache, model):
+    path = zoo.download("small", progress=False)
+    damaged = bytearray(BODY)
+    damaged[5000] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=rf"{HASH} was recorded at the first use"):
+        zoo.download("small", progress=False)
+    assert path.read_bytes() == damaged  # it is the user's to remove
+    path.unlink()
+    assert zoo.download("small", progress=False).read_bytes() == BODY
+
+
+def test_a_file_that_changes_at_its_source_is_noticed(server, cache, model):
+    path = zoo.download("small", progress=False)
+    path.unlink()
+    server.body = pickle.dumps({**ARRAYS, "more": 1}, protocol=4)
+    with pytest.raises(DownloadError, match=r"recorded at the first use.*remove that record"):
+        zoo.download("small", progress=False)
+    assert not path.exists()
+    (cache / "small.pth.sha256").unlink()
+    assert zoo.download("small", progress=False).read_bytes() == server.body
+
+
+def test_an_unreadable_record_is_no_record_to_trust(cache, model):
+    zoo.download("small", progress=False)
+    (cache / "small.pth.sha256").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(InputError, match=r"small\.pth\.sha256"):
+        zoo.download("small", progress=False)
+
+
+def torch_like(tmp_path: Path) -> bytes:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("archive/data.pkl", BODY)
+    return (tmp_path / "x.zip").read_bytes()
+
+
+def test_without_a_hash_only_weights_are_recorded(server, cache, model, monkeypatch, tmp_path):
+    archive = torch_like(tmp_path)
+    for body, wanted in (
+        (b"<!DOCTYPE html><title>Sign in</title>", "not a file of weights"),
+        (b"", "empty"),
+        (archive[:-1000], "the end of the file is missing"),
+    ):
+        server.body = body
+        with pytest.raises(DownloadError, match=wanted):
+            zoo.obtain(model, progress=False, limits=QUICK)
+        assert visible(cache) == set()
+    server.body = archive
+    assert zoo.download("small", progress=False).read_bytes() == archive
+
+    paddle_style = change(monkeypatch, model, file="small.pdparams")
+    server.body = BODY[:-1]
+    with pytest.raises(DownloadError, match="the end of the file is missing"):
+        zoo.obtain(paddle_style, progress=False, limits=QUICK)
+    server.body = BODY
+    assert zoo.download("small", progress=False).read_bytes() == BODY
+
+
+def test_a_page_instead_of_a_shared_file_says_what_to_do_by_hand(server, cache, model, monkeypatch):
+    change(monkeypatch, model, page="https://drive.example/view")
+    server.habit = loopback.says(200, b"<html>too large to scan</html>", content_type="text/html")
+    with pytest.raises(DownloadError) as caught:
+        zoo.download("small", progress=False)
+    assert "the answer is a web page, not the file" in str(caught.value)
+    assert f"get it from https://drive.example/view and save it as {cache / 'small.pth'}" in str(caught.value)
+
+
+def test_a_mirror_of_hugging_face(server, cache, model, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.url + "/mirror/")
+    zoo.download("densecl_r50_coco_800ep", progress=False)
+    assert [path for path, *_ in server.asked] == [
+        "/mirror/xinlongwang/DenseCL/resolve/main/densecl_r50_coco_800ep.pth?download=true"
+    ]
+    real = zoo.entry("densecl_r50_coco_800ep").urls
+    assert zoo._addresses(zoo.entry("densecl_r50_coco_800ep"))[1:] == list(real)
+    assert zoo._addresses(model) == list(model.urls)  # what is not there has no mirror there
+    monkeypatch.setenv("HF_ENDPOINT", "https://huggingface.co")
+    assert zoo._addresses(zoo.entry("densecl_r50_coco_800ep")) == list(real)
+
+
+# By hand and offline
+
+
+def test_a_file_placed_by_hand_is_checked_and_recorded(server, cache, model, monkeypatch):
+    cache.mkdir()
+    path = cache / "small.pth"
+    change(monkeypatch, model, sha256=HASH[:8])
+    path.write_bytes(BODY[:-1])
+    with pytest.raises(InputError) as caught:
+        zoo.download("small")
+    assert f"expected {HASH[:8]}…" in str(caught.value)
+    assert "Remove the file" in str(caught.value)
+    assert not (cache / "small.pth.sha256").exists()
+    path.write_bytes(BODY)
+    assert zoo.download("small") == path
+    assert (cache / "small.pth.sha256").read_text() == f"{HASH}  small.pth\n"
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("value", ["1", "true", "ON", " yes "])
+def test_offline_never_asks(server, cache, model, monkeypatch, value):
+    monkeypatch.setenv("PASSL_DENSECL_OFFLINE", value)
+    with pytest.raises(InputError) as caught:
+        zoo.download("small")
+    assert "PASSL_DENSECL_OFFLINE is set" in str(caught.value)
+    assert f"get it from {server.url}/small.pth and save it as {cache / 'small.pth'}" in str(caught.value)
+    assert not cache.exists()
+    cache.mkdir()
+    (cache / "small.pth").write_bytes(BODY)
+    assert zoo.download("small").read_bytes() == BODY
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("value", ["0", "false", "off", "no", ""])
+def test_not_offline(server, cache, model, monkeypatch, value):
+    monkeypatch.setenv("PASSL_DENSECL_OFFLINE", value)
+    zoo.download("small", progress=False)
+    assert len(server.asked) == 1
+
+
+def test_offline_names_the_page_of_a_shared_link(cache, monkeypatch):
+    monkeypatch.setenv("PASSL_DENSECL_OFFLINE", "1")
+    with pytest.raises(
+        InputError, match=r"https://drive\.google\.com/file/d/1RWPO_g-\S+ and save it as \S+\.pdparams$"
+    ):
+        zoo.download("passl_densecl_r50_200ep")
+
+
+def test_a_cache_that_cannot_be_made(model, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PASSL_DENSECL_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="PASSL_DENSECL_HOME"):
+        zoo.download("small", progress=False)
+
+
+def test_a_folder_in_the_place_of_the_file(cache, model):
+    (cache / "small.pth").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"small\.pth: cannot be read"):
+        zoo.download("small", progress=False)
+
+
+# Converted
+
+
+class Convert:
+    """Reads the arrays, takes their prefix off, writes them; counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, source: Path, target: Path) -> None:
+        self.calls += 1
+        assert target.suffix == ".pdparams"
+        assert not target.exists()
+        write_pickle(target, {name.removeprefix("backbone."): array for name, array in read_arrays(source).items()})
+
+
+def test_converted_at_the_first_use(server, cache, model):
+    convert = Convert()
+    path = zoo.converted("small", convert=convert, progress=False)
+    assert path == cache / "small.converted.pdparams"
+    arrays = read_arrays(path)
+    assert sorted(arrays) == [f"conv{n}.weight" for n in range(4)]
+    assert all(np.array_equal(arrays[name], ARRAYS[f"backbone.{name}"]) for name in arrays)
+    before = path.stat()
+    assert zoo.converted("small", convert=convert, progress=False) == path
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert convert.calls == 1
+    assert visible(cache) == {
+        "small.pth", "small.pth.sha256", "small.converted.pdparams", "small.converted.json",
+    }  # fmt: skip
+
+
+def test_converted_again_when_the_source_is_another(cache, model):
+    convert = Convert()
+    zoo.converted("small", convert=convert, progress=False)
+    (cache / "small.pth").write_bytes(pickle.dumps({"backbone.other": np.ones(3, "f4")}, protocol=4))
+    (cache / "small.pth.sha256").unlink()
+    path = zoo.converted("small", convert=convert, progress=False)
+    assert sorted(read_arrays(path)) == ["other"]
+    assert convert.calls == 2
+
+
+def test_converted_again_by_another_version(cache, model, monkeypatch):
+    convert = Convert()
+    zoo.converted("small", convert=convert, progress=False)
+    monkeypatch.setattr(passl_densecl, "__version__", "99")
+    zoo.converted("small", convert=convert, progress=False)
+    zoo.converted("small", convert=convert, progress=False)
+    assert convert.calls == 2
+
+
+@pytest.mark.parametrize("damage", ["result gone", "result damaged", "stamp gone", "stamp nonsense", "stamp a list"])
+def test_converted_again_when_the_result_is_not_what_was_made(cache, model, damage):
+    convert = Convert()
+    path = zoo.converted("small", convert=convert, progress=False)
+    good = path.read_bytes()
+    stamp = cache / "small.converted.json"
+    if damage == "result damaged":
+        path.write_bytes(good[:-10])
+    elif damage.startswith("stamp "):
+        stamp.unlink() if damage == "stamp gone" else stamp.write_text("[]" if "list" in damage else "{")
+    else:
+        path.unlink()
+    assert zoo.converted("small", convert=convert, progress=False).read_bytes() == good
+    assert convert.calls == 2
+
+
+@pytest.mark.parametrize("failure", [InputError("no backbone in it"), KeyboardInterrupt()])
+def test_a_conversion_that_fails_leaves_nothing(cache, model, failure):
+    def convert(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise failure
+
+    with pytest.raises(type(failure)):
+        zoo.converted("small", convert=convert, progress=False)
+    assert visible(cache) == {"small.pth", "small.pth.sha256"}
+    assert read_arrays(zoo.converted("small", convert=Convert(), progress=False))
+
+
+CHILD = """
+import dataclasses, os, sys, time
+from pathlib import Path
+from passl_densecl.weights import read_arrays, write_pickle, zoo
+
+zoo.CATALOGUE["small"] = zoo.Entry("small", "small.pth", "backbone", 18, "a test", "none", (sys.argv[1],))
+
+def convert(source, target):
+    arrays = read_arrays(source)
+    target.write_bytes(b"half")
+    if sys.argv[2] == "die":
+        os.kill(os.getpid(), 9)
+    time.sleep(0.2)
+    print("converting", flush=True)
+    write_pickle(target, arrays)
+
+print(zoo.converted("small", convert=convert, progress=False))
+"""
+
+
+def child(server: loopback.Server, how: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, server.url + "/small.pth", how],
+        cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_the_processes_of_a_host_download_and_convert_once(server, cache):
+    """As `paddle.distributed.launch` starts them; one of them was killed in the middle of its conversion before."""
+    dead = child(server, "die")
+    assert dead.wait(20) == -9
+    dead.stdout.close()
+    assert "small.converted.pdparams" not in visible(cache)
+    assert (cache / ".small.partial.pdparams").read_bytes() == b"half"
+    server.habit = loopback.slowly(0.01)
+    (cache / "small.pth").unlink()
+    ranks = [child(server, "live") for _ in range(3)]
+    shown = [rank.communicate(timeout=30)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 3
+    assert len(server.asked) == 2
+    assert sum(text.count("converting") for text in shown) == 1
+    assert all(text.endswith(f"{cache / 'small.converted.pdparams'}\n") for text in shown)
+    assert len(visible(cache)) == 4
+
+
+def test_a_shared_cache_may_be_read_only(cache, model, monkeypatch):
+    path = zoo.converted("small", convert=Convert(), progress=False)
+    for name in ("small.pth.sha256", ".small.pth.lock", ".small.converted.pdparams.lock"):
+        (cache / name).unlink()
+    if os.geteuid():
+        cache.chmod(0o555)
+    else:  # permissions do not stop root
+
+        def refuse(*arguments: object, **options: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(zoo, "_write", refuse)
+        monkeypatch.setattr(zoo, "only_one", refuse)
+    try:
+        assert zoo.converted("small", convert=Convert(), progress=False) == path
+    finally:
+        cache.chmod(0o755)
+    assert visible(cache) == {"small.pth", "small.converted.pdparams", "small.converted.json"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_example_of_the_pages_runs(server, cache, monkeypatch, page):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    shown = {}
+    exec(code, shown)
+    assert shown["path"].read_bytes() == BODY
+    assert "# three names" in code or "# 三个名称" in code
+    assert len(shown["list_models"]("densecl_r50_*")) == 3
