@@ -30,6 +30,7 @@ from benchmarks.measure import (
 
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage, decode, scan_images
+from passl_densecl.data.parallel import keep_freed_memory
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import Transform
 
@@ -61,6 +62,7 @@ def source(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     at_least(1, images=args.images, rounds=args.rounds)
     cv2.setNumThreads(0)
+    keep_freed_memory()  # as the loader's workers do
     transforms, (images, left_out) = transforms_of(args.config), chosen(args.root, args.images)
     baseline_name, baseline = _baseline(args.baseline, transforms)
     paths = [images.path(index) for index in range(len(images))]

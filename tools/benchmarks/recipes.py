@@ -5,8 +5,10 @@ A recipe is how a file becomes an image, the transforms in order, and how the re
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -129,7 +131,17 @@ def _blur(image: Image.Image, sigma: float) -> Image.Image:
 
 
 def has_torchvision() -> bool:
-    """Whether it can be imported; one that was built for another torch cannot."""
+    """Whether its transforms can be imported.
+
+    Not the package itself: that registers detection operators first, and fails with a torch that it was not built for.
+    The transforms of Pillow images are plain Python, and work with any.
+    """
+    if "torchvision" not in sys.modules:
+        found = importlib.util.find_spec("torchvision")
+        if found is None or not found.submodule_search_locations:
+            return False
+        package = importlib.util.module_from_spec(found)  # made, not run
+        sys.modules["torchvision"] = package
     try:
         import torchvision.transforms  # noqa: F401  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError):
