@@ -11,6 +11,7 @@ to within rounding; the functions in lower case are the deterministic halves of 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple, Union
@@ -43,9 +44,12 @@ __all__ = [
 ]
 
 _CROP_TRIES = 10
-_LEVELS = np.arange(256)
 # Pillow cuts the fraction off, OpenCV rounds: half a level less makes them agree (0.499 keeps whole numbers).
 _CUT_OFF = -0.499
+_THREE = np.array([0, 1, 0], np.float32)  # the kernel that changes nothing
+_GRAY = (0.299, 0.587, 0.114)  # the luma of Rec. ITU-R BT.601, as Pillow and OpenCV have it
+_HUE_CUT_OFF = 0.375
+_NEEDS_NO_SMOOTHING = 8  # 1/128 square pixels, scale 1.17: so far plain sampling errs less than the filters do above
 _LARGEST_FIXED_POINT_SIGMA = 4.0  # above, 1/256 is too coarse for the many small values of the kernel
 
 
@@ -81,23 +85,30 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         image = cv2.resize(
             image, (round(source_width / block_x), round(source_height / block_y)), interpolation=cv2.INTER_AREA
         )
-    kernel_y = _smoothing_kernel(image.shape[0] / height, block_y > 1)
-    kernel_x = _smoothing_kernel(image.shape[1] / width, block_x > 1)
+    kernel_y = _smoothing_kernel(_variance(image.shape[0] / height, block_y > 1))
+    kernel_x = _smoothing_kernel(_variance(image.shape[1] / width, block_x > 1))
     if len(kernel_x) > 1 or len(kernel_y) > 1:
+        # A single value along one direction would take OpenCV a path that is twice as slow as three with zeros.
+        kernel_y, kernel_x = (_THREE if len(kernel) == 1 else kernel for kernel in (kernel_y, kernel_x))
         image = cv2.sepFilter2D(image, -1, kernel_x, kernel_y, borderType=cv2.BORDER_REFLECT)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _smoothing_kernel(scale: float, averaged: bool) -> np.ndarray:
-    """1-D float32 kernel that makes bilinear sampling at ``scale`` source pixels a pixel anti-aliased; [1] for none.
+def _variance(scale: float, averaged: bool) -> int:
+    """What bilinear sampling at ``scale`` source pixels a pixel lacks to be anti-aliased, in 1/128 square pixels."""
+    return max(0, round(128 * ((scale * scale - 1) / 6 - (1 / 12 if averaged else 0))))
+
+
+@functools.lru_cache(maxsize=2048)
+def _smoothing_kernel(variance: int) -> np.ndarray:
+    """1-D float32 kernel of this variance, in 1/128 square pixels; [1] where it is too little to matter.
 
     Three values give any variance up to 1/2; as many such filters as it takes are folded into one.
     """
-    variance = (scale * scale - 1) / 6 - (1 / 12 if averaged else 0)
     kernel = np.ones(1)
-    if variance > 0.01:
-        times = math.ceil(2 * variance)
-        side = variance / (2 * times)
+    if variance > _NEEDS_NO_SMOOTHING:
+        times = math.ceil(2 * variance / 128)
+        side = variance / 128 / (2 * times)
         for _ in range(times):
             kernel = np.convolve(kernel, [side, 1 - 2 * side, side])
     return _in_fixed_point(kernel)
@@ -150,22 +161,53 @@ def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the mean grey of the whole image: 0 is flat grey, 1 the image. ``factor`` ≥ 0."""
-    mean_gray = int(cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+    mean_gray = int(sum(share * mean for share, mean in zip(_GRAY, cv2.mean(image), strict=False)) + 0.5)
     return _blend_with_level(image, mean_gray, factor)
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend every pixel with its own grey: 0 is a grey image, 1 the image. ``factor`` ≥ 0."""
-    return cv2.addWeighted(image, factor, to_grayscale(image), 1.0 - factor, _CUT_OFF)
+    # OpenCV multiplies bytes in steps of 1/1024, of which a row must have 1024: else grey would change.
+    red, green, blue = (round(1024 * (1.0 - factor) * share) / 1024 for share in _GRAY)
+    own = 1.0 - (red + green + blue)
+    rows = [(red + own, green, blue, _CUT_OFF), (red, green + own, blue, _CUT_OFF), (red, green, blue + own, _CUT_OFF)]
+    return cv2.transform(image, np.array(rows))
 
 
 def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
-    """Turn the hue circle by ``shift`` of a full turn, from -0.5 to 0.5; saturation and value stay."""
-    # Pillow's hue is the turn × 255, cut off; OpenCV's, on the way there but not back, the turn × 256, rounded.
-    hues = np.rint(_LEVELS * (255 / 256) - 0.5) + int(shift * 255)
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    turned = cv2.LUT(cv2.extractChannel(hsv, 0), (hues % 256).astype(np.uint8))
-    return cv2.cvtColor(cv2.insertChannel(turned, hsv, 0), cv2.COLOR_HSV2RGB_FULL)
+    """Turn the hue circle by ``shift`` of a full turn, from -0.5 to 0.5; saturation and value stay.
+
+    Computed on the channels, without going through HSV and back. Whole thirds of a turn exchange the channels. The rest,
+    at most a sixth, moves the middle one of a pixel's three values by its share of (largest − smallest), up or down as
+    the order of the channels has it; where that passes the largest (smallest) value, that one comes back by as much as
+    it was passed by. For a channel x, followed by n and p in the order red, green, blue, all of it is: where n > p,
+    x falls by move − (x − middle), where n < p it rises by move − (middle − x), neither below 0, and it stays between
+    the smallest and the largest value. (As a bound on the fall, n − p > 0 serves for n > p: it is larger wherever it
+    matters.)
+    """
+    height, width = image.shape[:2]
+    # Pillow's hue is the turn × 255, cut off, so that it comes back a little smaller on average.
+    sextants = (int(shift * 255) - _HUE_CUT_OFF) * 6 / 255
+    thirds = round(sextants / 2)
+    planes = np.empty((3, height, width), np.uint8)
+    cv2.split(image, [planes[(channel + thirds) % 3] for channel in range(3)])
+    red, green, blue = planes
+    high, low = cv2.max(red, green), cv2.min(red, green)
+    largest, smallest = cv2.max(high, blue), cv2.min(low, blue)
+    middle = cv2.max(low, cv2.min(high, blue, high), low)
+    move = cv2.convertScaleAbs(cv2.subtract(largest, smallest), high, alpha=abs(sextants - 2 * thirds))
+    turned, fall, rise, bound = np.empty_like(planes), *np.empty_like(planes)
+    for x, following, previous, new in zip(planes, (green, blue, red), (blue, red, green), turned, strict=True):
+        if sextants < 2 * thirds:
+            following, previous = previous, following
+        # cv2.subtract and cv2.add stop at 0 and 255; the last argument takes the result, which spares the cache.
+        cv2.subtract(move, cv2.subtract(x, middle, fall), fall)
+        cv2.min(fall, cv2.subtract(following, previous, bound), fall)
+        cv2.subtract(move, cv2.subtract(middle, x, rise), rise)
+        cv2.min(rise, cv2.subtract(previous, following, bound), rise)
+        cv2.max(cv2.subtract(x, fall, new), smallest, new)
+        cv2.min(cv2.add(new, rise, new), largest, new)
+    return cv2.merge(list(turned))
 
 
 def to_grayscale(image: np.ndarray) -> np.ndarray:

@@ -91,6 +91,22 @@ def test_data(tmp_path, photos):
     assert "RandomResizedCrop" in text
 
 
+def test_a_pack_is_read_as_its_folder_is(tmp_path, photos):
+    pytest.importorskip("PIL")
+    pytest.importorskip("lmdb")
+    packing = [sys.executable, str(ROOT / "tools" / "pack_data.py"), str(photos), str(tmp_path / "photos.lmdb")]
+    subprocess.run(packing, check=True, capture_output=True, timeout=120)
+    options = ("--images", 7, "--rounds", 1, "--baseline", "pillow")
+    text, figures = measure(tmp_path, "data", "--root", tmp_path / "photos.lmdb", *options)
+    assert figures["images"] == 7
+    assert "the first is 80×72" in text
+    check_ratio(figures, "speed_over_decoding", "decoding alone", "passl_densecl")
+    _, figures = measure(
+        tmp_path, "loader", "--root", tmp_path / "photos.lmdb", "--workers", 1, "--epochs", 1, "--batch", 4
+    )
+    assert figures["images"] == 40
+
+
 def test_loss(tmp_path):
     text, figures = measure(tmp_path, "loss", "--queries", 512, "--keys", 32768, "--dim", 16, "--rounds", 2)
     check_ratio(figures, "time", "streamed", "concatenated")

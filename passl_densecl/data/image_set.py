@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -90,6 +91,13 @@ class ImageSet:
         """
         return decode_bytes(self.read(index), self.path(index))
 
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The images ``indices``, in this order."""
+        labels = None if self.labels is None else self.labels[list(indices)]
+        paths = [self.relative_path(index) for index in indices]
+        part = self.from_paths(self.root, paths, labels, self.classes, source=self._source, notes=self._notes)
+        return part if self._record is None else replace(part, _record=partial(_of_part, self._record, tuple(indices)))
+
     def describe(self) -> str:
         """One line for the log: "12,418 images under photos (11,902 jpg, 516 png)"."""
         ends = self._offsets.tolist()
@@ -104,6 +112,10 @@ class ImageSet:
             classes = f" in {of_all} {plural(len(self.classes), 'class')}"
         line = f"{len(self):,} {plural(len(self), 'image')}{classes} {self.source} ({counted(kinds)})"
         return "; ".join([line, *self._notes])
+
+
+def _of_part(record: Callable[[int], bytes], indices: tuple[int, ...], index: int) -> bytes:
+    return record(indices[index])
 
 
 def check_decodable(image_set: ImageSet, sample: int = 16) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 import paddle
 
 from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, Transforms
-from passl_densecl.data.parallel import available_cores
+from passl_densecl.data.parallel import available_cores, keep_freed_memory
 from passl_densecl.errors import InputError
 
 __all__ = [
@@ -441,6 +441,7 @@ def _work(
     for name in (signal.SIGINT, signal.SIGTERM):  # they often reach the whole group; the main process decides
         signal.signal(name, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    keep_freed_memory()
     for pair in pipes:  # an end that stays open here would hide the main process's death from the others
         for end in pair:
             if end is not connection:

@@ -16,10 +16,17 @@ _LOGITS_AT_ONCE = {"cpu": 2**21, "gpu": 2**24}
 def match(query_features: paddle.Tensor, key_features: paddle.Tensor) -> paddle.Tensor:
     """(B, C, S), (B, C, S) → (B, S) int64: for every query position the index of the most similar key position.
 
-    Similar by the cosine, in float32; the length of a query vector makes no difference to that.
+    Similar by the cosine, in float32; the length of a query vector makes no difference to that. Called when a step's memory
+    is at its peak, so there are no copies of the maps: the similarities are divided by the lengths, not the vectors.
     """
-    key = F.normalize(key_features.astype("float32"), axis=1, epsilon=1e-12)
-    return paddle.bmm(query_features.astype("float32").transpose([0, 2, 1]), key).argmax(axis=2)
+    query, key = _float32(query_features), _float32(key_features)
+    lengths = key.norm(p=2, axis=1, keepdim=True).clip(min=1e-12)  # (B, 1, S)
+    return (paddle.matmul(query, key, transpose_x=True) / lengths).argmax(axis=2)
+
+
+def _float32(values: paddle.Tensor) -> paddle.Tensor:
+    """The tensor itself where it is float32 already (`astype` would copy it)."""
+    return values if values.dtype == paddle.float32 else values.astype("float32")
 
 
 def gather_matches(key_dense: paddle.Tensor, matches: paddle.Tensor) -> paddle.Tensor:

@@ -130,6 +130,19 @@ def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
     assert found.describe() == f"4 images in 3 classes under {tmp_path} (4 png)"
 
 
+def test_a_subset_keeps_labels_and_the_order_asked_for(tmp_path):
+    write_all(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "eel/1.png")
+    whole = scan_images(tmp_path, labelled=True)
+    part = whole.subset([3, 0, 4])
+    assert paths(part, tmp_path) == ["dog/2.png", "cat/1.png", "eel/1.png"]
+    assert part.labels is not None
+    assert part.labels.tolist() == [1, 0, 2]
+    assert part.classes == ("cat", "dog", "eel")
+    assert (part.decode(1) == whole.decode(0)).all()
+    with pytest.raises(IndexError):
+        part.read(3)
+
+
 def test_a_validation_folder_is_numbered_by_the_training_classes(tmp_path):
     write_all(tmp_path, "dog/2.png", "ant/9.png")
     found = scan_images(tmp_path, labelled=True, classes=("dog", "cat", "ant"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -409,3 +410,30 @@ def test_a_batch_stays_whole_while_it_is_used(images):
         before = query.copy()
         time.sleep(0.1)
         assert (query == before).all()
+
+
+FAULTS = """
+    import resource
+    import numpy as np
+    from passl_densecl.data.parallel import keep_freed_memory
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            images = [np.ones(2_000_000, np.uint8) for _ in range(3)]
+            del images
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    before = faults()
+    keep_freed_memory()
+    faults()
+    print(before, faults())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another malloc")
+def test_freed_memory_stays():
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(FAULTS)], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 5000  # 3 × 488 pages of 4 KiB, twenty times, is 29,000
+    assert after < before / 20

@@ -87,6 +87,12 @@ def test_same_images_labels_and_line(folder, tmp_path):
             check_decodable(found)
 
 
+def test_a_subset_reads_its_own_records(folder, tmp_path):
+    found = scan_images(packed(scan_images(folder), tmp_path / "it.lmdb"))
+    part = pickle.loads(pickle.dumps(found.subset([7, 2, 23])))
+    assert contents(part) == [contents(found)[index] for index in (7, 2, 23)]
+
+
 def test_class_folders_are_known_without_labels_in_the_pack(folder, tmp_path):
     file = packed(scan_images(folder), tmp_path / "photos.lmdb")
     expected, found = scan_images(folder, labelled=True), scan_images(file, labelled=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,8 @@ from benchmarks.measure import (
 )
 
 from passl_densecl.config import PretrainConfig, load_config
-from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage, decode, scan_images
+from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage, scan_images
+from passl_densecl.data.parallel import keep_freed_memory
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import Transform
 
@@ -53,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def source(parser: argparse.ArgumentParser) -> None:
     """The options that say which images and which transforms."""
-    parser.add_argument("--root", required=True, metavar="DIR", help="a folder of images")
+    parser.add_argument("--root", required=True, metavar="DIR", help="a folder of images, or a pack of them")
     parser.add_argument("--config", type=Path, default=CONFIG, metavar="C",
                         help="a pre-training config: its transforms (default: configs/densecl/densecl_r50.yaml)")  # fmt: skip
 
@@ -61,9 +62,9 @@ def source(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     at_least(1, images=args.images, rounds=args.rounds)
     cv2.setNumThreads(0)
+    keep_freed_memory()  # as the loader's workers do
     transforms, (images, left_out) = transforms_of(args.config), chosen(args.root, args.images)
     baseline_name, baseline = _baseline(args.baseline, transforms)
-    paths = [images.path(index) for index in range(len(images))]
     dataset, epochs = PairDataset(images, transforms, seed=0), count()
 
     def own() -> None:
@@ -72,14 +73,14 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             dataset[epoch, index]
 
     def by_baseline() -> None:
-        for path in paths:
-            image = baseline.decode(path)
+        for index in range(len(images)):
+            image = baseline.decode(images.read(index))
             for _ in range(2):
                 baseline.view(image)
 
-    contestants = {"passl_densecl": own, baseline_name: by_baseline, "decoding alone": partial(_decode_all, paths)}
+    contestants = {"passl_densecl": own, baseline_name: by_baseline, "decoding alone": partial(_decode_all, images)}
     timings = interleave({name: partial(_time, act) for name, act in contestants.items()}, args.rounds)
-    results = {name: summary(values, CPU, len(paths)) for name, values in timings.items()}
+    results = {name: summary(values, CPU, len(images)) for name, values in timings.items()}
     own_times = timings["passl_densecl"]
     ratios = {
         "speed_over_baseline": quotient(
@@ -91,17 +92,16 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     }
     from benchmarks import recipes
 
-    parts = _parts({"passl_densecl": recipes.own(transforms), baseline_name: baseline}, paths, args.rounds)
-    first = cv2.imread(paths[0])
-    height, width = (0, 0) if first is None else first.shape[:2]
+    parts = _parts({"passl_densecl": recipes.own(transforms), baseline_name: baseline}, images, args.rounds)
+    height, width = images.decode(0).shape[:2]
     text = "\n\n".join([
-        f"data     {len(paths):,} images of {args.root} ({left_out} unreadable left out; the first is {width}×{height}), two views "
+        f"data     {len(images):,} images of {args.root} ({left_out} unreadable left out; the first is {width}×{height}), two views "
         f"each; {counted(args.rounds, 'round')}; {CPU}, OpenCV on one thread",
         time_table("all images", results),
         _part_table(parts),
         ratio_lines(ratios),
     ])  # fmt: skip
-    return text, {"clock": CPU, "images": len(paths), "baseline": baseline_name, "results": results,
+    return text, {"clock": CPU, "images": len(images), "baseline": baseline_name, "results": results,
                   "seconds_per_image": parts, "ratios": ratios}  # fmt: skip
 
 
@@ -118,14 +118,12 @@ def chosen(root: str, most: int) -> tuple[ImageSet, int]:
     indices = np.unique(np.linspace(0, len(everything) - 1, min(most, len(everything))).round().astype(int))
     good = []
     for index in indices.tolist():
-        try:
-            decode(everything.path(index))
-        except UndecodableImage:
-            continue
-        good.append(os.fsencode(os.path.abspath(everything.path(index))))
+        with contextlib.suppress(UndecodableImage):
+            everything.decode(index)
+            good.append(index)
     if not good:
         raise InputError(f"--root {root}: none of the {len(indices)} images that were tried can be decoded")
-    return ImageSet.from_paths(root, good), len(indices) - len(good)
+    return everything.subset(good), len(indices) - len(good)
 
 
 def _baseline(name: str, transforms: Sequence[Transform]) -> tuple[str, Recipe]:
@@ -140,39 +138,39 @@ def _baseline(name: str, transforms: Sequence[Transform]) -> tuple[str, Recipe]:
     return "Pillow", recipes.pillow(transforms)
 
 
-def _decode_all(paths: Sequence[str]) -> None:
+def _decode_all(images: ImageSet) -> None:
     """At full scale, whatever the data set does."""
-    for path in paths:
-        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    for index in range(len(images)):
+        cv2.imdecode(np.frombuffer(images.read(index), np.uint8), cv2.IMREAD_COLOR)
 
 
 def _time(act: Callable[[], None]) -> Timing:
     return timed(act)[0]
 
 
-def _parts(recipes: Mapping[str, Recipe], paths: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
+def _parts(recipes: Mapping[str, Recipe], images: ImageSet, rounds: int) -> dict[str, dict[str, float]]:
     """Recipe → part → seconds of CPU an image (both views): the median of the rounds, in which the recipes take turns."""
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
     for _ in range(rounds):
         for name, recipe in recipes.items():
-            passes[name].append(_one_pass(recipe, paths))
+            passes[name].append(_one_pass(recipe, images))
     return {
         name: {part: statistics.median(one[part] for one in found) for part in found[0]}
         for name, found in passes.items()
     }
 
 
-def _one_pass(recipe: Recipe, paths: Sequence[str]) -> dict[str, float]:
+def _one_pass(recipe: Recipe, images: ImageSet) -> dict[str, float]:
     seconds: dict[str, float] = {}
 
     def part(name: str, act: Callable[[Any], Any], value: Any) -> Any:
         begin = time.process_time()
         result = act(value)
-        seconds[name] = seconds.get(name, 0.0) + (time.process_time() - begin) / len(paths)
+        seconds[name] = seconds.get(name, 0.0) + (time.process_time() - begin) / len(images)
         return result
 
-    for path in paths:
-        image = part("read and decode", recipe.decode, path)
+    for index in range(len(images)):
+        image = part("read and decode", lambda index: recipe.decode(images.read(index)), index)
         for _ in range(2):
             view = image
             for name, step in recipe.steps:

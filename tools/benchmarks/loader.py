@@ -13,6 +13,7 @@ from benchmarks.data import chosen, source, transforms_of
 from benchmarks.measure import WALL, at_least, counted, own_cores, shown, spread, status_mb, table
 
 from passl_densecl.data.datasets import PairDataset
+from passl_densecl.data.parallel import keep_freed_memory
 from passl_densecl.errors import InputError
 
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     import passl_densecl.data.loader as loader  # after the checks: Paddle takes seconds
 
     cv2.setNumThreads(0)
+    keep_freed_memory()  # as the workers do
     dataset = PairDataset(images, transforms, seed=0)
 
     def one_core(epoch: int) -> float:

@@ -1,19 +1,23 @@
 """The same augmentation by three hands: this project's (OpenCV), Pillow in torchvision's way, and torchvision itself.
 
-A recipe is how a file becomes an image, the transforms in order, and how the result becomes a uint8 array.
+A recipe is how the bytes of a file become an image, the transforms in order, and how the result becomes a uint8 array.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from passl_densecl.data.datasets import decode
+from passl_densecl.data.images import decode_bytes
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import (
     ColorJitter,
@@ -28,7 +32,7 @@ Step = Callable[[Any], Any]
 
 
 class Recipe(NamedTuple):
-    decode: Callable[[str], Any]
+    decode: Callable[[bytes], Any]
     steps: list[tuple[str, Step]]
     finish: Callable[[Any], np.ndarray]
 
@@ -45,15 +49,18 @@ def own(transforms: Sequence[Transform], seed: int = 0) -> Recipe:
     def bound(transform: Transform) -> Step:
         return lambda image: transform(image, rng)
 
-    return Recipe(decode, [(transform.name, bound(transform)) for transform in transforms], lambda image: image)
+    return Recipe(
+        partial(decode_bytes, path="of the benchmark"),
+        [(transform.name, bound(transform)) for transform in transforms],
+        lambda image: image,
+    )
 
 
 # --- Pillow, in torchvision's way ----------------------------------------------------------------------------------
 
 
-def open_rgb(path: str) -> Image.Image:
-    with open(path, "rb") as file:
-        return Image.open(file).convert("RGB")
+def open_rgb(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def pillow(transforms: Sequence[Transform], seed: int = 0) -> Recipe:
@@ -129,7 +136,17 @@ def _blur(image: Image.Image, sigma: float) -> Image.Image:
 
 
 def has_torchvision() -> bool:
-    """Whether it can be imported; one that was built for another torch cannot."""
+    """Whether its transforms can be imported.
+
+    Not the package itself: that registers detection operators first, and fails with a torch that it was not built for.
+    The transforms of Pillow images are plain Python, and work with any.
+    """
+    if "torchvision" not in sys.modules:
+        found = importlib.util.find_spec("torchvision")
+        if found is None or not found.submodule_search_locations:
+            return False
+        package = importlib.util.module_from_spec(found)  # made, not run
+        sys.modules["torchvision"] = package
     try:
         import torchvision.transforms  # noqa: F401  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError):

@@ -43,7 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=224, help="pixels a side (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="images of one micro-batch (default: %(default)s)")
     parser.add_argument("--queue_len", type=int, default=65536, help="keys in the queue (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="timed steps of each; 0 measures the memory only (default: %(default)s)"
+    )
     parser.add_argument(
         "--threads", type=int, default=1, help="of the kernels (not with --processes: one each) (default: %(default)s)"
     )
@@ -61,21 +63,21 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         f"step     ResNet-{args.depth}, {args.size} px, batch {args.batch}, queue {args.queue_len:,}, {counted(args.rounds, 'round')}; "
         f"{clock}, {counted(args.threads, 'thread')}"
     ]
-    timings = _compared(args, sizes)
-    results = {name: summary(values, clock, args.batch) for name, values in timings.items()}
-    ratios = {
-        "time": quotient("time, DenseCL / MoCo-v2", timings["densecl"], timings["moco_v2"], clock),
-    }
-    for name in [name for name in timings if name.startswith("torch")]:
-        what = f"images/s, DenseCL here / {_NAMES[name]}"
-        ratios[f"speed_over_{name}"] = quotient(what, timings[name], timings["densecl"], clock)
-    text.append(time_table("step", {_NAMES[name]: result for name, result in results.items()}))
-    memory = _memory(sizes, args.threads)
+    data: dict[str, Any] = {"clock": clock, "results": {}, "ratios": {}}
+    ratios = data["ratios"]
+    if args.rounds:
+        timings = _compared(args, sizes)
+        data["results"] = {name: summary(values, clock, args.batch) for name, values in timings.items()}
+        ratios["time"] = quotient("time, DenseCL / MoCo-v2", timings["densecl"], timings["moco_v2"], clock)
+        for name in [name for name in timings if name.startswith("torch")]:
+            what = f"images/s, DenseCL here / {_NAMES[name]}"
+            ratios[f"speed_over_{name}"] = quotient(what, timings[name], timings["densecl"], clock)
+        text.append(time_table("step", {_NAMES[name]: result for name, result in data["results"].items()}))
+    data["memory"] = memory = _memory(sizes, args.threads)
     ratio = memory["densecl"]["extra_mb"] / memory["moco_v2"]["extra_mb"]
     ratios["memory"] = {"what": "memory, DenseCL / MoCo-v2", "median": ratio, "min": ratio, "max": ratio}
     rows = [[_NAMES[name], f"{value['extra_mb']:.0f}", f"{value['before_mb']:.0f}"] for name, value in memory.items()]
     text.append(table([["peak memory, MiB", "training", "Paddle itself"], *rows]))
-    data: dict[str, Any] = {"clock": clock, "results": results, "memory": memory, "ratios": ratios}
     if args.processes > 1:
         data["processes"] = _processes(args, sizes)
         ratios["processes"] = data["processes"].pop("ratio")
@@ -95,7 +97,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--depth {args.depth}: expected one of {', '.join(map(str, DEPTHS))}")
     at_least(32, size=args.size)
     at_least(2, batch=args.batch)  # BatchNorm of one vector is no BatchNorm
-    at_least(1, rounds=args.rounds, threads=args.threads, processes=args.processes)
+    at_least(1, threads=args.threads, processes=args.processes)
+    at_least(1 if args.torch or args.profile or args.processes > 1 else 0, rounds=args.rounds)
     at_least(args.batch * args.processes, queue_len=args.queue_len)
     if args.processes > len(own_cores()):
         raise InputError(f"--processes {args.processes}: only {len(own_cores())} cores are there, one each is needed")
