@@ -18,7 +18,13 @@ from passl_densecl.errors import InputError
 if TYPE_CHECKING:
     from passl_densecl.export import Network, Report
 
-STAGES = ("backbone", "pooled", "classifier", "global", "dense")  # passl_densecl.export.STAGES, without importing Paddle
+STAGES = (
+    "backbone",
+    "pooled",
+    "classifier",
+    "global",
+    "dense",
+)  # passl_densecl.export.STAGES, without importing Paddle
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,7 +49,11 @@ def parse_arguments() -> argparse.Namespace:
         "(B, 3, height, width)",
     )
     parser.add_argument(
-        "--size", type=int, default=224, metavar="PIXELS", help="side of the images that it is tried with (default: 224)"
+        "--size",
+        type=int,
+        default=224,
+        metavar="PIXELS",
+        help="side of the images that it is tried with (default: 224)",
     )
     parser.add_argument("--check", type=Path, metavar="IMAGE", help="also compare the outputs for this photograph")
     parser.add_argument(
@@ -61,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     if args.size < 32:
         raise InputError(f"--size {args.size}: expected at least 32 pixels")
-    image = None if args.check is None else photograph(args.check, args.size)
+    photo = None if args.check is None else photograph(args.check, args.size)
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's engines report every optimisation that they try
     from passl_densecl.export import export, read_network, require
     from passl_densecl.export.write import FORMATS, TOLERANCE, check_output, snippet
@@ -73,21 +83,20 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"read     {network.source} ({network.kind})")
     print(f"network  {described(network)}")
-    if not network.recorded and not (args.stem_stride and args.last_stride):
-        print(
-            f"note     the weights lie in no run folder: stem_stride {network.stem_stride} and last_stride "
-            f"{network.last_stride} are assumed; --stem_stride and --last_stride say otherwise"
-        )
-    report = export(network, args.out, args.format, kind=args.input, size=args.size, image=image)
+    assumed = [name for name in ("stem_stride", "last_stride") if not network.recorded and getattr(args, name) is None]
+    if assumed:
+        values = " and ".join(f"{name} {getattr(network, name)}" for name in assumed)
+        others = " and ".join(f"--{name}" for name in assumed)
+        print(f"note     the weights lie in no run folder that says it: assumed {values}; otherwise give {others}")
+    report = export(network, args.out, args.format, kind=args.input, size=args.size, photo=photo)
     for difference in report.differences:
-        what = args.check.name if difference.what == "image" else "noise"
         print(
-            f"compare  {FORMATS[args.format]} against Paddle's network, {what} {'×'.join(map(str, difference.images))}: "
+            f"compare  {FORMATS[args.format]} against Paddle's network, {difference.what} {'×'.join(map(str, difference.images))}: "
             f"largest difference {difference.largest:.2g}, largest output {difference.scale:.3g}"
         )
     print(f"passed   at most {report.worst.relative:.2g} of the largest output; {TOLERANCE:g} is allowed")
     if report.checked is not None and network.stage == "classifier":
-        print(f"image    {args.check.name}: {best_classes(report.checked[0], network.classes)}")
+        print(f"photo    {args.check}: {best_classes(report.checked[0], network.classes)}")
     show(report, network)
     print(f"run it so:\n\n{snippet(args.out, args.format, report.info, args.size)}")
 
@@ -97,7 +106,9 @@ def photograph(path: Path, size: int) -> np.ndarray:
     from passl_densecl.data.images import decode
     from passl_densecl.transforms import CenterCrop, Resize, apply
 
-    return apply((Resize(size=round(size * 256 / 224)), CenterCrop(size=size)), decode(str(path)), np.random.default_rng(0))
+    return apply(
+        (Resize(size=round(size * 256 / 224)), CenterCrop(size=size)), decode(str(path)), np.random.default_rng(0)
+    )
 
 
 def described(network: Network) -> str:
@@ -117,7 +128,8 @@ def best_classes(logits: np.ndarray, names: tuple[str, ...], count: int = 5) -> 
     shares = np.exp(logits.astype("float64") - logits.max())
     shares /= shares.sum()
     best = np.argsort(-shares)[:count]
-    return ", ".join(f"{names[index] if names else f'class {index}'} {shares[index]:.1%}" for index in best)
+    called = names or [f"class {index}" for index in range(len(shares))]
+    return ", ".join(f"{called[index]} {shares[index]:.1%}" for index in best)
 
 
 def show(report: Report, network: Network) -> None:

@@ -30,7 +30,8 @@ class StageLayer(nn.Layer):
             first, second = (nn.Linear(*shapes[f"global_head.{place}.weight"]) for place in (0, 2))
             self.global_head = nn.Sequential(first, nn.ReLU(), second)
         if network.stage == "dense":
-            first, second = (nn.Conv2D(*shapes[f"dense_head.{place}.weight"][1::-1], 1) for place in (0, 2))
+            (hidden, width), (dim, _) = (shapes[f"dense_head.{place}.weight"][:2] for place in (0, 2))
+            first, second = nn.Conv2D(width, hidden, 1), nn.Conv2D(hidden, dim, 1)
             self.dense_head = nn.Sequential(first, nn.ReLU(), second)
         load_strict(self, network.arrays, source=network.source)
         self.eval()

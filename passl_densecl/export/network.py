@@ -31,7 +31,7 @@ INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # stage → (name of its output, axes, what it is)
 STAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "backbone": ("map", ("batch", "channels", "rows", "columns"), "the backbone's last map"),
+    "backbone": ("feature_map", ("batch", "channels", "rows", "columns"), "the backbone's last map"),
     "pooled": ("features", ("batch", "channels"), "the map's average over its positions"),
     "classifier": ("logits", ("batch", "classes"), "one number a class, before softmax"),
     "global": ("vector", ("batch", "dim"), "the global neck's vector, of length 1"),

@@ -10,20 +10,25 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import paddle
 
 from passl_densecl.errors import InputError
 from passl_densecl.export.layer import StageLayer
-from passl_densecl.export.network import INPUT_NAME, MEAN, STAGES, STD, InputKind, Network
+from passl_densecl.export.network import INPUT_NAME, MEAN, STD, InputKind, Network
 
 FORMATS: dict[str, str] = {"paddle": "paddle.inference", "onnx": "onnxruntime"}  # → the engine that runs it
 TOLERANCE = 1e-4  # of the largest output; float32 with sums in another order stays far below
 PROGRAM, INFO = "inference", "info.json"
 
-Engine = Callable[[np.ndarray], np.ndarray]
+
+class Engine(NamedTuple):
+    """An exported model, loaded by the engine that it is for."""
+
+    run: Callable[[np.ndarray], np.ndarray]  # images → output
+    output: str  # the output's name there
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Report:
     files: tuple[Path, ...]
     info: dict[str, Any]
     differences: tuple[Difference, ...]
-    checked: np.ndarray | None  # the engine's output for the image that was given
+    checked: np.ndarray | None  # the engine's output for the photo that was given
 
     @property
     def worst(self) -> Difference:
@@ -61,7 +66,7 @@ def export(
     *,
     kind: InputKind = "uint8",
     size: int = 224,
-    image: np.ndarray | None = None,
+    photo: np.ndarray | None = None,
 ) -> Report:
     """Write `network` to `out`, having run it with the format's engine on several batch and image sizes.
 
@@ -69,7 +74,7 @@ def export(
         out: a folder to make (paddle: program, parameters, info.json) or a file ending in .onnx.
         kind: "uint8" takes images as they are decoded and normalises inside; "float32" takes normalised images.
         size: about how many pixels a side the images have on which it is tried; the written model takes any.
-        image: uint8 RGB (height, width, 3), also tried.
+        photo: uint8 RGB (height, width, 3), also tried.
 
     Raises:
         InputError: `out` exists or cannot be written, a package is missing, or the exported model's outputs differ from
@@ -83,12 +88,12 @@ def export(
     info = network.info(kind)
     with _unfinished(out) as temporary:
         if format == "paddle":
-            write_paddle(layer, temporary, info, kind)
+            write_paddle(layer, temporary, kind)
             engine = paddle_engine(temporary)
         else:
             write_onnx(network, temporary, kind)
             engine = onnx_engine(temporary)
-        differences, checked = compare(engine, layer, kind, size, image)
+        differences, checked = compare(engine, layer, kind, size, photo)
         worst = max(differences, key=lambda difference: difference.relative)
         if not worst.relative <= TOLERANCE:  # also when it is not a number
             raise InputError(
@@ -96,7 +101,10 @@ def export(
                 f"{worst.scale:.3g}) from Paddle's for images {list(worst.images)}; at most {TOLERANCE:g} of the largest "
                 "is rounding. Please report this, with the versions of both"
             )
-        del engine  # lets go of the files
+        if format == "paddle":
+            info["output"]["name"] = engine.output  # Paddle chooses it
+            info["paddle"] = paddle.__version__
+            (temporary / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, out)
     files = tuple(sorted(out.iterdir())) if format == "paddle" else (out,)
     return Report(files, info, tuple(differences), checked)
@@ -134,13 +142,23 @@ def _unfinished(out: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_paddle(layer: StageLayer, folder: Path, info: dict[str, Any], kind: InputKind) -> None:
-    """Program and parameters as Paddle's `jit.save` writes them, and `info.json`, into a new folder."""
+def write_paddle(layer: StageLayer, folder: Path, kind: InputKind) -> None:
+    """Program and parameters as Paddle's `jit.save` writes them, into a new folder."""
     folder.mkdir()
     shape = [None, None, None, 3] if kind == "uint8" else [None, 3, None, None]
     paddle.jit.save(layer, str(folder / PROGRAM), input_spec=[paddle.static.InputSpec(shape, kind, INPUT_NAME)])
-    info["paddle"] = paddle.__version__
-    (folder / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if program_file(folder).suffix == ".pdmodel":
+        _forget_call_stacks(program_file(folder))
+
+
+def _forget_call_stacks(program_file: Path) -> None:
+    """Paddle 2 keeps the source lines, with the names of folders, that made some of the operators."""
+    program = paddle.base.core.ProgramDesc(program_file.read_bytes())
+    for block in map(program.block, range(program.num_blocks())):
+        for operator in map(block.op, range(block.op_size())):
+            if operator.has_attr("op_callstack"):
+                operator.remove_attr("op_callstack")
+    program_file.write_bytes(program.serialize_to_string())
 
 
 def write_onnx(network: Network, file: Path, kind: InputKind) -> None:
@@ -171,7 +189,7 @@ def paddle_engine(folder: Path) -> Engine:
         predictor.run()
         return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
-    return run
+    return Engine(run, predictor.get_output_names()[0])
 
 
 def onnx_engine(file: Path) -> Engine:
@@ -179,28 +197,30 @@ def onnx_engine(file: Path) -> Engine:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {INPUT_NAME: images})[0]
+    return Engine(lambda images: np.asarray(session.run(None, {INPUT_NAME: images})[0]), session.get_outputs()[0].name)
 
 
 def compare(
-    engine: Engine, layer: StageLayer, kind: InputKind, size: int, image: np.ndarray | None = None
+    engine: Engine, layer: StageLayer, kind: InputKind, size: int, photo: np.ndarray | None = None
 ) -> tuple[list[Difference], np.ndarray | None]:
-    """Run both on noise of several batch and image sizes, square and not, and on `image`; its output comes back too."""
+    """Run both on noise of several batch and image sizes, square and not, and on `photo`; its output comes back too."""
     rng = np.random.default_rng(0)
     shapes = ((1, size, size), (2, size, size), (3, size + 17, max(32, size - 15)))
     batches = [("noise", rng.integers(0, 256, (*shape, 3), np.uint8)) for shape in shapes]
-    batches += [] if image is None else [("image", image[None])]
+    batches += [] if photo is None else [("photo", photo[None])]
     differences, found = [], None
     for what, images in batches:
         given = images if kind == "uint8" else normalized(images)
         with paddle.no_grad():
             expected = layer(paddle.to_tensor(given)).numpy()
-        found = engine(given)
+        found = engine.run(given)
         if found.shape != expected.shape:
-            raise InputError(f"the exported model gives {list(found.shape)} for {list(given.shape)}, not {list(expected.shape)}")
+            raise InputError(
+                f"the exported model gives {list(found.shape)} for {list(given.shape)}, not {list(expected.shape)}"
+            )
         largest = float(np.abs(found.astype("float64") - expected).max())
         differences.append(Difference(given.shape, largest, float(np.abs(expected).max()), what))
-    return differences, None if image is None else found
+    return differences, None if photo is None else found
 
 
 def normalized(images: np.ndarray) -> np.ndarray:
@@ -209,9 +229,8 @@ def normalized(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def snippet(out: Path, format: str, info: dict[str, Any], size: int, photo: str = "photo.jpg") -> str:
+def snippet(out: Path, format: str, info: dict[str, Any], size: int, file: str = "photo.jpg") -> str:
     """Python lines that run what was written on one photograph, with OpenCV and the engine alone."""
-    output = STAGES[info["stage"]][0]
     lines = ["import cv2"]
     if info["input"]["dtype"] == "float32":
         lines.append("import numpy as np")
@@ -221,7 +240,7 @@ def snippet(out: Path, format: str, info: dict[str, Any], size: int, photo: str 
         lines.append("from paddle.inference import Config, create_predictor")
     lines += [
         "",
-        f'image = cv2.cvtColor(cv2.resize(cv2.imread("{photo}"), ({size}, {size})), cv2.COLOR_BGR2RGB)',
+        f'image = cv2.cvtColor(cv2.resize(cv2.imread("{file}"), ({size}, {size})), cv2.COLOR_BGR2RGB)',
     ]
     if info["input"]["dtype"] == "uint8":
         lines.append("images = image[None]  # uint8 RGB, (1, height, width, 3)")
@@ -230,11 +249,11 @@ def snippet(out: Path, format: str, info: dict[str, Any], size: int, photo: str 
         lines.append("images = np.ascontiguousarray(image.transpose(2, 0, 1)[None])  # (1, 3, height, width)")
     if format == "onnx":
         lines.append(f'session = onnxruntime.InferenceSession("{out}")')
-        lines.append(f'({output},) = session.run(None, {{"{INPUT_NAME}": images}})')
+        lines.append(f'(output,) = session.run(None, {{"{INPUT_NAME}": images}})')
     else:
         lines.append(f'predictor = create_predictor(Config("{program_file(out)}", "{out / PROGRAM}.pdiparams"))')
         lines.append(f'predictor.get_input_handle("{INPUT_NAME}").copy_from_cpu(images)')
         lines.append("predictor.run()")
-        lines.append(f"{output} = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()")
+        lines.append(f'output = predictor.get_output_handle("{info["output"]["name"]}").copy_to_cpu()')
     shape = ", ".join(info["output"]["axes"])
-    return "\n".join([*lines, f"print({output}.shape)  # ({shape})"])
+    return "\n".join([*lines, f"print(output.shape)  # ({shape})"])
