@@ -14,17 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from passl_densecl.errors import InputError
+from passl_densecl.export.network import INPUTS, STAGES, Network, read_network
+from passl_densecl.export.target import FORMATS, check_output, require
 
 if TYPE_CHECKING:
-    from passl_densecl.export import Network, Report
-
-STAGES = (
-    "backbone",
-    "pooled",
-    "classifier",
-    "global",
-    "dense",
-)  # passl_densecl.export.STAGES, without importing Paddle
+    from passl_densecl.export.write import Report
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,16 +28,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint folder, a run folder or a weight file")
     parser.add_argument("out", metavar="OUT", type=Path, help="paddle: a folder to make; onnx: a file ending in .onnx")
-    parser.add_argument("--format", choices=("paddle", "onnx"), required=True)
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
     parser.add_argument(
         "--stage",
-        choices=STAGES,
+        choices=tuple(STAGES),
         help="the output: backbone (map), pooled (vector), classifier (logits), global or dense (the necks' vectors); "
         "default: classifier where there is one, else backbone",
     )
     parser.add_argument(
         "--input",
-        choices=("uint8", "float32"),
+        choices=tuple(INPUTS),
         default="uint8",
         help="uint8: RGB images as decoded, (B, height, width, 3), normalised inside (default); float32: normalised, "
         "(B, 3, height, width)",
@@ -71,16 +65,12 @@ def parse_arguments() -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     if args.size < 32:
         raise InputError(f"--size {args.size}: expected at least 32 pixels")
-    photo = None if args.check is None else photograph(args.check, args.size)
-    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's engines report every optimisation that they try
-    from passl_densecl.export import export, read_network, require
-    from passl_densecl.export.write import FORMATS, TOLERANCE, check_output, snippet
-
-    require(args.format)
     check_output(args.out, args.format)
+    require(args.format)
     network = read_network(
         args.weights, args.stage, encoder=args.encoder, stem_stride=args.stem_stride, last_stride=args.last_stride
     )
+    photo = None if args.check is None else photograph(args.check, args.size)
     print(f"read     {network.source} ({network.kind})")
     print(f"network  {described(network)}")
     assumed = [name for name in ("stem_stride", "last_stride") if not network.recorded and getattr(args, name) is None]
@@ -88,6 +78,9 @@ def run(args: argparse.Namespace) -> None:
         values = " and ".join(f"{name} {getattr(network, name)}" for name in assumed)
         others = " and ".join(f"--{name}" for name in assumed)
         print(f"note     the weights lie in no run folder that says it: assumed {values}; otherwise give {others}")
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's engines report every optimisation that they try
+    from passl_densecl.export.write import TOLERANCE, export, snippet
+
     report = export(network, args.out, args.format, kind=args.input, size=args.size, photo=photo)
     for difference in report.differences:
         print(
@@ -128,7 +121,7 @@ def best_classes(logits: np.ndarray, names: tuple[str, ...], count: int = 5) -> 
     shares = np.exp(logits.astype("float64") - logits.max())
     shares /= shares.sum()
     best = np.argsort(-shares)[:count]
-    called = names or [f"class {index}" for index in range(len(shares))]
+    called = list(names) or [f"class {index}" for index in range(len(shares))]
     return ", ".join(f"{called[index]} {shares[index]:.1%}" for index in best)
 
 

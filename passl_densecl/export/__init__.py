@@ -1,8 +1,5 @@
-"""Trained networks for other engines: Paddle's inference model and ONNX, run and compared before they get their name."""
+"""Trained networks for other engines: Paddle's inference model and ONNX, run and compared before they get their name.
 
-from __future__ import annotations
-
-from passl_densecl.export.network import STAGES, Network, read_network
-from passl_densecl.export.write import FORMATS, Difference, Report, export, require
-
-__all__ = ["FORMATS", "STAGES", "Difference", "Network", "Report", "export", "read_network", "require"]
+Nothing is imported here, so that a mistake in a path or in weights shows before the seconds that Paddle takes:
+``read_network`` of ``network`` reads, ``export`` of ``write`` writes.
+"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -18,8 +17,8 @@ import paddle
 from passl_densecl.errors import InputError
 from passl_densecl.export.layer import StageLayer
 from passl_densecl.export.network import INPUT_NAME, MEAN, STD, InputKind, Network
+from passl_densecl.export.target import FORMATS, check_output, require
 
-FORMATS: dict[str, str] = {"paddle": "paddle.inference", "onnx": "onnxruntime"}  # → the engine that runs it
 TOLERANCE = 1e-4  # of the largest output; float32 with sums in another order stays far below
 PROGRAM, INFO = "inference", "info.json"
 
@@ -94,13 +93,8 @@ def export(
             write_onnx(network, temporary, kind)
             engine = onnx_engine(temporary)
         differences, checked = compare(engine, layer, kind, size, photo)
-        worst = max(differences, key=lambda difference: difference.relative)
-        if not worst.relative <= TOLERANCE:  # also when it is not a number
-            raise InputError(
-                f"{out}: not written: {FORMATS[format]} gives outputs that differ by {worst.largest:.3g} (largest output "
-                f"{worst.scale:.3g}) from Paddle's for images {list(worst.images)}; at most {TOLERANCE:g} of the largest "
-                "is rounding. Please report this, with the versions of both"
-            )
+        for difference in differences:
+            _check(difference, format, out)
         if format == "paddle":
             info["output"]["name"] = engine.output  # Paddle chooses it
             info["paddle"] = paddle.__version__
@@ -110,22 +104,14 @@ def export(
     return Report(files, info, tuple(differences), checked)
 
 
-def require(format: str) -> None:
-    """Raise InputError, with the line that installs it, when a package is missing that writes or runs `format`."""
-    missing = [name for name in ("onnx", "onnxruntime") if format == "onnx" and importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"exporting to ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-
-
-def check_output(out: Path, format: str) -> None:
-    """Raise InputError when `out` is taken, has no folder to stand in, or does not look like what `format` writes."""
-    if (out.suffix == ".onnx") != (format == "onnx"):
-        wanted = "a file whose name ends in .onnx" if format == "onnx" else "the name of a folder to make"
-        raise InputError(f"{out}: format {format} writes {wanted}")
-    if out.exists():
-        raise InputError(f"{out} exists; remove it or choose another name")
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; create it first")
+def _check(difference: Difference, format: str, out: Path) -> None:
+    """Raise InputError when an exported model gives other outputs than its network, or such as are no numbers."""
+    if not difference.relative <= TOLERANCE:  # so written, NaN does not pass
+        raise InputError(
+            f"{out}: not written: for images {list(difference.images)} {FORMATS[format]} gives outputs that differ from "
+            f"Paddle's network by {difference.largest:.3g} (largest output {difference.scale:.3g}); rounding makes at most "
+            f"{TOLERANCE:g} of the largest. Please report this, with the versions of both"
+        )
 
 
 @contextlib.contextmanager
