@@ -17,7 +17,7 @@ LAYERS = [
     {"transforms", "schedules"},
     {"config"},
     {"models", "data", "weights"},
-    {"engine", "evaluation"},
+    {"engine", "evaluation", "export"},
     {"visualize"},
     {"tools"},
 ]

@@ -1,0 +1,150 @@
+"""What is exported: a network up to one of its stages, read from any weights. No Paddle is needed here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import passl_densecl
+from passl_densecl.config import PretrainModelConfig
+from passl_densecl.errors import InputError
+from passl_densecl.weights import Extraction, read_backbone, read_pickle, recorded_model, weights_file
+from passl_densecl.weights.names import unwrap
+
+# ImageNet's statistics of RGB values from 0 to 255, as the networks are trained with.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+Stage = Literal["backbone", "pooled", "classifier", "global", "dense"]
+InputKind = Literal["uint8", "float32"]
+
+INPUT_NAME = "images"
+INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "uint8": ("RGB, 0 to 255, as decoded; normalised inside", ("batch", "height", "width", "3")),
+    "float32": ("RGB, (value − mean) / std", ("batch", "3", "height", "width")),
+}
+# stage → (name of its output, axes, what it is)
+STAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "backbone": ("feature_map", ("batch", "channels", "rows", "columns"), "the backbone's last map"),
+    "pooled": ("features", ("batch", "channels"), "the map's average over its positions"),
+    "classifier": ("logits", ("batch", "classes"), "one number a class, before softmax"),
+    "global": ("vector", ("batch", "dim"), "the global neck's vector, of length 1"),
+    "dense": ("vectors", ("batch", "dim", "rows", "columns"), "the dense neck's vectors, of length 1 at each position"),
+}
+HEADS = {"classifier": "fc", "global": "global_head", "dense": "dense_head"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network up to `stage`. Every format is written from these values, every comparison is with them."""
+
+    stage: str
+    depth: int
+    stem_stride: int
+    last_stride: int
+    num_grid: int | None  # dense: the map is pooled to so many cells a side
+    arrays: dict[str, np.ndarray]  # backbone.* and, where the stage has one, fc.*, global_head.* or dense_head.*
+    classes: tuple[str, ...]  # in the order of the logits; empty when they are not recorded
+    source: Path
+    kind: str  # what the source is
+    recorded: bool  # strides and grid are from the run's config.yaml, not assumed
+
+    def info(self, kind: InputKind) -> dict[str, Any]:
+        """Everything that a reader of the exported file must know, as plain data."""
+        output, axes, meaning = STAGES[self.stage]
+        values, input_axes = INPUTS[kind]
+        return {
+            "written_by": f"passl_densecl {passl_densecl.__version__}",
+            "stage": self.stage,
+            "depth": self.depth,
+            "stem_stride": self.stem_stride,
+            "last_stride": self.last_stride,
+            "num_grid": self.num_grid,
+            "input": {"name": INPUT_NAME, "dtype": kind, "axes": list(input_axes), "values": values},
+            "output": {"name": output, "dtype": "float32", "axes": list(axes), "values": meaning},
+            "mean": list(MEAN),
+            "std": list(STD),
+            "classes": list(self.classes),
+            "source": self.source.name,
+            "source_sha256": hashlib.sha256(self.source.read_bytes()).hexdigest(),
+        }
+
+
+def read_network(
+    path: str | os.PathLike[str],
+    stage: Stage | None = None,
+    *,
+    encoder: Literal["query", "key"] = "query",
+    stem_stride: int | None = None,
+    last_stride: int | None = None,
+) -> Network:
+    """The network in a checkpoint, a run folder or a weight file of any kind that ``passl_densecl.weights`` reads.
+
+    Args:
+        stage: where it ends. None takes "classifier" when there is one in the file, else "backbone". "global" and "dense"
+            need a pre-training checkpoint, which holds the necks.
+        encoder: which one of a pre-training checkpoint.
+        stem_stride: 4, 2 or 1; last_stride: 2 or 1. None takes what the config of the run says when the weights lie in a
+            run folder, else 4 and 2. Names and shapes of the weights do not depend on them.
+
+    Raises:
+        InputError: nothing there, no backbone in it, or not what `stage` needs.
+    """
+    file = weights_file(path)
+    taken = read_backbone(file, encoder=encoder)
+    if stage is None:
+        stage = "classifier" if _holds_classifier(taken) else "backbone"
+    arrays = {f"backbone.{name}": np.asarray(array, np.float32) for name, array in taken.backbone.items()}
+    arrays |= _head(file, taken, stage)
+    model = recorded_model(file)
+    strides = (model.stem_stride, model.last_stride) if model else (4, 2)
+    grid = model.num_grid if stage == "dense" and isinstance(model, PretrainModelConfig) else None
+    classes = _classes(file, len(arrays["fc.bias"])) if stage == "classifier" else ()
+    return Network(
+        stage, taken.depth, stem_stride or strides[0], last_stride or strides[1], grid, arrays, classes, file,
+        taken.kind, model is not None,
+    )  # fmt: skip
+
+
+def _holds_classifier(taken: Extraction) -> bool:
+    return taken.prefix == "backbone." and "fc." in taken.dropped
+
+
+def _head(file: Path, taken: Extraction, stage: str) -> dict[str, np.ndarray]:
+    """What follows the backbone, under its attribute's name. Raises InputError when the file does not hold it."""
+    if stage not in HEADS:
+        return {}
+    head = HEADS[stage]
+    if stage == "classifier":
+        fits, needs = _holds_classifier(taken), "the checkpoint of a linear evaluation"
+    else:
+        fits, needs = taken.prefix.endswith("_encoder.backbone."), "a pre-training checkpoint of this project"
+    before = taken.prefix.removesuffix("backbone.") + head + "."
+    everything = unwrap(read_pickle(file)) if fits else {}
+    found = {name.removeprefix(before): array for name, array in everything.items() if name.startswith(before)}
+    wanted = {"weight": 2, "bias": 1}  # name → dimensions
+    if stage != "classifier":
+        matrix = 2 if stage == "global" else 4
+        wanted = {"0.weight": matrix, "0.bias": 1, "2.weight": matrix, "2.bias": 1}
+    if {name: array.ndim for name, array in found.items()} != wanted:
+        other = "no dense neck (MoCo-v2)" if fits and stage == "dense" and not found else f"{taken.kind}"
+        raise InputError(f"{file}: stage {stage} needs {needs}, with {before}*; this is {other}: choose another stage")
+    return {f"{head}.{name}": np.asarray(array, np.float32) for name, array in found.items()}
+
+
+def _classes(file: Path, count: int) -> tuple[str, ...]:
+    """The class names beside a classifier's weights; empty when nothing is recorded there."""
+    state = file.parent / "state.json"
+    try:
+        names = tuple(str(name) for name in json.loads(state.read_text(encoding="utf-8"))["classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    if len(names) != count:
+        raise InputError(f"{state} names {len(names)} classes, but the classifier beside it has {count} outputs")
+    return names
