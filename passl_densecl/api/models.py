@@ -8,12 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from passl_densecl.api.info import Kind, ModelInfo, recorded_classes, recorded_config, view_of
-from passl_densecl.config import QUEUE_LEN_MAX, Config, LinearConfig, PretrainConfig, PretrainModelConfig, load_config
+from passl_densecl.config import (
+    DEPTHS,
+    QUEUE_LEN_MAX,
+    Config,
+    LinearConfig,
+    PretrainConfig,
+    PretrainModelConfig,
+    load_config,
+)
 from passl_densecl.errors import InputError
 from passl_densecl.weights import depth_of, load_strict, read_pickle, recorded_model, weights_file
 from passl_densecl.weights.names import ANCHOR, unwrap
@@ -61,7 +69,8 @@ def get_model(
     What it is follows from what is named:
 
     - a checkpoint, run folder or file of pre-training: the ``DenseCL`` model with both encoders, necks and queues,
-    - one of linear evaluation: the ``LinearClassifier`` with its layer and, from a checkpoint, its class names,
+    - one of linear evaluation, or another ResNet with its ``fc``: the ``LinearClassifier`` with that layer and, from a
+      checkpoint, its class names,
     - any other file that holds a ResNet (extracted, PASSL's, …): a ``paddle.vision`` ResNet without pooling and layer,
     - a YAML file, or what ``load_config`` returned: the model that it describes,
     - a name of :func:`list_models`: what the published file holds,
@@ -82,10 +91,7 @@ def get_model(
         InputError: nothing of that name, or files that do not fit; says which and what to do.
     """
     _choose_device(device)
-    names = tuple(classes) if isinstance(classes, list | tuple) else classes
-    if isinstance(names, str):
-        raise InputError(f"classes {names!r}: expected a list of names")
-    wanted = _Wanted(depth, stem_stride, last_stride, names, seed)  # type: ignore[arg-type]
+    wanted = _checked(depth, stem_stride, last_stride, classes, seed)
     if isinstance(model, PretrainConfig | LinearConfig):
         built = _of_config(model, f"config {model.name!r}", pretrained, wanted)
     elif not isinstance(model, str | os.PathLike):
@@ -115,7 +121,7 @@ def _of_name(name: str, pretrained: bool | str | os.PathLike[str], wanted: _Want
     depth = _zoo().entry(name).depth
     if pretrained is False:
         return _untrained(depth, f"{name}, untrained", wanted)
-    file = Path(_zoo().converted(name)) if pretrained is True else weights_file(pretrained)
+    file = _published(name) if pretrained is True else weights_file(pretrained)
     built = _of_weights(file, wanted)
     if built.info.depth != depth:
         raise InputError(f"{file} holds a ResNet-{built.info.depth}, {name} is a ResNet-{depth}")
@@ -176,6 +182,8 @@ def _of_weights(file: Path, wanted: _Wanted) -> Model:
         arrays = {}
     if f"{QUERY}backbone.{ANCHOR}" in arrays:
         return _densecl(file, arrays, wanted)
+    if ANCHOR in arrays and "fc.weight" in arrays:  # a whole ResNet of paddle.vision
+        arrays = {name if name.startswith("fc.") else f"backbone.{name}": array for name, array in arrays.items()}
     if f"backbone.{ANCHOR}" in arrays and "fc.weight" in arrays:
         return _classifier(file, arrays, wanted)
     from passl_densecl.evaluation.features import load_backbone
@@ -277,6 +285,22 @@ def _classes_of_training(config: LinearConfig) -> tuple[str, ...]:
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
+def _checked(depth: Any, stem_stride: Any, last_stride: Any, classes: Any, seed: int) -> _Wanted:
+    for key, value, allowed in (
+        ("depth", depth, DEPTHS),
+        ("stem_stride", stem_stride, (4, 2, 1)),
+        ("last_stride", last_stride, (2, 1)),
+    ):
+        if value not in (None, *allowed):
+            raise InputError(f"{key} {value!r}: expected one of {', '.join(map(str, allowed))}")
+    if not isinstance(classes, str) and isinstance(classes, Sequence):
+        classes = tuple(classes)
+    named = isinstance(classes, tuple) and all(isinstance(name, str) for name in classes)
+    if not (named or classes is None or (isinstance(classes, int) and not isinstance(classes, bool))):
+        raise InputError(f"classes {classes!r}: expected a list of names, or their number")
+    return _Wanted(depth, stem_stride, last_stride, classes, seed)
+
+
 def _told(model: Model, info: ModelInfo) -> Model:
     model.info = info
     return model
@@ -304,6 +328,18 @@ def _zoo() -> ModuleType:
     from passl_densecl.weights import zoo  # pyright: ignore[reportAttributeAccessIssue]
 
     return zoo
+
+
+def _published(name: str) -> Path:
+    """The published file of that name in this project's form, downloaded and converted at the first use."""
+    from passl_densecl.weights.convert import convert  # pyright: ignore[reportMissingImports]
+
+    to = "state" if _zoo().entry(name).kind == "pretraining" else "paddle"
+
+    def convert_file(source: Path, target: Path) -> None:
+        convert(source, target, to)
+
+    return Path(_zoo().converted(name, convert=convert_file))
 
 
 def _unknown(name: str) -> str:
