@@ -503,6 +503,10 @@ def test_what_the_weights_do_not_have_is_refused(model, classifier, pretraining,
         FeatureExtractor(moco_v2)(path, "dense")
     with pytest.raises(InputError, match="expected one of backbone, pooled, global, dense; did you mean 'pooled'"):
         FeatureExtractor(model)(path, "pool")
+    with pytest.raises(InputError, match="this ResNet gives no map"):
+        FeatureExtractor(paddle.vision.models.resnet18())(path)
+    plain = paddle.vision.models.resnet18(num_classes=0, with_pool=False)
+    assert FeatureExtractor(plain, size=64)(path, "backbone").shape == (1, 512, 2, 2)
     with pytest.raises(InputError, match="expected 'query' or 'key'"):
         FeatureExtractor(model)(path, encoder="keys")
     with pytest.raises(InputError, match="size 4"):

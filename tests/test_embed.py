@@ -86,7 +86,7 @@ def test_an_npz_holds_the_features_with_names_labels_and_a_card(photos, tmp_path
         assert [f"class_{label}" for label in found["labels"]] == [name.split("/")[0] for name in names_of(photos)]
         assert found["left_out"].size == 0
         card = json.loads(str(found["card"]))
-    assert card["weights"] == "random weights"
+    assert card["weights"] == "random weights (seed 0)"
     assert (card["stage"], card["encoder"], card["left_out"]) == ("pooled", "query", [])
     assert card["transforms"] == [{"name": "Resize", "size": 37}, {"name": "CenterCrop", "size": 32}]
 
@@ -97,7 +97,7 @@ def test_a_csv_reads_back_to_the_same_numbers(photos, tmp_path, expected):
     assert [row["name"] for row in found] == names_of(photos)
     assert all(row["class"] == f"class_{row['label']}" == row["name"].split("/")[0] for row in found)
     np.testing.assert_array_equal(np.stack([numbers(row) for row in found]), expected)
-    assert json.loads((tmp_path / "f_card.json").read_text())["weights"] == "random weights"
+    assert json.loads((tmp_path / "f_card.json").read_text())["weights"] == "random weights (seed 0)"
     assert not (tmp_path / "f.csv").read_bytes().startswith(b"\xef")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from paddle.vision.models import ResNet
 
 from passl_densecl.api.images import Images, batches, collect
 from passl_densecl.api.info import ModelInfo, checked_view, view
@@ -208,6 +209,8 @@ def feature_function(
             "encoder='key': these weights hold one backbone only; leave it out, or give a pre-training checkpoint"
         )
     backbone: Any = getattr(network, "backbone", network)
+    if isinstance(backbone, ResNet) and (backbone.with_pool or backbone.num_classes > 0):
+        raise InputError("this ResNet gives no map: build it with num_classes=0, with_pool=False, or by get_model")
     if stage == "backbone":
         return lambda images: feature_maps(backbone, images).numpy()
     if stage == "pooled":

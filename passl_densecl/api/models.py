@@ -97,7 +97,7 @@ def get_model(
     elif not isinstance(model, str | os.PathLike):
         raise InputError(f"expected a name, a path or a config, got {type(model).__name__}")
     elif os.fspath(model) == RANDOM:
-        built = _untrained(depth, "random weights", wanted)
+        built = _untrained(depth, f"random weights (seed {seed})", wanted)
     elif os.path.exists(model) and os.fspath(model).lower().endswith(YAML) and not os.path.isdir(model):
         built = _of_config(load_config(Path(model)), os.fspath(model), pretrained, wanted)
     elif os.path.exists(model):
@@ -293,12 +293,14 @@ def _checked(depth: Any, stem_stride: Any, last_stride: Any, classes: Any, seed:
     ):
         if value not in (None, *allowed):
             raise InputError(f"{key} {value!r}: expected one of {', '.join(map(str, allowed))}")
-    if not isinstance(classes, str) and isinstance(classes, Sequence):
-        classes = tuple(classes)
-    named = isinstance(classes, tuple) and all(isinstance(name, str) for name in classes)
-    if not (named or classes is None or (isinstance(classes, int) and not isinstance(classes, bool))):
+    names = tuple(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else classes
+    if isinstance(names, tuple):
+        known = all(isinstance(name, str) for name in names)
+    else:
+        known = names is None or (isinstance(names, int) and not isinstance(names, bool))
+    if not known:
         raise InputError(f"classes {classes!r}: expected a list of names, or their number")
-    return _Wanted(depth, stem_stride, last_stride, classes, seed)
+    return _Wanted(depth, stem_stride, last_stride, names, seed)  # type: ignore[arg-type]
 
 
 def _told(model: Model, info: ModelInfo) -> Model:
