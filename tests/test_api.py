@@ -574,12 +574,13 @@ def test_a_pillow_image_is_seen_as_the_file_it_came_from(tmp_path):
     turned = Image.fromarray(rng.integers(0, 256, (8, 12, 3)).astype(np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned.save(tmp_path / "turned.tif", exif=exif)
+    turned.resize((48, 32)).save(tmp_path / "turned.jpg", exif=exif, quality=100, subsampling=0)
     cv2.imwrite(str(tmp_path / "deep.png"), rng.integers(0, 2**16, (8, 12)).astype(np.uint16))
-    for name in ("turned.tif", "deep.png"):
+    for name in ("turned.jpg", "deep.png"):
         with Image.open(tmp_path / name) as image:
             from_file = decode(str(tmp_path / name))
-            np.testing.assert_allclose(pixels_of(image).astype(int), from_file.astype(int), atol=1)
+            assert pixels_of(image).shape == from_file.shape  # 48×32 for the turned one
+            np.testing.assert_allclose(pixels_of(image).astype(int), from_file.astype(int), atol=2)
     assert from_file.std() > 20
 
 
