@@ -19,7 +19,6 @@ from passl_densecl.config import (
     Config,
     LinearConfig,
     PretrainConfig,
-    PretrainModelConfig,
     load_config,
 )
 from passl_densecl.errors import InputError
@@ -210,10 +209,10 @@ def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
         raise InputError(f"{file}: a pre-training model without {', '.join(missing)}; the file is not complete")
     depth = _depth(file, arrays, f"{QUERY}backbone.", wanted)
     strides = _strides(file, wanted)
-    recorded = recorded_model(file)
+    config = recorded_config(file)
     rest = {}
-    if isinstance(recorded, PretrainModelConfig):
-        rest = {key: getattr(recorded, key) for key in ("num_grid", "temperature", "momentum")}
+    if isinstance(config, PretrainConfig):
+        rest = {key: getattr(config.model, key) for key in ("num_grid", "temperature", "momentum")}
     model = DenseCL(
         depth, queue_len=arrays["global_queue.keys"].shape[0], hidden_dim=arrays[needed[0]].shape[1],
         out_dim=arrays[needed[1]].shape[1], stem_stride=strides[0], last_stride=strides[1],
