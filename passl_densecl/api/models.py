@@ -23,7 +23,7 @@ from passl_densecl.config import (
 )
 from passl_densecl.errors import InputError
 from passl_densecl.weights import depth_of, load_strict, read_pickle, recorded_model, weights_file
-from passl_densecl.weights.names import ANCHOR, unwrap
+from passl_densecl.weights.names import unwrap
 
 if TYPE_CHECKING:
     from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 RANDOM = "random"
 QUERY = "query_encoder."
+ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it; what stands before it is the prefix
 YAML = (".yaml", ".yml")
 
 
