@@ -1,11 +1,75 @@
-"""Dense contrastive pre-training (DenseCL, CVPR 2021) for PaddlePaddle."""
+"""Dense contrastive pre-training (DenseCL, CVPR 2021) for PaddlePaddle.
+
+The names of `__all__` are the public API. Each is imported when it is first asked for, so that importing the package
+costs nothing and needs no Paddle.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from passl_densecl.api.inference import FeatureExtractor, ImageClassificationInferencer, inference_model
+    from passl_densecl.api.info import ModelInfo
+    from passl_densecl.api.models import get_model, list_models
+    from passl_densecl.config import load_config
+    from passl_densecl.engine.linear import linear_eval
+    from passl_densecl.engine.pretrain import pretrain
+    from passl_densecl.errors import InputError
+    from passl_densecl.weights.convert import convert  # pyright: ignore[reportMissingImports]
 
 __version__ = "0.1.0"
+__all__ = [
+    "FeatureExtractor",
+    "ImageClassificationInferencer",
+    "InputError",
+    "ModelInfo",
+    "convert",
+    "get_model",
+    "inference_model",
+    "linear_eval",
+    "list_models",
+    "load_config",
+    "pretrain",
+]
+
+_HOME = {  # public name → the module that defines it
+    "FeatureExtractor": "passl_densecl.api.inference",
+    "ImageClassificationInferencer": "passl_densecl.api.inference",
+    "InputError": "passl_densecl.errors",
+    "ModelInfo": "passl_densecl.api.info",
+    "convert": "passl_densecl.weights.convert",
+    "get_model": "passl_densecl.api.models",
+    "inference_model": "passl_densecl.api.inference",
+    "linear_eval": "passl_densecl.engine.linear",
+    "list_models": "passl_densecl.api.models",
+    "load_config": "passl_densecl.config",
+    "pretrain": "passl_densecl.engine.pretrain",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'passl_densecl' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "paddle":
+            raise
+        raise ModuleNotFoundError(
+            f"passl_densecl.{name} needs PaddlePaddle, which is not installed: pip install 'passl_densecl[cpu]', or "
+            "'passl_densecl[gpu]' (not the package 'paddle', which is something else)",
+            name="paddle",
+        ) from None
+    globals()[name] = value  # from now on without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _use_fast_matrix_kernels() -> None:

@@ -19,6 +19,7 @@ LAYERS = [
     {"models", "data", "weights"},
     {"engine", "evaluation", "export"},
     {"visualize"},
+    {"api"},
     {"tools"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

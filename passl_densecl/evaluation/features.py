@@ -8,13 +8,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import paddle
-from paddle.vision.models import ResNet
 
 from passl_densecl.config import DEPTHS
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader
 from passl_densecl.errors import InputError
-from passl_densecl.models import build_backbone, normalize
+from passl_densecl.models import ResNetBackbone, build_backbone, normalize
 from passl_densecl.weights import load_strict, read_backbone, recorded_model, weights_file
 
 RANDOM = "random"
@@ -39,7 +38,7 @@ def load_backbone(
     *,
     last_stride: int | None = None,
     encoder: Literal["query", "key"] = "query",
-) -> ResNet:
+) -> ResNetBackbone:
     """A backbone in eval mode, from weights or, for the word "random", as initialised with `seed`.
 
     Args:

@@ -9,7 +9,7 @@ from passl_densecl.models.densecl import DenseCL, Encoder, Keys, Projections
 from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.models.losses import info_nce, match
 from passl_densecl.models.queue import Queue
-from passl_densecl.models.resnet import build_backbone, normalize
+from passl_densecl.models.resnet import ResNetBackbone, build_backbone, normalize
 
 __all__ = [
     "DenseCL",
@@ -18,6 +18,7 @@ __all__ = [
     "LinearClassifier",
     "Projections",
     "Queue",
+    "ResNetBackbone",
     "build_backbone",
     "info_nce",
     "match",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -178,6 +178,10 @@ class DenseCL(nn.Layer):
         with amp or nullcontext():
             query = self.query_encoder(normalize(images))
         return self.losses(query, key)
+
+    def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
+        """Normalised float32 (B, 3, height, width) → maps of the query backbone, see `ResNetBackbone.extract_feat`."""
+        return self.query_encoder.backbone.extract_feat(images, out_indices)
 
     def losses(self, query: Projections, key: Projections) -> tuple[paddle.Tensor, ...]:
         """(global loss, top-1[, dense loss, top-1]) of B images as float32 scalars; chance level of a loss is ln(K+1)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import paddle
 from paddle import nn
@@ -27,6 +29,10 @@ class LinearClassifier(nn.Layer):
         super().train()
         self.backbone.eval()
         return self
+
+    def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
+        """Normalised float32 (B, 3, height, width) → maps of the backbone, see `ResNetBackbone.extract_feat`."""
+        return self.backbone.extract_feat(images, out_indices)
 
     def features(self, images: paddle.Tensor) -> paddle.Tensor:
         """uint8 (B, height, width, 3) → (B, C) average-pooled backbone features, without gradient."""

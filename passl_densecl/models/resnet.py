@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.vision.models import ResNet
 from paddle.vision.models.resnet import BasicBlock, BottleneckBlock
+
+from passl_densecl.errors import InputError
 
 # ImageNet statistics of RGB values scaled to 0..1, as every relative of this method uses them.
 MEAN = (0.485, 0.456, 0.406)
@@ -26,14 +28,40 @@ def normalize(images: paddle.Tensor) -> paddle.Tensor:
     return (images.astype("float32") * scale + shift).transpose([0, 3, 1, 2])
 
 
-def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0, last_stride: int = 2) -> ResNet:
+class ResNetBackbone(ResNet):
+    """``paddle.vision.models.ResNet`` whose maps can be asked for stage by stage."""
+
+    def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
+        """Normalised float32 RGB (B, 3, height, width) → the maps (B, channels, H, W) of stages 0 to 3, as asked for.
+
+        The last stage's map is the backbone's own output; `(0, 1, 2, 3)` gives C2 to C5 of detection, in this order.
+        Gradients and BatchNorm behave as in any call of the layer: use `eval()` and `paddle.no_grad()` to look only.
+
+        Raises:
+            InputError: an index that is no stage, or none.
+        """
+        stages = sorted(set(out_indices))
+        if not stages or not set(stages) <= set(range(4)):
+            raise InputError(
+                f"out_indices {tuple(out_indices)}: expected stages from 0 to 3, such as (3,) or (0, 1, 2, 3)"
+            )
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
+        for stage in range(stages[-1] + 1):
+            features = getattr(self, f"layer{stage + 1}")(features)
+            if stage in stages:
+                maps.append(features)
+        return tuple(maps)
+
+
+def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0, last_stride: int = 2) -> ResNetBackbone:
     """A ResNet that maps (B, 3, height, width) to (B, C, H, W): C is 512 for depths 18 and 34, 2048 for the others.
 
     `stem_stride` 4 is the published network; 2 leaves its max-pooling out and 1 also the stride of conv1, for small
     images. `last_stride` 1 keeps the last stage at the resolution of the one before it, so that H and W double. The names
     and shapes of the weights are the same for all of them. `seed=None` keeps Paddle's initialisation.
     """
-    backbone = ResNet(BasicBlock if depth < 50 else BottleneckBlock, depth, num_classes=0, with_pool=False)
+    backbone = ResNetBackbone(BasicBlock if depth < 50 else BottleneckBlock, depth, num_classes=0, with_pool=False)
     if stem_stride < 4:
         backbone.add_sublayer("maxpool", nn.Identity())
     if stem_stride == 1:

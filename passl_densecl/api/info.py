@@ -1,0 +1,84 @@
+"""What is known of a model beyond its weights: where it came from, its strides, how it sees images, its classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from passl_densecl.config import Config, LinearConfig, load_config
+from passl_densecl.errors import InputError
+from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize, Transform
+from passl_densecl.weights.files import STATE_NAME, WEIGHTS_NAME
+
+Kind = Literal["pre-training model", "classifier", "backbone"]
+PUBLISHED_SIZE = 224
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What :func:`~passl_densecl.get_model` knows of the model that it returns; there as ``model.info``."""
+
+    kind: Kind
+    source: str  # the file of weights, or words for weights that were not trained
+    depth: int
+    stem_stride: int
+    last_stride: int
+    transforms: tuple[Transform, ...]  # what an image goes through; they give all images one size
+    classes: tuple[str, ...] | None = None  # names in the order of the classifier's outputs, where they are known
+
+
+def view(size: int = PUBLISHED_SIZE) -> tuple[Transform, ...]:
+    """The transforms of linear evaluation for a centre crop of `size` pixels: 224 from a shorter side of 256."""
+    return Resize(size=round(size * 256 / 224)), CenterCrop(size=size)
+
+
+def checked_view(size: int) -> tuple[Transform, ...]:
+    """As :func:`view`. Raises InputError for a size that is no whole number from 8 to 8192."""
+    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 8192:
+        raise InputError(f"size {size!r}: expected a whole number of pixels from 8 to 8192, such as {PUBLISHED_SIZE}")
+    return view(size)
+
+
+def view_of(config: Config | None) -> tuple[Transform, ...]:
+    """How a run's images are to be seen: as in its validation, or at the size of its crops; the published way for None."""
+    if isinstance(config, LinearConfig):
+        return config.data.val_transforms
+    crops = (
+        [one.size for one in config.data.transforms if isinstance(one, RandomResizedCrop | CenterCrop)]
+        if config
+        else []
+    )
+    return view(crops[-1] if crops else PUBLISHED_SIZE)
+
+
+def recorded_config(file: Path) -> Config | None:
+    """The config of the run to which a checkpoint's file belongs; None when it lies in no run folder."""
+    folder = file.resolve().parent.parent
+    config = folder.parent / "config.yaml"
+    return load_config(config) if folder.name == "checkpoints" and config.is_file() else None
+
+
+def recorded_classes(file: Path, count: int) -> tuple[str, ...] | None:
+    """The names of a classifier's `count` outputs, from the state.json of its checkpoint; None for a bare file.
+
+    Raises InputError when there are names, but not `count`: the two files do not belong together.
+    """
+    state = file.parent / STATE_NAME
+    if file.name != WEIGHTS_NAME or not state.is_file():
+        return None
+    try:
+        names = json.loads(state.read_text(encoding="utf-8")).get("classes")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{state}: cannot be read ({error}); it belongs to the checkpoint and names its classes"
+        ) from None
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
+        number = len(names) if isinstance(names, list) else "no list of"
+        raise InputError(
+            f"{state} holds {number} class names, but {file.name} beside it is a classifier of {count} classes"
+        )
+    return tuple(names)

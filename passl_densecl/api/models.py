@@ -1,0 +1,359 @@
+"""Models by name, by config or from any file of weights."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from passl_densecl.api.info import Kind, ModelInfo, recorded_classes, recorded_config, view_of
+from passl_densecl.config import (
+    DEPTHS,
+    QUEUE_LEN_MAX,
+    Config,
+    LinearConfig,
+    PretrainConfig,
+    load_config,
+)
+from passl_densecl.errors import InputError
+from passl_densecl.weights import depth_of, load_strict, read_pickle, recorded_model, weights_file
+from passl_densecl.weights.names import unwrap
+
+if TYPE_CHECKING:
+    from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone
+
+    Model = DenseCL | LinearClassifier | ResNetBackbone
+
+Arrays = Mapping[str, np.ndarray]
+RANDOM = "random"
+QUERY = "query_encoder."
+ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it; what stands before it is the prefix
+YAML = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the caller says beside the model; None where the files are to tell."""
+
+    depth: int | None
+    stem_stride: int | None
+    last_stride: int | None
+    classes: tuple[str, ...] | int | None
+    seed: int
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """The names of published models that :func:`get_model` downloads, those that fit `pattern` ("*coco*") if it is given."""
+    return list(_zoo().list_models(pattern))
+
+
+def get_model(
+    model: str | os.PathLike[str] | Config,
+    pretrained: bool | str | os.PathLike[str] = False,
+    device: str | None = None,
+    *,
+    depth: int | None = None,
+    stem_stride: Literal[4, 2, 1] | None = None,
+    last_stride: Literal[2, 1] | None = None,
+    classes: Sequence[str] | int | None = None,
+    seed: int = 0,
+) -> Model:
+    """A model in eval mode, with ``model.info`` (:class:`ModelInfo`) telling what is known of it.
+
+    What it is follows from what is named:
+
+    - a checkpoint, run folder or file of pre-training: the ``DenseCL`` model with both encoders, necks and queues,
+    - one of linear evaluation, or another ResNet with its ``fc``: the ``LinearClassifier`` with that layer and, from a
+      checkpoint, its class names,
+    - any other file that holds a ResNet (extracted, PASSL's, …): a ``paddle.vision`` ResNet without pooling and layer,
+    - a YAML file, or what ``load_config`` returned: the model that it describes,
+    - a name of :func:`list_models`: what the published file holds,
+    - the word "random": an untrained ResNet of `depth`, initialised with `seed`.
+
+    Args:
+        model: one of these; a path that exists goes before a name.
+        pretrained: of a config, False leaves the model untrained (initialised with the config's seed), True loads the
+            newest checkpoint of its run, a path loads that checkpoint, which must fit exactly. Of a name, True downloads
+            its weights once, a path loads those instead, False gives an untrained ResNet of its depth. Of a file of
+            weights there is nothing to say.
+        device: "cpu", "gpu" or "gpu:1"; chosen for the whole process, as Paddle does. None: Paddle's present one.
+        depth: of "random"; of weights it must agree.
+        stem_stride, last_stride: of weights that lie in no run folder; else as its config says. 4 and 2 by default.
+        classes: class names of a classifier that does not bring them, or (config only) their number.
+
+    Raises:
+        InputError: nothing of that name, or files that do not fit; says which and what to do.
+    """
+    _choose_device(device)
+    wanted = _checked(depth, stem_stride, last_stride, classes, seed)
+    if isinstance(model, PretrainConfig | LinearConfig):
+        built = _of_config(model, f"config {model.name!r}", pretrained, wanted)
+    elif not isinstance(model, str | os.PathLike):
+        raise InputError(f"expected a name, a path or a config, got {type(model).__name__}")
+    elif os.fspath(model) == RANDOM:
+        built = _untrained(depth, f"random weights (seed {seed})", wanted)
+    elif os.path.exists(model) and os.fspath(model).lower().endswith(YAML) and not os.path.isdir(model):
+        built = _of_config(load_config(Path(model)), os.fspath(model), pretrained, wanted)
+    elif os.path.exists(model):
+        if not isinstance(pretrained, bool):
+            raise InputError(
+                f"{model} is a file of weights itself; name either it or pretrained={os.fspath(pretrained)!r}"
+            )
+        built = _of_weights(weights_file(model), wanted)
+    else:
+        built = _of_name(os.fspath(model), pretrained, wanted)
+    built.eval()
+    return built
+
+
+# --- by what was named ---------------------------------------------------------------------------------------------
+
+
+def _of_name(name: str, pretrained: bool | str | os.PathLike[str], wanted: _Wanted) -> Model:
+    if name not in list_models():
+        raise InputError(_unknown(name))
+    depth = _zoo().entry(name).depth
+    if pretrained is False:
+        return _untrained(depth, f"{name}, untrained", wanted)
+    file = _published(name) if pretrained is True else weights_file(pretrained)
+    built = _of_weights(file, wanted)
+    if built.info.depth != depth:
+        raise InputError(f"{file} holds a ResNet-{built.info.depth}, {name} is a ResNet-{depth}")
+    return built
+
+
+def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike[str], wanted: _Wanted) -> Model:
+    """The model of a config, untrained or with a checkpoint that fits it."""
+    model = config.model
+    for key in ("depth", "stem_stride", "last_stride"):
+        if getattr(wanted, key) not in (None, getattr(model, key)):
+            raise InputError(f"{source} says model.{key} {getattr(model, key)}; leave {key} out, or change the config")
+    file: Path | None = None
+    arrays: Arrays = {}
+    if pretrained is not False:
+        if pretrained is True and not config.run_dir.is_dir():
+            raise InputError(f"{source} was not run yet: no folder {config.run_dir}; give pretrained=CHECKPOINT")
+        file = weights_file(config.run_dir if pretrained is True else pretrained)
+        arrays = _arrays(file)
+    classes = None
+    if isinstance(config, PretrainConfig):
+        from passl_densecl.engine.pretrain import build_model
+
+        auto = len(arrays.get("global_queue.keys", ())) or QUEUE_LEN_MAX
+        built = build_model(config, auto if config.model.queue_len == "auto" else config.model.queue_len)
+    else:
+        from passl_densecl.models import LinearClassifier
+
+        count, classes = _class_names(config, arrays, file, wanted)
+        built = LinearClassifier(model.depth, count, model.stem_stride, config.seed, model.last_stride)
+    if file is not None:
+        load_strict(built, arrays, source=file)
+    kind: Kind = "classifier" if isinstance(config, LinearConfig) else "pre-training model"
+    origin = str(file or f"{source}, untrained")
+    return _told(
+        built, ModelInfo(kind, origin, model.depth, model.stem_stride, model.last_stride, view_of(config), classes)
+    )
+
+
+def _untrained(depth: int | None, source: str, wanted: _Wanted) -> Model:
+    from passl_densecl.evaluation.features import load_backbone
+
+    if wanted.depth not in (None, depth):
+        raise InputError(f"{source}: a ResNet-{depth}, not a ResNet-{wanted.depth}: leave the depth out")
+    strides = wanted.stem_stride or 4, wanted.last_stride or 2
+    backbone = load_backbone(RANDOM, depth, strides[0], wanted.seed, last_stride=strides[1])
+    assert depth is not None  # or load_backbone would have complained
+    return _told(backbone, ModelInfo("backbone", source, depth, *strides, view_of(None)))
+
+
+# --- by what the file holds ----------------------------------------------------------------------------------------
+
+
+def _of_weights(file: Path, wanted: _Wanted) -> Model:
+    try:
+        arrays = _arrays(file)
+    except InputError:  # not a file of ours: load_backbone knows more kinds, or says what is wrong
+        arrays = {}
+    if f"{QUERY}backbone.{ANCHOR}" in arrays:
+        return _densecl(file, arrays, wanted)
+    if ANCHOR in arrays and "fc.weight" in arrays:  # a whole ResNet of paddle.vision
+        arrays = {name if name.startswith("fc.") else f"backbone.{name}": array for name, array in arrays.items()}
+    if f"backbone.{ANCHOR}" in arrays and "fc.weight" in arrays:
+        return _classifier(file, arrays, wanted)
+    from passl_densecl.evaluation.features import load_backbone
+
+    backbone = load_backbone(file, wanted.depth, wanted.stem_stride, last_stride=wanted.last_stride)
+    depth = depth_of(backbone.state_dict())
+    assert depth is not None
+    return _told(
+        backbone, ModelInfo("backbone", str(file), depth, *_strides(file, wanted), view_of(recorded_config(file)))
+    )
+
+
+def _arrays(file: Path) -> Arrays:
+    return unwrap(read_pickle(file))
+
+
+def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
+    """The pre-training model in the shapes of its arrays; what these do not show is as its run's config says."""
+    from passl_densecl.models import DenseCL
+
+    needed = (f"{QUERY}global_head.0.weight", f"{QUERY}global_head.2.weight", "global_queue.keys")
+    missing = [name for name in needed if name not in arrays or arrays[name].ndim != 2]
+    if missing:
+        raise InputError(f"{file}: a pre-training model without {', '.join(missing)}; the file is not complete")
+    depth = _depth(file, arrays, f"{QUERY}backbone.", wanted)
+    strides = _strides(file, wanted)
+    config = recorded_config(file)
+    rest = {}
+    if isinstance(config, PretrainConfig):
+        rest = {key: getattr(config.model, key) for key in ("num_grid", "temperature", "momentum")}
+    model = DenseCL(
+        depth, queue_len=arrays["global_queue.keys"].shape[0], hidden_dim=arrays[needed[0]].shape[1],
+        out_dim=arrays[needed[1]].shape[1], stem_stride=strides[0], last_stride=strides[1],
+        dense=any(name.startswith(f"{QUERY}dense_head.") for name in arrays), **rest,
+    )  # fmt: skip
+    load_strict(model, arrays, source=file)
+    return _told(model, ModelInfo("pre-training model", str(file), depth, *strides, view_of(recorded_config(file))))
+
+
+def _classifier(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
+    from passl_densecl.models import LinearClassifier
+
+    depth = _depth(file, arrays, "backbone.", wanted)
+    strides = _strides(file, wanted)
+    count, classes = _class_names(None, arrays, file, wanted)
+    model = LinearClassifier(depth, count, strides[0], last_stride=strides[1])
+    load_strict(model, arrays, source=file)
+    return _told(model, ModelInfo("classifier", str(file), depth, *strides, view_of(recorded_config(file)), classes))
+
+
+def _depth(file: Path, arrays: Arrays, prefix: str, wanted: _Wanted) -> int:
+    depth = depth_of(name[len(prefix) :] for name in arrays if name.startswith(prefix))
+    if depth is None:
+        raise InputError(f"{file}: no known ResNet under {prefix!r}; the file is not complete, or not of this project")
+    if wanted.depth not in (None, depth):
+        raise InputError(f"{file} holds a ResNet-{depth}, expected ResNet-{wanted.depth}: leave the depth out")
+    return depth
+
+
+def _strides(file: Path, wanted: _Wanted) -> tuple[int, int]:
+    """(stem_stride, last_stride): as the caller says, else as the run's config, else as published."""
+    recorded = recorded_model(file)
+    stem, last = (recorded.stem_stride, recorded.last_stride) if recorded else (4, 2)
+    return wanted.stem_stride or stem, wanted.last_stride or last
+
+
+def _class_names(
+    config: LinearConfig | None, arrays: Arrays, file: Path | None, wanted: _Wanted
+) -> tuple[int, tuple[str, ...] | None]:
+    """How many classes, and their names where they are known: from the caller, the checkpoint, or the training folder."""
+    given = wanted.classes
+    names = given if isinstance(given, tuple) else None
+    if file is None:
+        if given is None and config is not None:
+            names = _classes_of_training(config)
+        count = given if isinstance(given, int) else len(names or ())
+        if count < 1:
+            raise InputError(f"classes {given!r}: expected the names of the classes, or their number")
+        return count, names
+    if "fc.weight" not in arrays or arrays["fc.weight"].ndim != 2:
+        raise InputError(f"{file} holds no classifier (no fc.weight); get_model({str(file)!r}) gives what it holds")
+    count = arrays["fc.weight"].shape[1]
+    if given is not None and count != (given if isinstance(given, int) else len(given)):
+        number = given if isinstance(given, int) else len(given)
+        raise InputError(f"{file} is a classifier of {count} classes, classes= says {number}")
+    return count, names or recorded_classes(file, count)
+
+
+def _classes_of_training(config: LinearConfig) -> tuple[str, ...]:
+    from passl_densecl.data.datasets import scan_images
+
+    train = config.data.train
+    try:
+        return scan_images(train.root, train.list_file, labelled=True).classes
+    except InputError as error:
+        raise InputError(f"how many classes? They are not in the config, and: {error}; or give classes=") from None
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _checked(depth: Any, stem_stride: Any, last_stride: Any, classes: Any, seed: int) -> _Wanted:
+    for key, value, allowed in (
+        ("depth", depth, DEPTHS),
+        ("stem_stride", stem_stride, (4, 2, 1)),
+        ("last_stride", last_stride, (2, 1)),
+    ):
+        if value not in (None, *allowed):
+            raise InputError(f"{key} {value!r}: expected one of {', '.join(map(str, allowed))}")
+    names = tuple(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else classes
+    if isinstance(names, tuple):
+        known = all(isinstance(name, str) for name in names)
+    else:
+        known = names is None or (isinstance(names, int) and not isinstance(names, bool))
+    if not known:
+        raise InputError(f"classes {classes!r}: expected a list of names, or their number")
+    return _Wanted(depth, stem_stride, last_stride, names, seed)  # type: ignore[arg-type]
+
+
+def _told(model: Model, info: ModelInfo) -> Model:
+    model.info = info
+    return model
+
+
+def _choose_device(device: str | None) -> None:
+    if device is None:
+        return
+    kind, _, number = device.partition(":") if isinstance(device, str) else (device, "", "")
+    if kind not in ("cpu", "gpu") or (number and not (kind == "gpu" and number.isdigit())):
+        raise InputError(f"device {device!r}: expected 'cpu', 'gpu' or 'gpu:1'")
+    import paddle
+
+    from passl_densecl.engine.runlog import set_device
+
+    set_device(kind)
+    if number:
+        count = paddle.device.cuda.device_count()
+        if int(number) >= count:
+            raise InputError(f"device {device!r}: this machine has {count} GPUs, numbered from 0")
+        paddle.set_device(device)
+
+
+def _zoo() -> ModuleType:
+    from passl_densecl.weights import zoo  # pyright: ignore[reportAttributeAccessIssue]
+
+    return zoo
+
+
+def _published(name: str) -> Path:
+    """The published file of that name in this project's form, downloaded and converted at the first use."""
+    from passl_densecl.weights.convert import convert  # pyright: ignore[reportMissingImports]
+
+    to = "state" if _zoo().entry(name).kind == "pretraining" else "paddle"
+
+    def convert_file(source: Path, target: Path) -> None:
+        convert(source, target, to)
+
+    return Path(_zoo().converted(name, convert=convert_file))
+
+
+def _unknown(name: str) -> str:
+    """The message for a name that is nothing, with the closest of what there is."""
+    known = {model: model for model in list_models()}
+    folders = [Path("configs"), Path(__file__).resolve().parents[2] / "configs"]
+    for config in [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]:
+        known.setdefault(config.stem, str(config))
+        known.setdefault(str(config), str(config))
+    parent = Path(name).parent
+    if parent.is_dir():
+        known.update({str(path): str(path) for path in parent.iterdir() if not path.name.startswith(".")})
+    close = dict.fromkeys(known[word] for word in difflib.get_close_matches(name, known, n=3, cutoff=0.6))
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "list_models() gives the names"
+    return f"no model, config or file of weights called {name!r}; {hint}"
