@@ -17,7 +17,8 @@ LAYERS = [
     {"transforms", "schedules"},
     {"config"},
     {"models", "data", "weights"},
-    {"engine", "evaluation"},
+    {"evaluation"},
+    {"engine"},  # which evaluates while it trains
     {"visualize"},
     {"tools"},
 ]
