@@ -55,7 +55,7 @@ def finetune(
         InputError: fewer training images than a batch; FloatingPointError when the loss is not finite.
     """
     classes = len(val.classes)
-    head = nn.Linear(backbone.layer4[-1].bn2.weight.shape[0] * type(backbone.layer4[-1]).expansion, classes)
+    head = nn.Linear(backbone.inplanes, classes)  # which Paddle leaves at the channels of the last stage
     weight = rng_of("fc.weight", seed).standard_normal(head.weight.shape, dtype=np.float32) * np.float32(0.01)
     head.weight.set_value(weight)
     head.bias.set_value(np.zeros(classes, "float32"))

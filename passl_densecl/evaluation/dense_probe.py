@@ -57,7 +57,7 @@ def cell_targets(mask: np.ndarray, height: int, width: int, classes: int) -> np.
     halves = (max(1, 2 * (width - 1)), max(1, 2 * (height - 1)))
     for label in np.unique(mask[mask >= 0]):
         area = cv2.resize((mask == label).astype(np.float32), halves, interpolation=cv2.INTER_AREA)
-        area = np.pad(area, ((height > 1,) * 2, (width > 1,) * 2), mode="edge")
+        area = np.pad(area, ((int(height > 1),) * 2, (int(width > 1),) * 2), mode="edge")
         for axis, count in enumerate((height, width)):
             if count > 1:
                 pairs = area.reshape(*area.shape[:axis], count, 2, *area.shape[axis + 1 :])

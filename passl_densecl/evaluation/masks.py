@@ -148,6 +148,8 @@ def read_folders(
     note = f" ({', '.join(left_out)})" if left_out else ""
     if categories is not None:
         titles, number_of, segments = _read_categories(Path(categories), group, ignore)
+        if not _in_colour(paths[1][0]):  # semantic masks, named by a file that happens to be of panoptic ones
+            segments = None
         return MaskSet(tuple(names), *paths, titles, number_of, segments, note)
     if group:
         raise InputError("supercategories are named by a JSON file of categories (--categories)")
@@ -224,6 +226,12 @@ def read_mask(path: str) -> np.ndarray:
         )  # OpenCV spreads few bits over 0..255
     blue, green, red = (pixels[..., channel].astype(np.int64) for channel in range(3))
     return red + 256 * green + 65536 * blue
+
+
+def _in_colour(path: str) -> bool:
+    """Whether a mask is a PNG of three or four channels."""
+    header = read_file(path)[:26]
+    return header.startswith(_PNG) and len(header) == 26 and header[25] in (2, 6)
 
 
 def _one_channel(path: str) -> np.ndarray:

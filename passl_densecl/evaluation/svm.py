@@ -137,7 +137,8 @@ def _fitted(vectors: np.ndarray, target: np.ndarray, cost: float) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    svm = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, loss="squared_hinge", tol=1e-4, dual=True, max_iter=2000,
+    dual: Any = True
+    svm = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, loss="squared_hinge", tol=1e-4, dual=dual, max_iter=2000,
                     random_state=0)  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops at 2,000 iterations, finished or not
