@@ -29,6 +29,7 @@ def tool():
     spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
     module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
+    sys.path.insert(0, str(ROOT / "tools"))  # where Python puts the folder of a script
     spec.loader.exec_module(module)
     yield module
     sys.path[:] = before
@@ -92,7 +93,9 @@ def test_weights_side_by_side(photos, run, other, tmp_path):
     """'random' without a depth is the other weights' network untrained; columns are told apart."""
     (tmp_path / "x").mkdir()
     same = shutil.copy(other, tmp_path / "x" / "other.pdparams")
-    text, found = run("knn", "--weights", "random", other, same, "--train", photos, "--val", photos, "--size", 32, "--k", 3)
+    text, found = run(
+        "knn", "--weights", "random", other, same, "--train", photos, "--val", photos, "--size", 32, "--k", 3
+    )
     columns = found["results"]
     assert list(columns) == ["random", f"{Path(other).parent.name}/other.pdparams", "x/other.pdparams"]
     assert columns["x/other.pdparams"] == columns[f"{Path(other).parent.name}/other.pdparams"]
@@ -123,7 +126,11 @@ def multilabel(photos, tmp_path_factory):
     images = scan_images(photos, labelled=True)
     rows = []
     for index in range(len(images)):
-        cv2.imwrite(str(root / "JPEGImages" / f"{index:06d}.jpg"), images.decode(index)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])
+        cv2.imwrite(
+            str(root / "JPEGImages" / f"{index:06d}.jpg"),
+            images.decode(index)[..., ::-1],
+            [cv2.IMWRITE_JPEG_QUALITY, 98],
+        )
         rows.append((f"{index:06d}", images.labels[index]))
     for split, part in (("trainval", rows[::2]), ("test", rows[1::2])):
         for label in range(4):
@@ -143,7 +150,9 @@ def test_svm_on_a_voc_folder_and_on_lists_are_the_same(multilabel, run):
 
 
 def test_lowshot(multilabel, run):
-    text, found = run("lowshot", *RANDOM, "--voc", multilabel, "--size", 32, "--shots", 1, 4, "--samples", 2, "--costs", 1, 10)
+    text, found = run(
+        "lowshot", *RANDOM, "--voc", multilabel, "--size", 32, "--shots", 1, 4, "--samples", 2, "--costs", 1, 10
+    )
     assert list(found["results"]["random"]) == ["1", "4"]
     assert len(found["results"]["random"]["4"]["samples"]) == 2
     assert "k = 4" in text
@@ -151,7 +160,9 @@ def test_lowshot(multilabel, run):
 
 def test_semi_writes_its_list_and_learns(photos, run, tmp_path):
     part = tmp_path / "part.txt"
-    text, found = run("semi", *RANDOM, "--train", photos, "--val", photos, "--percent", 20, "--list", part, "--list_only")
+    text, found = run(
+        "semi", *RANDOM, "--train", photos, "--val", photos, "--percent", 20, "--list", part, "--list_only"
+    )
     assert found["images"] == 8
     assert len(part.read_text().splitlines()) == 8
     options = ("--train", photos, "--val", photos, "--percent", 50, "--size", 32, "--seeds", 0, 1, "--epochs", 12)

@@ -19,7 +19,8 @@ from passl_densecl.transforms import CenterCrop, Resize
 from tests.engine.runs import arrays, metrics, train, write_config
 
 LAST = "epoch_0003"
-SHAPE = {"epochs": 3, "batch_size": 8, "checkpoint": {"every_epochs": 1, "keep": 9}}
+SMALL = [{"name": "RandomResizedCrop", "size": 32, "scale": [0.2, 1.0]}, {"name": "RandomHorizontalFlip"}]
+SHAPE = {"epochs": 3, "batch_size": 8, "checkpoint": {"every_epochs": 1, "keep": 9}, "data__transforms": SMALL}
 
 
 def evaluation(photos, **changes):
@@ -91,7 +92,9 @@ def test_visualdl_has_it(with_and_without):
     (file,) = (with_and_without[0] / "vdl").iterdir()
     points = LogReader(file_path=str(file)).get_data("scalar", "knn_top1")
     assert [point.id for point in points] == [0, 10, 15]
-    np.testing.assert_allclose([point.value for point in points], [v for _, v in accuracies(with_and_without[0])], rtol=1e-6)
+    np.testing.assert_allclose(
+        [point.value for point in points], [v for _, v in accuracies(with_and_without[0])], rtol=1e-6
+    )
 
 
 def test_resumed_before_an_evaluation_ends_with_the_same_bits_and_figures(with_and_without, tmp_path, photos):
@@ -142,7 +145,7 @@ def test_the_section_can_be_given_on_the_command_line(tmp_path, photos):
     path = write_config(tmp_path, photos, evaluation=None)
     config = load_config(path, [f"evaluation.train={photos}", f"evaluation.val={photos}"])
     assert config.evaluation.k == 20
-    with pytest.raises(InputError, match="evaluation.val"):
+    with pytest.raises(InputError, match=r"evaluation\.val"):
         load_config(path, [f"evaluation.train={photos}"])
     with pytest.raises(InputError, match="did you mean 'every_epochs'"):
         load_config(path, ["evaluation.every_epoch=2"])

@@ -139,8 +139,11 @@ def test_the_pixels_are_where_the_geometry_says(position_images):
 
 def test_the_standard_error_is_the_spread_over_draws_of_pairs(position_images):
     """Pairs, not cells, are drawn: cells of one pair stand or fall together."""
+
     def measure(seed):
-        return correspondence_accuracy(says_where_in_the_view, position_images, pairs=24, size=SIZE, seed=seed, photometric=())
+        return correspondence_accuracy(
+            says_where_in_the_view, position_images, pairs=24, size=SIZE, seed=seed, photometric=()
+        )
 
     found = [measure(seed) for seed in range(12)]
     spread = np.std([one.share for one in found], ddof=1)

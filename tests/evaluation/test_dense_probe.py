@@ -73,7 +73,10 @@ def test_shares_weigh_as_much_as_their_area():
     shares = rng.random(60).astype(np.float32)
     mixed = np.stack([shares, 1 - shares], axis=1) * rng.random((60, 1)).astype(np.float32)
     twice = np.concatenate([mixed * [1, 0], mixed * [0, 1]]).astype(np.float32)
-    one, other = fit(features, mixed, 0.01, tolerance=1e-6), fit(np.concatenate([features, features]), twice, 0.01, tolerance=1e-6)
+    one, other = (
+        fit(features, mixed, 0.01, tolerance=1e-6),
+        fit(np.concatenate([features, features]), twice, 0.01, tolerance=1e-6),
+    )
     np.testing.assert_allclose(one[0], other[0], atol=1e-3)
 
 
@@ -116,7 +119,9 @@ def test_confusion_counts_every_labelled_pixel_once():
     masks = [np.array([[0, 0], [1, -1]]), np.array([[1, 1], [1, 1]]), np.array([[-1, -1], [-1, 0]])]
     maps = [np.array([[[0.0, 1], [1, 1]]], np.float32), np.zeros((1, 2, 2), np.float32), np.ones((1, 2, 2), np.float32)]
     seen = {}
-    found = confusion(lambda i: (maps[i], masks[i]), probe, [0, 1, 2], seen=lambda index, one: seen.update({index: one}))
+    found = confusion(
+        lambda i: (maps[i], masks[i]), probe, [0, 1, 2], seen=lambda index, one: seen.update({index: one})
+    )
     assert found.tolist() == [[[1, 1], [0, 1]], [[0, 0], [4, 0]], [[0, 1], [0, 0]]]
     assert seen[0].tolist() == [[0, 1], [1, 1]]
 

@@ -82,7 +82,9 @@ def test_accuracy_is_exact_and_equal_logits_do_not_count_as_right():
 
 def test_a_rate_that_diverges_is_not_chosen():
     (train, labels), (val, truth) = blobs(200, seed=5), blobs(100, seed=6)
-    found = linear_accuracy([train], labels, val, truth, lrs=(1e30, 0.03), weight_decays=(0.1,), epochs=10, batch_size=32)
+    found = linear_accuracy(
+        [train], labels, val, truth, lrs=(1e30, 0.03), weight_decays=(0.1,), epochs=10, batch_size=32
+    )
     assert found.lr == 0.03
     assert found.held_out[1e30, 0.1] < found.held_out[0.03, 0.1]
 

@@ -89,7 +89,10 @@ def test_categories_name_the_values(folders):
     assert presence(found).tolist() == [[150, 0, 0], [0, 0, 150]]  # 0 is no category
     named = {"file_name": "1.png", "segments_info": [{"id": 1, "category_id": 8}]}
     file.write_text(json.dumps({"categories": CATEGORIES, "annotations": [named]}))  # of panoptic masks, not of these
-    assert presence(read_folders(folders / "images", folders / "masks", categories=file)).tolist() == [[150, 0, 0], [0, 0, 150]]
+    assert presence(read_folders(folders / "images", folders / "masks", categories=file)).tolist() == [
+        [150, 0, 0],
+        [0, 0, 150],
+    ]
     grouped = read_folders(folders / "images", folders / "masks", categories=file, group=True)
     assert grouped.classes == ("animal", "sky-stuff")
     assert presence(grouped).tolist() == [[150, 0], [0, 150]]

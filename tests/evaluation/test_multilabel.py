@@ -19,7 +19,9 @@ def voc(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     for name, objects in OBJECTS.items():
         (tmp_path / "JPEGImages" / f"{name}.jpg").write_bytes(b"not looked at")
-        boxes = "".join(f"<object><name>{label}</name><difficult>{hard}</difficult></object>" for label, hard in objects)
+        boxes = "".join(
+            f"<object><name>{label}</name><difficult>{hard}</difficult></object>" for label, hard in objects
+        )
         (tmp_path / "Annotations" / f"{name}.xml").write_text(f"<annotation>{boxes}</annotation>")
     (tmp_path / "ImageSets/Main/trainval.txt").write_text("".join(f"{name}\n" for name in OBJECTS))
     for label, column in zip(CLASSES, np.array(EXPECTED).T, strict=True):
@@ -45,7 +47,7 @@ def test_voc_annotations_say_the_same(voc):
 
 
 def test_voc_mistakes_are_named(voc):
-    with pytest.raises(InputError, match="no \\*_trainvall.txt.*did you mean 'trainval'"):
+    with pytest.raises(InputError, match=r"no \*_trainvall\.txt.*did you mean 'trainval'"):
         read_voc(voc, "trainvall")
     with pytest.raises(InputError, match="expected a VOC folder"):
         read_voc(voc / "JPEGImages", "trainval")
@@ -60,7 +62,9 @@ def test_voc_mistakes_are_named(voc):
 
 def test_list_files(voc, tmp_path):
     train = tmp_path / "train.txt"
-    train.write_text("# path labels\nJPEGImages/000001.jpg dog,?person\nJPEGImages/000002.jpg\tcat, dog\n\nJPEGImages/000003.jpg\n")
+    train.write_text(
+        "# path labels\nJPEGImages/000001.jpg dog,?person\nJPEGImages/000002.jpg\tcat, dog\n\nJPEGImages/000003.jpg\n"
+    )
     found = read_list(train, voc)
     assert found.classes == CLASSES
     assert found.targets.tolist() == EXPECTED
@@ -71,5 +75,5 @@ def test_list_files(voc, tmp_path):
     with pytest.raises(InputError, match="'persn' is no class of the training list; did you mean 'person'"):
         read_list(test, voc, found.classes)
     test.write_text("JPEGImages/4.jpg dog\n")
-    with pytest.raises(InputError, match="lists 'JPEGImages/4.jpg', which is not under"):
+    with pytest.raises(InputError, match=r"lists 'JPEGImages/4\.jpg', which is not under"):
         read_list(test, voc, found.classes)

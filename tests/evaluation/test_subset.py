@@ -11,8 +11,12 @@ from passl_densecl.evaluation.subset import balanced_subset, list_lines
 
 
 def images(sizes=(200, 100, 3)):
-    names = [(f"class{label}/{number}.jpg".encode(), label) for label, size in enumerate(sizes) for number in range(size)]
-    return ImageSet.from_paths("root", [name for name, _ in names], np.array([label for _, label in names]), ["a", "b", "c"])
+    names = [
+        (f"class{label}/{number}.jpg".encode(), label) for label, size in enumerate(sizes) for number in range(size)
+    ]
+    return ImageSet.from_paths(
+        "root", [name for name, _ in names], np.array([label for _, label in names]), ["a", "b", "c"]
+    )
 
 
 def test_as_many_of_every_class_and_all_of_a_small_one():
@@ -32,9 +36,9 @@ def test_the_choice_does_not_depend_on_the_other_images_nor_on_the_machine():
     whole = images()
     found = {whole.relative_path(index) for index in balanced_subset(whole, 0.03).tolist()}
     fewer = images((200, 100, 1))
-    assert {fewer.relative_path(index) for index in balanced_subset(fewer, 0.03).tolist() if fewer.labels[index] < 2} == {
-        name for name in found if not name.startswith(b"class2")
-    }
+    assert {
+        fewer.relative_path(index) for index in balanced_subset(fewer, 0.03).tolist() if fewer.labels[index] < 2
+    } == {name for name in found if not name.startswith(b"class2")}
     # Written down once: another machine or Python must find the same.
     assert sorted(found)[:3] == [b"class0/177.jpg", b"class0/71.jpg", b"class0/82.jpg"]
 

@@ -54,7 +54,9 @@ def test_average_precision_is_scikit_learns_but_for_the_envelope():
     assert min(gaps) >= -1e-12
     assert max(gaps) < 0.06
     falling = np.array([1, 1, 0, 1, 0, 0, 0])  # precision falls from hit to hit: there is nothing to lift
-    assert average_precision(falling, -np.arange(7.0)) == pytest.approx(average_precision_score(falling, -np.arange(7.0)))
+    assert average_precision(falling, -np.arange(7.0)) == pytest.approx(
+        average_precision_score(falling, -np.arange(7.0))
+    )
 
 
 def labelled(count, seed, noise=0.6):

@@ -111,11 +111,11 @@ def titles(weights: Sequence[str]) -> list[str]:
     """Short and different names: the last part of a path, or as many as it takes."""
     if len(set(weights)) < len(weights):
         raise InputError("--weights names one file twice; leave it out once")
-    parts, names = 0, [""] * len(weights)
-    while len(set(names)) < len(weights) and parts < 20:
-        parts += 1
+    for parts in range(1, 20):
         names = ["/".join(Path(one).parts[-parts:]) if one != RANDOM else one for one in weights]
-    return names
+        if len(set(names)) == len(weights):
+            return names
+    return list(weights)
 
 
 def labelled(args: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
