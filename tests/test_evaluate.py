@@ -165,10 +165,10 @@ def test_semi_writes_its_list_and_learns(photos, run, tmp_path):
     )
     assert found["images"] == 8
     assert len(part.read_text().splitlines()) == 8
-    options = ("--train", photos, "--val", photos, "--percent", 50, "--size", 32, "--seeds", 0, 1, "--epochs", 12)
+    options = ("--train", photos, "--val", photos, "--percent", 50, "--size", 32, "--seeds", 0, 1, "--epochs", 8)
     text, found = run("semi", *RANDOM, *options, "--batch_size", 10, "--lr", 0.05, "--head_lr", 0.05)
     assert found["train_images"] == 20
-    assert found["results"]["random"]["steps"] == 24
+    assert found["results"]["random"]["steps"] == 16
     assert found["results"]["random"]["mean_top1"] > 0.4  # chance is a quarter
     assert "deviation over 2 parts" in text
 
@@ -212,7 +212,7 @@ def test_dense_on_images_of_its_own(segmented, run):
 
 
 def test_correspondence(photos, run, other):
-    text, found = run("correspondence", "--weights", "random", other, "--images", photos, "--pairs", 12, "--size", 96)
+    text, found = run("correspondence", "--weights", "random", other, "--images", photos, "--pairs", 12, "--size", 160)
     one, two = found["results"].values()
     assert (one["same_place"], one["chance"], one["cells"]) == (two["same_place"], two["chance"], two["cells"])
     assert one["share"] != two["share"]
@@ -264,3 +264,18 @@ def test_the_tool_ends_with_2_and_no_traceback(photos):
     assert done.returncode == 2
     assert "no folder 'nowhere'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_page_holds_the_same_commands_in_both_languages_and_all_are_understood(tool, monkeypatch):
+    pages = []
+    for name in ("evaluation.md", "evaluation_cn.md"):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        pages.append([line.split() for line in "".join(blocks).splitlines()])
+    assert pages[0] == pages[1]
+    verbs = set()
+    for words in pages[0]:
+        if words[1] == "tools/evaluate.py":
+            monkeypatch.setattr(sys, "argv", words[1:])
+            verbs.add(tool.arguments().verb)  # leaves the program when it does not understand
+    assert verbs == set(VERBS)

@@ -15,32 +15,25 @@ from passl_densecl.errors import InputError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "the bank")
-    parser.add_argument(
-        "--k", type=int, nargs="+", default=[10, 20, 100, 200], help="neighbours (default: 10 20 100 200)"
-    )
+    parser.add_argument("--k", type=int, nargs="+", help="neighbours (default: those of 10 20 100 200 that there are)")
     parser.add_argument("--temperature", type=float, default=0.07, help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    if min(args.k) < 1 or args.temperature <= 0:
-        raise InputError(
-            f"expected --k of at least 1 and --temperature above 0, got {min(args.k)} and {args.temperature:g}"
-        )
+    if min(args.k or [1]) < 1 or args.temperature <= 0:
+        raise InputError(f"expected --k of at least 1 and --temperature above 0, got {args.k} and {args.temperature:g}")
     train, val = labelled(args)
-    if max(args.k) > len(train):
-        raise InputError(f"--k {max(args.k)}: {args.train!r} holds only {len(train)} images")
+    ks = args.k or [k for k in (10, 20, 100, 200) if k <= len(train)] or [len(train)]
+    if max(ks) > len(train):
+        raise InputError(f"--k {max(ks)}: {args.train!r} holds only {len(train)} images")
     from passl_densecl.evaluation import knn_accuracies
 
     found: dict[str, dict[int, float]] = {}
     for title, backbone in backbones(args):
         bank, queries = (features(f"{title} {name}", backbone, images, centre(args.size), args.size)
                          for name, images in (("train", train), ("val", val)))  # fmt: skip
-        found[title] = knn_accuracies(
-            bank.vectors, bank.labels, queries.vectors, queries.labels, args.k, args.temperature
-        )
-    rows = [
-        [f"{k}-NN", *(percent(column[k], binomial(column[k], len(val))) for column in found.values())] for k in args.k
-    ]
+        found[title] = knn_accuracies(bank.vectors, bank.labels, queries.vectors, queries.labels, ks, args.temperature)
+    rows = [[f"{k}-NN", *(percent(column[k], binomial(column[k], len(val))) for column in found.values())] for k in ks]
     text = table([f"top-1, {len(val):,} images, bank of {len(train):,}, {args.size} px", *found], rows)
     results = {title: {"top1": {str(k): value for k, value in column.items()},
                        "standard_error": {str(k): binomial(value, len(val)) for k, value in column.items()}}
