@@ -117,6 +117,20 @@ class RunConfig(Section):
         return []
 
 
+class EvaluationConfig(Section):
+    """k-NN accuracy of the query encoder while it trains."""
+
+    train: str = Field(description="labelled images (one folder a class, or a pack of them): the bank")
+    val: str = Field(description="labelled images to classify")
+    every_epochs: Count = 1
+    size: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="pixels of the centre crop; null takes the size of the training views"
+    )
+    k: Count = Field(20, description="neighbours")
+    temperature: float = Field(0.07, gt=0)
+    batch_size: Count = Field(64, description="images of one process at a time")
+
+
 class PretrainConfig(RunConfig):
     task: Literal["pretrain"]
     model: PretrainModelConfig
@@ -124,6 +138,7 @@ class PretrainConfig(RunConfig):
     micro_batch_size: Count = Field(
         32, description="images that one BatchNorm sees; gradients are summed over the rest"
     )
+    evaluation: EvaluationConfig | None = Field(None, description="k-NN accuracy every few epochs; null for none")
 
     @property
     def micro_batch_count(self) -> int:
@@ -269,8 +284,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]
     node: Any = tree
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
-        if isinstance(node, dict):
-            node.setdefault(part, {})  # a section that the file leaves to its defaults; the check knows wrong names
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}  # a section that the file leaves to its defaults; the check knows wrong names
         node = _child(node, part)
         if not isinstance(node, (dict, list)):
             missing = ".".join(parents[: depth + 1])

@@ -17,7 +17,8 @@ LAYERS = [
     {"transforms", "schedules"},
     {"config"},
     {"models", "data", "weights"},
-    {"engine", "evaluation", "export"},
+    {"evaluation", "export"},
+    {"engine"},  # which evaluates while it trains
     {"visualize"},
     {"api"},
     {"tools"},

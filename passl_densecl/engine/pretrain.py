@@ -23,6 +23,7 @@ from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import PairLoader, choose_workers
 from passl_densecl.engine import checkpoint as checkpoint_files
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
+from passl_densecl.engine.online_knn import OnlineKNN
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
 from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
 from passl_densecl.engine.signals import StopRequest
@@ -79,6 +80,10 @@ def _train(
     log.line("data", f"{images.describe()}; labels are not needed; {why}")
     queue_len = choose_queue_len(config, len(images), log)
     check_same_start(start)
+    neighbours = OnlineKNN(
+        config.evaluation, size=output_size(config.data.transforms), num_workers=workers,
+        steps_per_epoch=steps_per_epoch, epochs=config.epochs, log=log,
+    )  # fmt: skip
     model = build_model(config, queue_len)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
@@ -107,7 +112,10 @@ def _train(
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
     )  # fmt: skip
     last = steps_per_epoch * config.epochs
-    chance, stopwatch, bad_images = math.log(queue_len + 1), Stopwatch(), set[int]()
+    chance, bad_images = math.log(queue_len + 1), set[int]()
+    if neighbours.due(first) and (start is None or start.state.get("knn_missing")):
+        neighbours.run(model, first)
+    stopwatch = Stopwatch()
     with StopRequest() as stop:
         for step, batch in loader.steps(first, last):
             optimizer.set_lr(
@@ -150,11 +158,14 @@ def _train(
                     config, log, stopwatch, report, done=done, steps_per_epoch=steps_per_epoch, chance=chance,
                     lr=optimizer.get_lr(), loss_lambda=loss_lambda, fill=min(1.0, done * config.batch_size / queue_len),
                 )  # fmt: skip
+            if neighbours.due(done) and not stopping:
+                neighbours.run(model, done)
+                stopwatch.skip()
             if name and dist.is_main():
                 saved = checkpoints.save(
                     name, done, model.state_dict(), optimizer_state(optimizer, model),
                     {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
-                     "scaler": scaler_state(scaler)},
+                     "scaler": scaler_state(scaler), "knn_missing": neighbours.due(done) and stopping},
                     card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
                 )  # fmt: skip
                 if stopping and done < last:
@@ -384,9 +395,14 @@ def _batch_bytes(config: PretrainConfig) -> int:
 
 
 def output_bytes(transforms: Sequence[Transform]) -> int:
-    """Bytes of the uint8 RGB image that the transforms give; 224 px a side is assumed where none sets it."""
+    """Bytes of the uint8 RGB image that the transforms give."""
+    return 3 * output_size(transforms) ** 2
+
+
+def output_size(transforms: Sequence[Transform]) -> int:
+    """Pixels a side of the image that the transforms give; 224 is assumed where none sets it."""
     sizes = [t.size for t in transforms if isinstance(t, (RandomResizedCrop, CenterCrop))]
-    return 3 * (sizes[-1] if sizes else 224) ** 2
+    return sizes[-1] if sizes else 224
 
 
 # ---------------------------------------------------------------- in the loop

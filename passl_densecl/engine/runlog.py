@@ -226,6 +226,10 @@ class Stopwatch:
         self._steps += 1
         self._waited += waited
 
+    def skip(self) -> None:
+        """Let the next reading start here, because what happened since the last one was not only training."""
+        self._mark, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
     def read(self, batch_size: int, steps_left: int) -> tuple[float, float, str]:
         """(images/s, share of the time spent waiting for data, time left as text) since the last reading."""
         seconds = max(time.perf_counter() - self._mark, 1e-9)

@@ -107,6 +107,7 @@ class Correspondence:
     same_place: float  # what matching every cell with the cell of the same row and column would reach: the shortcut
     cells: int  # query cells whose true place lies in the other view
     pairs: int  # pairs of views with at least one such cell
+    standard_error: float  # of share; the pairs were drawn at random, not the cells
 
 
 def correspondence_accuracy(
@@ -146,7 +147,10 @@ def correspondence_accuracy(
     right, chance, same, cells = counts.sum(axis=0)
     if not cells:
         raise InputError(f"{len(counts)} pairs of views with no place in common: give more pairs or larger crops")
-    return Correspondence(right / cells, chance / cells, same / cells, int(cells), int((counts[:, 3] > 0).sum()))
+    seen = int((counts[:, 3] > 0).sum())
+    residuals = counts[:, 0] - right / cells * counts[:, 3]  # of a ratio of two sums over pairs
+    error = np.sqrt(seen / max(seen - 1, 1) * np.square(residuals).sum()) / cells
+    return Correspondence(right / cells, chance / cells, same / cells, int(cells), seen, float(error))
 
 
 def _draw_pairs(

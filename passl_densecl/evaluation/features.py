@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader
 from passl_densecl.errors import InputError
 from passl_densecl.models import ResNetBackbone, build_backbone, normalize
+from passl_densecl.models.resnet import initialize
 from passl_densecl.weights import load_strict, read_backbone, recorded_model, weights_file
 
 RANDOM = "random"
@@ -70,6 +72,18 @@ def load_backbone(
     return backbone
 
 
+def untrained_like(backbone: ResNet, seed: int = 0) -> ResNet:
+    """The backbone as it was before any training: same depth and strides, weights as initialised with `seed`."""
+    fresh = copy.deepcopy(backbone)
+    for name, parameter in fresh.named_parameters():
+        if len(parameter.shape) == 1:  # of BatchNorm: weight and variance are 1, bias and mean 0
+            one = name.endswith((".weight", "._variance"))
+            parameter.set_value(np.full(parameter.shape, float(one), "float32"))
+    initialize(fresh.named_parameters(), seed)
+    fresh.eval()
+    return fresh
+
+
 @paddle.no_grad()
 def feature_maps(backbone: Backbone, images: np.ndarray) -> paddle.Tensor:
     """uint8 RGB (B, height, width, 3) → float32 (B, C, H, W), not normalised over channels."""
@@ -88,6 +102,8 @@ def pooled_features(
     batch_size: int = 64,
     *,
     num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """The average over the positions of the backbone's map, for every image; what k-NN and linear evaluation look at.
@@ -95,12 +111,16 @@ def pooled_features(
     Args:
         transforms: must give all images one size; random ones draw as in epoch 0 with seed 0.
         num_workers: processes that decode; ``data.loader.choose_workers`` picks a number.
+        rank, world_size: of several processes, which take an unbroken part of the images each; there must be as many
+            images as processes.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
         InputError: the transforms leave images of different sizes, or too many files in a row cannot be decoded.
     """
-    loader = EvaluationLoader(image_set, transforms, batch_size=batch_size, num_workers=num_workers)
+    loader = EvaluationLoader(
+        image_set, transforms, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers
+    )
     vectors: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     bad: list[int] = []
@@ -117,3 +137,19 @@ def pooled_features(
 def pool(backbone: Backbone, images: paddle.Tensor) -> np.ndarray:
     """uint8 RGB (B, height, width, 3) → float32 (B, C), averaged over positions."""
     return backbone(normalize(images)).mean(axis=[2, 3]).astype("float32").numpy()
+
+
+STAGES = ("stem", "stage 1", "stage 2", "stage 3", "stage 4")
+
+
+@paddle.no_grad()
+def stage_maps(backbone: ResNet, images: paddle.Tensor) -> list[paddle.Tensor]:
+    """uint8 RGB (B, height, width, 3) → five float32 maps (B, C, H, W): of the stem before its max-pooling, and of the
+    four stages."""
+    features = backbone.relu(backbone.bn1(backbone.conv1(normalize(images))))
+    maps = [features]
+    features = backbone.maxpool(features)
+    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        features = stage(features)
+        maps.append(features)
+    return [one.astype("float32") for one in maps]

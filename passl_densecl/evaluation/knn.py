@@ -1,10 +1,31 @@
-"""Weighted k-nearest-neighbour classification: how well classes lie together, with nothing trained."""
+"""Weighted k-nearest-neighbour classification: how well classes lie together, with nothing trained.
+
+Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 _SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
+
+
+class Neighbours(NamedTuple):
+    """The k nearest of a bank for each of M vectors, nearest first."""
+
+    similarity: np.ndarray  # (M, k) float32 cosines; -inf where the bank was too small
+    labels: np.ndarray  # (M, k) int64
+
+    @staticmethod
+    def merge(parts: Sequence[Neighbours], k: int) -> Neighbours:
+        """The k nearest of several banks together; of equal cosines the earlier bank's come first."""
+        similarity = np.concatenate([part.similarity for part in parts], axis=1)
+        labels = np.concatenate([part.labels for part in parts], axis=1)
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        return Neighbours(np.take_along_axis(similarity, order, axis=1), np.take_along_axis(labels, order, axis=1))
 
 
 def knn_accuracy(
@@ -19,37 +40,65 @@ def knn_accuracy(
 
     Each of the k training vectors with the largest cosine votes for its label with weight exp(cosine / temperature);
     of equal sums the smaller label wins. Labels are integers from 0.
-    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4.
 
     Raises:
         ValueError: k is not from 1 to N, sizes do not fit, or a label is negative.
     """
+    return knn_accuracies(train_features, train_labels, val_features, val_labels, [k], temperature)[k]
+
+
+def knn_accuracies(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    val_features: np.ndarray,
+    val_labels: np.ndarray,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+) -> dict[int, float]:
+    """What :func:`knn_accuracy` gives, for several k at the cost of the largest."""
     if len(train_features) != len(train_labels) or len(val_features) != len(val_labels):
         raise ValueError(
             f"{len(train_features)} and {len(val_features)} vectors, "
             f"but {len(train_labels)} and {len(val_labels)} labels"
         )
-    if not 1 <= k <= len(train_features):
-        raise ValueError(f"k must be from 1 to the number of training vectors, {len(train_features)}; got {k}")
+    for k in ks:
+        if not 1 <= k <= len(train_features):
+            raise ValueError(f"k must be from 1 to the number of training vectors, {len(train_features)}; got {k}")
     if not len(val_labels):
         raise ValueError("no validation vectors")
     train_labels, val_labels = np.asarray(train_labels), np.asarray(val_labels)
     if min(train_labels.min(), val_labels.min()) < 0:
         raise ValueError("a label is negative: the images are not labelled")
-    classes = int(train_labels.max()) + 1
+    found = nearest(train_features, train_labels, val_features, max(ks))
+    return {k: float((vote(found, k, temperature) == val_labels).mean()) for k in ks}
+
+
+def nearest(train_features: np.ndarray, train_labels: np.ndarray, val_features: np.ndarray, k: int) -> Neighbours:
+    """(N, C), (N,), (M, C) → the k nearest by cosine; a bank of fewer than k is filled up with cosines of -inf."""
     bank = _unit(train_features)  # (N, C)
+    labels = np.asarray(train_labels, np.int64)
+    own = min(k, len(bank))
     chunk = max(1, _SIMILARITIES_AT_ONCE // len(bank))
-    right = 0
+    parts = []
     for start in range(0, len(val_features), chunk):
         similarity = _unit(val_features[start : start + chunk]) @ bank.T  # (chunk, N)
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        closeness = np.take_along_axis(similarity, nearest, axis=1)
-        # Relative to the closest, which changes no decision and cannot overflow at a low temperature.
-        weights = np.exp((closeness - closeness.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
-        votes = np.zeros((len(similarity), classes))
-        np.add.at(votes, (np.arange(len(similarity))[:, None], train_labels[nearest]), weights)
-        right += int((votes.argmax(axis=1) == val_labels[start : start + chunk]).sum())
-    return right / len(val_labels)
+        some = np.argpartition(-similarity, own - 1, axis=1)[:, :own]
+        parts.append(Neighbours(np.take_along_axis(similarity, some, axis=1), labels[some]))
+    similarity = np.full((len(val_features), k), -np.inf, np.float32)
+    names = np.zeros((len(val_features), k), np.int64)
+    similarity[:, :own] = np.concatenate([part.similarity for part in parts])
+    names[:, :own] = np.concatenate([part.labels for part in parts])
+    return Neighbours.merge([Neighbours(similarity, names)], k)
+
+
+def vote(neighbours: Neighbours, k: int, temperature: float) -> np.ndarray:
+    """(M,) int64: the label with the largest sum of weights among each vector's k nearest."""
+    closeness, labels = neighbours.similarity[:, :k], neighbours.labels[:, :k]
+    # Relative to the closest, which changes no decision and cannot overflow at a low temperature.
+    weights = np.exp((closeness - closeness[:, :1]).astype(np.float64) / temperature)
+    votes = np.zeros((len(labels), int(labels.max()) + 1))
+    np.add.at(votes, (np.arange(len(labels))[:, None], labels), weights)
+    return votes.argmax(axis=1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -135,3 +135,18 @@ def test_the_pixels_are_where_the_geometry_says(position_images):
         np.testing.assert_allclose(pixels[:, [1, 0]] / 2, expected, atol=1.2)
         np.testing.assert_allclose(view.from_image(view.to_image(places)), places)
     assert flips == {True, False}
+
+
+def test_the_standard_error_is_the_spread_over_draws_of_pairs(position_images):
+    """Pairs, not cells, are drawn: cells of one pair stand or fall together."""
+
+    def measure(seed):
+        return correspondence_accuracy(
+            says_where_in_the_view, position_images, pairs=24, size=SIZE, seed=seed, photometric=()
+        )
+
+    found = [measure(seed) for seed in range(12)]
+    spread = np.std([one.share for one in found], ddof=1)
+    stated = np.mean([one.standard_error for one in found])
+    assert 0.5 < spread / stated < 2
+    assert stated > 1.5 * np.sqrt(found[0].share * (1 - found[0].share) / found[0].cells)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import paddle
 import pytest
 
 from passl_densecl.config import dump_config, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation import feature_map, load_backbone, pooled_features
+from passl_densecl.evaluation import feature_map, load_backbone, pooled_features, untrained_like
+from passl_densecl.evaluation.features import stage_maps
 from passl_densecl.models import build_backbone
 from passl_densecl.transforms import CenterCrop
 from passl_densecl.weights import write_pickle
@@ -92,3 +94,30 @@ def test_pooled_vectors_are_the_means_of_the_maps_in_order(tmp_path):
     assert seen == [(2, 5), (4, 5), (5, 5)]
     third = np.random.default_rng([1, 0]).integers(0, 256, (64, 64, 3)).astype(np.uint8)[..., ::-1]
     np.testing.assert_allclose(found.vectors[2], feature_map(backbone, third).mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
+
+
+def test_untrained_weights_are_those_that_training_starts_from(tmp_path, trained):
+    """Statistics and biases of BatchNorm included, and with the strides of the trained one."""
+    moved = {name: value + np.float32(0.1) for name, value in trained.items()}
+    backbone = load_backbone(in_a_run(tmp_path, moved, stem_stride=2))
+    fresh, expected = untrained_like(backbone, seed=3), build_backbone(18, seed=3).state_dict()
+    for name, value in fresh.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), expected[name].numpy(), err_msg=name)
+    assert feature_map(fresh, IMAGE).shape == (512, 4, 4)
+    assert not fresh.training
+    np.testing.assert_array_equal(backbone.bn1._mean.numpy(), moved["bn1._mean"])  # the trained one is left alone
+
+
+def test_the_maps_of_the_stages_end_with_the_backbones():
+    backbone = load_backbone("random", 18)
+    maps = stage_maps(backbone, paddle.to_tensor(IMAGE[None]))
+    assert [tuple(one.shape[1:]) for one in maps] == [(64, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    np.testing.assert_array_equal(maps[-1][0].numpy(), feature_map(backbone, IMAGE))
+
+
+def test_shares_of_several_processes_are_the_whole(photos):
+    images, backbone = scan_images(photos, labelled=True), load_backbone("random", 18)
+    whole = pooled_features(backbone, images, (CenterCrop(size=32),), 16)
+    parts = [pooled_features(backbone, images, (CenterCrop(size=32),), 16, rank=r, world_size=3) for r in range(3)]
+    np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), whole.labels)
+    np.testing.assert_allclose(np.concatenate([part.vectors for part in parts]), whole.vectors, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from passl_densecl.evaluation import knn, knn_accuracy
+from passl_densecl.evaluation import knn, knn_accuracies, knn_accuracy
+from passl_densecl.evaluation.knn import Neighbours, nearest, vote
 
 
 def by_hand(train, train_labels, val, val_labels, k, temperature):
@@ -71,3 +72,37 @@ def test_refusals_name_the_number():
         knn_accuracy(vectors, labels[:2], vectors, labels, k=1)
     with pytest.raises(ValueError, match="not labelled"):
         knn_accuracy(vectors, [-1, -1, -1], vectors, labels, k=1)
+
+
+def clouds():
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((4, 8))
+    train_labels, val_labels = rng.integers(0, 4, 90), rng.integers(0, 4, 70)
+    train = rng.standard_normal((90, 8)) + centres[train_labels]
+    return train, train_labels, rng.standard_normal((70, 8)) + centres[val_labels], val_labels
+
+
+def test_several_k_at_once_are_the_single_ones():
+    found = knn_accuracies(*clouds(), ks=[1, 90, 3], temperature=10.0)
+    assert found == {k: knn_accuracy(*clouds(), k=k, temperature=10.0) for k in (1, 90, 3)}
+    assert len(set(found.values())) == 3
+
+
+def test_scikit_learn_predicts_the_same():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, labels, val, _ = clouds()
+    unit, val_unit = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (train, val))
+    # Between vectors of length 1 the squared distance is 2 − 2·cosine.
+    other = KNeighborsClassifier(20, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07), algorithm="brute")
+    expected = other.fit(unit, labels).predict(val_unit)
+    np.testing.assert_array_equal(vote(nearest(train, labels, val, 20), 20, 0.07), expected)
+
+
+@pytest.mark.parametrize("cuts", [[45], [3, 60], [5, 9, 88]])
+def test_a_bank_in_parts_finds_what_the_whole_finds(cuts):
+    train, labels, val, _ = clouds()
+    parts = [nearest(*part, val, 20) for part in zip(np.split(train, cuts), np.split(labels, cuts), strict=True)]
+    merged, whole = Neighbours.merge(parts, 20), nearest(train, labels, val, 20)
+    np.testing.assert_allclose(merged.similarity, whole.similarity, rtol=1e-6)
+    np.testing.assert_array_equal(merged.labels, whole.labels)

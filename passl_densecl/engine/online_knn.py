@@ -1,0 +1,114 @@
+"""k-NN accuracy while a backbone trains: the one curve of a pre-training run that says whether it learns.
+
+Nothing of the training is touched: the query encoder's backbone is in eval mode for it (BatchNorm's statistics stay), no
+gradient is formed and no global random state is drawn from.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import paddle
+
+from passl_densecl import dist
+from passl_densecl.config import EvaluationConfig
+from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
+from passl_densecl.engine.runlog import SilentLog, duration
+from passl_densecl.errors import InputError
+from passl_densecl.evaluation.features import Features, pooled_features
+from passl_densecl.evaluation.knn import Neighbours, nearest, vote
+from passl_densecl.models import DenseCL
+from passl_densecl.transforms import CenterCrop, Resize
+
+
+class OnlineKNN:
+    """Evaluates every few epochs, before the first and after the last one. Without a config it is never due."""
+
+    def __init__(
+        self, config: EvaluationConfig | None, *, size: int, num_workers: int, steps_per_epoch: int, epochs: int,
+        log: SilentLog,
+    ) -> None:  # fmt: skip
+        """Finds the images at once, so that a wrong folder is known before hours of training.
+
+        Args:
+            size: pixels of the centre crop where the config says none.
+
+        Raises:
+            InputError: no such images, or fewer than k or than there are processes.
+        """
+        self._config = config
+        self._steps_per_epoch, self._epochs, self._log = steps_per_epoch, epochs, log
+        if config is None:
+            return
+        self._num_workers = num_workers
+        self._size = config.size or size
+        self._transforms = (Resize(size=round(self._size * 256 / 224)), CenterCrop(size=self._size))
+        self._bank = scan_images(config.train, labelled=True)
+        self._queries = scan_images(config.val, labelled=True, classes=self._bank.classes)
+        for name, images, least in (("train", self._bank, max(config.k, dist.world_size())),
+                                    ("val", self._queries, dist.world_size())):  # fmt: skip
+            check_decodable(images)
+            if len(images) < least:
+                raise InputError(f"evaluation.{name}: {images.describe()}; expected at least {least:,} (evaluation.k, and one "
+                                 "for every process)")  # fmt: skip
+        log.line(
+            "knn",
+            f"{config.k}-NN before training and every {config.every_epochs} epochs, {self._size} px: val "
+            f"{self._queries.describe()}; bank of {len(self._bank):,}",
+        )
+
+    def due(self, done: int) -> bool:
+        """Whether the weights after `done` steps are to be evaluated."""
+        epoch, within = divmod(done, self._steps_per_epoch)
+        return (
+            self._config is not None
+            and within == 0
+            and (epoch % self._config.every_epochs == 0 or epoch == self._epochs)
+        )
+
+    def run(self, model: DenseCL, done: int) -> float:
+        """Evaluate the query encoder after `done` steps, log it, and give the share of right answers (0 to 1).
+
+        All processes come here together: each computes the features of its part of the images, and searches its own part
+        of the bank for the neighbours of all queries. The result does not depend on their number, but for rounding.
+        """
+        assert self._config is not None
+        began = time.perf_counter()
+        backbone = model.query_encoder.backbone
+        backbone.eval()
+        try:
+            bank, queries = (self._features(model, images, done) for images in (self._bank, self._queries))
+        finally:
+            backbone.train()
+        vectors, labels = (_gather(part, len(self._queries)) for part in (queries.vectors, queries.labels))
+        own = nearest(bank.vectors, bank.labels, vectors, self._config.k)
+        stacks = [dist.gather_rows(paddle.to_tensor(part[None])).numpy() for part in own]
+        found = Neighbours.merge([Neighbours(*one) for one in zip(*stacks, strict=True)], self._config.k)
+        top1 = float((vote(found, self._config.k, self._config.temperature) == labels).mean())
+        seconds = time.perf_counter() - began
+        epoch = done // self._steps_per_epoch
+        self._log.line(
+            "knn", f"epoch {epoch}/{self._epochs}  {self._config.k}-NN top-1 {top1:.2%}  ({duration(seconds)})"
+        )
+        self._log.metrics({"step": done, "epoch": epoch, "knn_top1": top1, "seconds": seconds})
+        return top1
+
+    def _features(self, model: DenseCL, images: ImageSet, done: int) -> Features:
+        assert self._config is not None
+        title = f"epoch {done // self._steps_per_epoch}/{self._epochs} knn"
+        return pooled_features(
+            model.query_encoder.backbone, images, self._transforms, self._config.batch_size, num_workers=self._num_workers,
+            rank=dist.rank(), world_size=dist.world_size(),
+            progress=lambda seen, total: self._log.progress(title, seen, total // dist.world_size(), ""),
+        )  # fmt: skip
+
+
+def _gather(rows: np.ndarray, count: int) -> np.ndarray:
+    """This process's part of `count` rows, as EvaluationLoader divides them → all of them, in order, everywhere."""
+    world = dist.world_size()
+    most = -(-count // world)
+    padded = np.concatenate([rows, np.zeros((most - len(rows), *rows.shape[1:]), rows.dtype)])
+    everyone = dist.gather_rows(paddle.to_tensor(padded)).numpy()
+    sizes = [count * (rank + 1) // world - count * rank // world for rank in range(world)]
+    return np.concatenate([everyone[rank * most : rank * most + size] for rank, size in enumerate(sizes)])

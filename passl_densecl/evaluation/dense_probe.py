@@ -1,0 +1,275 @@
+"""Semantic segmentation by a linear 1×1 head on the frozen map: what single positions know.
+
+Geometry: with sides of 32·n + 1 pixels, a stride of 32 gives maps of n + 1 cells whose centres are at pixels 0, 32, …, so
+that the first and last cells lie on the borders and logits are interpolated from corner to corner (as DeepLab has it).
+Training: the target of a cell is the share of each class around its centre; multinomial logistic regression on
+standardised features is convex, so L-BFGS finds its minimum and nothing depends on a learning rate or a seed.
+Scoring: logits are interpolated to the size of the mask, and every labelled pixel counts, in an exact confusion matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from passl_densecl import transforms
+from passl_densecl.errors import InputError
+from passl_densecl.evaluation.features import Backbone, feature_maps
+from passl_densecl.evaluation.linear import standardisation
+
+GRID = 32
+_GROUPS = 100
+L2S = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Strengths of the penalty to choose from, the strongest first: each fit starts from the one before."""
+
+Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
+"""Number of an image → its map, float32 (C, H, W), and its mask, int (height, width), -1 where unlabelled."""
+
+Progress = Callable[[int, int], None] | None
+
+
+def image_map(backbone: Backbone, image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 RGB (height, width, 3) → float32 (C, H, W) of the whole image, its shorter side about `size` pixels."""
+    scale = size / min(image.shape[:2])
+    height, width = (GRID * max(1, round(side * scale / GRID)) + 1 for side in image.shape[:2])
+    return feature_maps(backbone, transforms.resize(image, height, width)[None])[0].numpy()
+
+
+class Cells(NamedTuple):
+    """Positions of maps with what lies around them."""
+
+    features: np.ndarray  # (M, C) float32
+    targets: np.ndarray  # (M, classes) float32: shares of the labelled area, summing to the labelled share of the cell
+
+
+def cell_targets(mask: np.ndarray, height: int, width: int, classes: int) -> np.ndarray:
+    """(·, ·) → (height·width, classes) float32: the share of each class in the cell around every position of the map.
+
+    Cells on the border are cut in half by it. Shares sum to the labelled share.
+    """
+    targets = np.zeros((height, width, classes), np.float32)
+    halves = (max(1, 2 * (width - 1)), max(1, 2 * (height - 1)))
+    for label in np.unique(mask[mask >= 0]):
+        area = cv2.resize((mask == label).astype(np.float32), halves, interpolation=cv2.INTER_AREA)
+        area = np.pad(area, ((int(height > 1),) * 2, (int(width > 1),) * 2), mode="edge")
+        for axis, count in enumerate((height, width)):
+            if count > 1:
+                pairs = area.reshape(*area.shape[:axis], count, 2, *area.shape[axis + 1 :])
+                area = pairs.mean(axis=axis + 1)
+        targets[..., label] = area
+    return targets.reshape(height * width, classes)
+
+
+def gather_cells(
+    read: Reader, indices: Sequence[int], classes: int, *, most: int = 200_000, seed: int = 0, progress: Progress = None
+) -> list[Cells]:
+    """The labelled cells of every image; of more than `most` in all about so many, drawn evenly."""
+    parts: list[Cells] = []
+    share = most / max(len(indices), 1)
+    for done, index in enumerate(indices, start=1):
+        features, mask = read(index)
+        targets = cell_targets(mask, features.shape[1], features.shape[2], classes)
+        rows = np.flatnonzero(targets.sum(axis=1) > 0)
+        if len(rows) > share:
+            rows = np.sort(np.random.default_rng([seed, index]).choice(rows, max(1, round(share)), replace=False))
+        parts.append(Cells(np.ascontiguousarray(features.reshape(len(features), -1).T[rows]), targets[rows]))
+        if progress is not None:
+            progress(done, len(indices))
+    if not sum(len(part.features) for part in parts):
+        raise InputError("no labelled pixel on the training images")
+    return parts
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear head; it includes the standardisation."""
+
+    weight: np.ndarray  # (C, classes) float32
+    bias: np.ndarray  # (classes,) float32
+    l2: float
+
+    @staticmethod
+    def train(parts: Sequence[Cells], seed: int = 0, l2s: Sequence[float] = L2S) -> Probe:
+        """Fit it to the cells of some images. The penalty is chosen by the log-likelihood of a quarter of the images."""
+        chosen, head = l2s[0], None
+        if len(l2s) > 1 and len(parts) > 1:
+            chosen, head = _choose(parts, seed, l2s)
+        cells = _joined(parts)
+        mean, deviation = standardisation(cells.features)
+        weight, bias = fit((cells.features - mean) / deviation, cells.targets, chosen, start=head)
+        weight = weight / deviation[:, None]
+        return Probe(weight.astype(np.float32), (bias - mean @ weight).astype(np.float32), chosen)
+
+    @paddle.no_grad()
+    def predict(self, features: np.ndarray, height: int, width: int) -> np.ndarray:
+        """float32 (C, H, W) → (height, width) int64: the class of every pixel."""
+        flat = features.reshape(len(features), -1).T @ self.weight + self.bias  # (S, classes)
+        logits = paddle.to_tensor(np.ascontiguousarray(flat.T).reshape(1, -1, *features.shape[1:]))
+        return F.interpolate(logits, [height, width], mode="bilinear", align_corners=True)[0].argmax(axis=0).numpy()
+
+
+def _choose(
+    parts: Sequence[Cells], seed: int, l2s: Sequence[float]
+) -> tuple[float, tuple[np.ndarray, np.ndarray] | None]:
+    """The penalty that predicts a quarter of the images best from the others, and the head it gave.
+
+    From the strongest to the weakest as long as it gets better: the loss has one valley, and weak ones take longest.
+    """
+    order = np.random.default_rng([seed, 0xDE45E]).permutation(len(parts))
+    out = max(1, len(parts) // 4)
+    held, rest = (_joined([parts[index] for index in some]) for some in (order[:out], order[out:]))
+    mean, deviation = standardisation(rest.features)
+    inside, outside = ((cells.features - mean) / deviation for cells in (rest, held))
+    best, chosen, head, found = np.inf, l2s[0], None, None
+    for l2 in l2s:
+        head = fit(inside, rest.targets, l2, start=head, most=100, tolerance=1e-3)
+        loss, _ = _cross_entropy(outside, held.targets, *head)
+        if loss >= best:
+            break
+        best, chosen, found = loss, l2, head
+    return chosen, found
+
+
+def confusion(
+    read: Reader, probe: Probe, indices: Sequence[int], *, progress: Progress = None,
+    seen: Callable[[int, np.ndarray], None] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """(G, classes, classes) int64: pixels by true and predicted class, for G groups of images in a row (each image is its
+    own group up to 100 images). `seen` gets every prediction."""
+    classes = len(probe.bias)
+    groups = min(len(indices), _GROUPS)
+    found = np.zeros((groups, classes, classes), np.int64)
+    for row, index in enumerate(indices):
+        features, mask = read(index)
+        predicted = probe.predict(features, *mask.shape)
+        labelled = mask >= 0
+        pairs = mask[labelled].astype(np.int64) * classes + predicted[labelled]
+        counts = np.bincount(pairs, minlength=classes * classes)
+        found[row * groups // len(indices)] += counts.reshape(classes, classes)
+        if seen is not None:
+            seen(index, predicted)
+        if progress is not None:
+            progress(row + 1, len(indices))
+    return found
+
+
+class DenseScores(NamedTuple):
+    """Shares from 0 to 1, over the classes that occur in the truth."""
+
+    miou: float
+    mean_accuracy: float  # mean over the classes of the share of their pixels that is found
+    pixel_accuracy: float
+    iou: np.ndarray  # (classes,), nan where the class is not in the truth
+
+    @staticmethod
+    def of(matrix: np.ndarray) -> DenseScores:
+        """(classes, classes) pixels by true and predicted class."""
+        right, truth, said = np.diag(matrix).astype(float), matrix.sum(axis=1), matrix.sum(axis=0)
+        there = truth > 0
+        iou = np.full(len(matrix), np.nan)
+        iou[there] = right[there] / (truth + said - right)[there]
+        return DenseScores(float(iou[there].mean()), float((right[there] / truth[there]).mean()),
+                           float(right.sum() / matrix.sum()), iou)  # fmt: skip
+
+
+def jackknife(groups: np.ndarray, score: Callable[[np.ndarray], float]) -> float:
+    """Standard error of the score of a sum over groups, (G, …), by leaving out each group in turn (nan for one group)."""
+    count = len(groups)
+    if count < 2:
+        return float("nan")
+    total = groups.sum(axis=0)
+    values = np.array([score(total - group) for group in groups])
+    return float(np.sqrt((count - 1) / count * np.square(values - values.mean()).sum()))
+
+
+# ---------------------------------------------------------------- logistic regression
+
+
+def fit(
+    features: np.ndarray, targets: np.ndarray, l2: float, *, start: tuple[np.ndarray, np.ndarray] | None = None,
+    most: int = 300, tolerance: float = 3e-4,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(M, C), (M, classes) → weight (C, classes) and bias (classes,): the minimum of
+
+    Σ targets · −log softmax(features @ weight + bias) / Σ targets + l2 / 2 · ‖weight‖², to within a gradient of
+    `tolerance` times the first one; the bias is not penalised. By L-BFGS.
+    """
+    shape = (features.shape[1] + 1, targets.shape[1])
+    point = np.zeros(shape) if start is None else np.vstack([start[0], start[1]])
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weight, bias = flat.reshape(shape)[:-1], flat.reshape(shape)[-1]
+        loss, gradient = _cross_entropy(features, targets, weight, bias)
+        gradient[:-1] += l2 * weight
+        return loss + l2 / 2 * float(np.square(weight).sum()), gradient.ravel()
+
+    point = minimise(objective, point.ravel(), most=most, tolerance=tolerance).reshape(shape)
+    return point[:-1], point[-1]
+
+
+def minimise(
+    objective: Callable[[np.ndarray], tuple[float, np.ndarray]], point: np.ndarray, *, most: int, tolerance: float
+) -> np.ndarray:
+    """Where a smooth convex function, given with its gradient, is smallest. L-BFGS with ten pairs and backtracking.
+
+    Source: Nocedal & Wright, Numerical Optimization, 2nd edition, algorithms 7.4 and 3.1.
+    """
+    value, gradient = objective(point)
+    enough = tolerance * max(float(np.linalg.norm(gradient)), 1e-12)
+    steps: list[tuple[np.ndarray, np.ndarray, float]] = []  # (change of point, change of gradient, 1 / their product)
+    for _ in range(most):
+        if np.linalg.norm(gradient) <= enough:
+            break
+        direction = -_inverse_hessian(steps, gradient)
+        slope = float(gradient @ direction)
+        rate = 1.0 if steps else min(1.0, 1 / float(np.abs(gradient).sum()))
+        for _ in range(30):
+            new_value, new_gradient = objective(point + rate * direction)
+            if new_value <= value + 1e-4 * rate * slope:
+                break
+            rate /= 2
+        else:  # no descent left in this precision
+            break
+        change, turn = rate * direction, new_gradient - gradient
+        if change @ turn > 1e-12 * (turn @ turn):
+            steps = [*steps[-9:], (change, turn, 1 / float(change @ turn))]
+        point, value, gradient = point + change, new_value, new_gradient
+    return point
+
+
+def _inverse_hessian(steps: Sequence[tuple[np.ndarray, np.ndarray, float]], gradient: np.ndarray) -> np.ndarray:
+    """The two-loop recursion: the approximate inverse Hessian times the gradient."""
+    result, factors = gradient.copy(), []
+    for change, turn, inverse in reversed(steps):
+        factors.append(inverse * float(change @ result))
+        result -= factors[-1] * turn
+    if steps:
+        change, turn, inverse = steps[-1]
+        result /= inverse * float(turn @ turn)
+    for (change, turn, inverse), factor in zip(steps, reversed(factors), strict=True):
+        result += (factor - inverse * float(turn @ result)) * change
+    return result
+
+
+def _cross_entropy(
+    features: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """The mean loss over the labelled area, and its gradient (C + 1, classes), in float64 but for the products."""
+    logits = features @ weight.astype(np.float32) + bias.astype(np.float32)
+    logits -= logits.max(axis=1, keepdims=True)
+    likely = np.exp(logits)
+    sums = likely.sum(axis=1, keepdims=True)
+    labelled, area = targets.sum(axis=1, keepdims=True), float(targets.sum(dtype=np.float64))
+    loss = float((targets * (np.log(sums) - logits)).sum(dtype=np.float64)) / area
+    error = (likely / sums * labelled - targets) / np.float32(area)
+    return loss, np.vstack([features.T @ error, error.sum(axis=0, keepdims=True)]).astype(np.float64)
+
+
+def _joined(parts: Sequence[Cells]) -> Cells:
+    return Cells(np.concatenate([part.features for part in parts]), np.concatenate([part.targets for part in parts]))

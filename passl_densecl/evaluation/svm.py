@@ -1,0 +1,168 @@
+"""Linear SVMs on frozen features, one a class: the protocol of VOC07, with all images and with few.
+
+Source: Goyal et al., Scaling and Benchmarking Self-Supervised Visual Representation Learning, ICCV 2019, appendix; and as
+their benchmark and those after it run it: vectors of length 1, LinearSVC with squared hinge loss, positives weighted 2, at
+most 2,000 iterations. Average precision is the area under the precision-recall curve after precision has been made to fall
+(VOC 2010 and later, and their VOC07 figures too), not the mean of 11 points.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from passl_densecl.errors import InputError
+
+COSTS = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))
+SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
+FOLDS = 3
+PRESENT, ABSENT, UNSURE = 1, -1, 0
+"""Entries of a target matrix. Unsure ones (VOC's "difficult") train as absent and are left out of the test."""
+
+
+@dataclass(frozen=True)
+class SvmResult:
+    average_precision: np.ndarray  # (classes,) from 0 to 1
+    costs: np.ndarray  # (classes,) chosen by 3-fold cross-validation on the training images
+
+    @property
+    def mean(self) -> float:
+        return float(self.average_precision.mean())
+
+
+def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
+    """(N,) bool, (N,) → the area under the precision-recall curve, where precision is at each recall the best that any
+    higher recall has. Of equal scores the later image is ranked first. Raises ValueError when none is present."""
+    present = np.asarray(present, bool)
+    if not present.any():
+        raise ValueError("average precision needs at least one positive")
+    ranked = present[np.argsort(scores, kind="stable")[::-1]]
+    precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[ranked].mean())
+
+
+def svm_accuracy(
+    train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray, *,
+    costs: Sequence[float] = COSTS, progress: Callable[[int, int], None] | None = None,
+) -> SvmResult:  # fmt: skip
+    """(N, C), (N, classes), (M, C), (M, classes) → average precision of each class, its cost chosen by 3-fold
+    cross-validation (by sklearn's average precision, as the protocol does) on the training images.
+
+    Raises:
+        InputError: scikit-learn is not installed, or a class has too few positives.
+    """
+    _check(train_targets, test_targets, FOLDS)
+    train, test = unit(train), unit(test)
+    classes = train_targets.shape[1]
+    chosen, precisions = [], []
+    for number in range(classes):
+        target = np.where(train_targets[:, number] == PRESENT, 1, -1)
+        cost = _choose_cost(train, target, costs)
+        chosen.append(cost)
+        precisions.append(_test(_fitted(train, target, cost), test, test_targets[:, number]))
+        if progress is not None:
+            progress(number + 1, classes)
+    return SvmResult(np.array(precisions), np.array(chosen))
+
+
+def low_shot_accuracy(
+    train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray, *,
+    shots: Sequence[int] = SHOTS, samples: int = 5, costs: Sequence[float] = COSTS, seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, np.ndarray]:  # fmt: skip
+    """k → (samples, costs) mean average precision with k positives and (classes − 1)·k negatives of each class.
+
+    The protocol reports the cost whose mean over the samples is best on the test images: an upper bound, since with k = 1
+    nothing is left to choose by. Samples depend on the seed only, not on the vectors.
+
+    Raises:
+        InputError: scikit-learn is not installed, or a class has fewer positives or negatives than the largest k wants.
+    """
+    _check(train_targets, test_targets, max(shots))
+    classes = train_targets.shape[1]
+    train, test = unit(train), unit(test)
+    found = {k: np.zeros((samples, len(costs))) for k in shots}
+    done = 0
+    for k in shots:
+        for sample in range(samples):
+            for number in range(classes):
+                rows = draw(train_targets[:, number], k, (classes - 1) * k, seed=[seed, sample, k, number])
+                target = np.where(train_targets[rows, number] == PRESENT, 1, -1)
+                for column, cost in enumerate(costs):
+                    svm = _fitted(train[rows], target, cost)
+                    found[k][sample, column] += _test(svm, test, test_targets[:, number]) / classes
+            done += 1
+            if progress is not None:
+                progress(done, len(shots) * samples)
+    return found
+
+
+def draw(target: np.ndarray, positives: int, negatives: int, seed: Sequence[int]) -> np.ndarray:
+    """Rows of one class's column: so many where it is present and so many (or all, when there are fewer) where absent."""
+    rng = np.random.default_rng(list(seed))
+    present, absent = np.flatnonzero(target == PRESENT), np.flatnonzero(target == ABSENT)
+    some = rng.choice(absent, min(negatives, len(absent)), replace=False)
+    return np.concatenate([rng.choice(present, positives, replace=False), some])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(N, C) → float64, rows of length 1 (a zero row stays)."""
+    vectors = np.asarray(vectors, np.float64)
+    return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-5)
+
+
+def _choose_cost(train: np.ndarray, target: np.ndarray, costs: Sequence[float]) -> float:
+    from sklearn.metrics import average_precision_score
+    from sklearn.model_selection import StratifiedKFold
+
+    if len(costs) == 1:
+        return costs[0]
+    folds = list(StratifiedKFold(FOLDS).split(train, target))
+    means = [
+        np.mean([
+            average_precision_score(target[out], _fitted(train[rows], target[rows], cost).decision_function(train[out]))
+            for rows, out in folds
+        ])
+        for cost in costs
+    ]  # fmt: skip
+    return costs[int(np.argmax(means))]
+
+
+def _fitted(vectors: np.ndarray, target: np.ndarray, cost: float) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    dual: Any = True
+    svm = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, loss="squared_hinge", tol=1e-4, dual=dual, max_iter=2000,
+                    random_state=0)  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops at 2,000 iterations, finished or not
+        return svm.fit(vectors, target)
+
+
+def _test(svm: Any, vectors: np.ndarray, target: np.ndarray) -> float:
+    sure = target != UNSURE
+    return average_precision(target[sure] == PRESENT, svm.decision_function(vectors[sure]))
+
+
+def _check(train_targets: np.ndarray, test_targets: np.ndarray, positives: int) -> None:
+    """Before minutes of work: is there scikit-learn, and enough of every class?"""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise InputError("support vector machines need scikit-learn: pip install scikit-learn") from None
+    present, absent = (train_targets == PRESENT).sum(axis=0), (train_targets != PRESENT).sum(axis=0)
+    for name, counts, least in (("positives", present, positives), ("negatives", absent, FOLDS)):
+        if counts.min() < least:
+            raise InputError(
+                f"class number {int(counts.argmin())} has {int(counts.min())} training {name}, expected at least {least}: "
+                "add images, or leave the class out (or ask for fewer shots)"
+            )
+    if not (test_targets == PRESENT).any(axis=0).all():
+        missing = int(np.flatnonzero(~(test_targets == PRESENT).any(axis=0))[0])
+        raise InputError(f"class number {missing} is on no test image: its average precision does not exist")
