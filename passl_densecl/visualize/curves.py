@@ -142,6 +142,8 @@ def draw_panel(panel: Panel, runs: list[Run], *, width: float = 4.6, height: flo
 
 
 def _draw_panel(axes: Axes, panel: Panel, runs: list[Run]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     epochs = in_epochs(runs)
     chances: set[float] = set()
     highest = 0.0
@@ -178,7 +180,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: list[Run]) -> None:
     axes.set_title(panel.title)
     axes.set_ylabel(panel.unit)
     axes.set_xlabel("epoch" if epochs else "step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     if not epochs:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlim(left=0)

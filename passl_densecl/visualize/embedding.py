@@ -116,7 +116,8 @@ def lay_out(vectors: np.ndarray, method: Literal["tsne", "pca"], seed: int = 0) 
     reduced = principal_components(unit, min(50, *unit.shape)).project(unit)
     start = reduced[:, :2] / max(float(reduced[:, 0].std()), 1e-12) * 1e-4
     perplexity = min(30.0, (len(unit) - 1) / 3)
-    places = TSNE(2, perplexity=perplexity, init=start.astype(np.float32), random_state=seed).fit_transform(reduced)
+    tsne = TSNE(2, perplexity=perplexity, init=start.astype(np.float32), random_state=seed)  # type: ignore[arg-type]
+    places = tsne.fit_transform(reduced)
     return Layout(np.asarray(places, np.float64), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"))
 
 

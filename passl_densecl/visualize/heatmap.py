@@ -97,10 +97,9 @@ def draw_heatmap(images: list[np.ndarray], similarity: Similarity, *, names: lis
     where = "elsewhere in the image" if last == 0 else f"in {names[last]}"
     heading(
         figure,
-        f"{title}\nmost similar cell {where}: cosine {found:.2f}"
-        if title
-        else f"most similar cell {where}: {found:.2f}",
-        f"white square: the chosen cell; dashed: the most similar other one; map {_size(similarity.maps[0])}",
+        title,
+        f"most similar cell {where}: cosine {found:.2f}",
+        f"solid square: the chosen cell; dashed: the most similar other one; maps of {_size(similarity.maps[0])}",
     )
     return figure
 

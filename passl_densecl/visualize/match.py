@@ -120,7 +120,7 @@ def draw_matches(
     image_b: np.ndarray,
     matches: Matches,
     *,
-    title: str = "",
+    title: str | None = "",
     top: int | None = None,
     width: float = WIDTH,
 ) -> Figure:
@@ -130,7 +130,7 @@ def draw_matches(
     The images are uint8 RGB, as they were matched; the second is drawn as high as the first.
 
     Args:
-        title: the first line above the picture; counts stand below it.
+        title: the first line above the picture; counts stand below it. None for a picture without any words above.
         top: draw only so many, the most similar ones; the counts are always of all.
         width: of the figure, in inches.
     """
@@ -155,7 +155,8 @@ def draw_matches(
         axes.scatter(points[:, 1], points[:, 0], s=7, color="white", edgecolors="black", linewidths=0.4, alpha=0.7)
     _draw_lines(figure, axes, points_a[shown.cells_a], points_b[shown.cells_b], shown)
     counts = summary(matches) + (f"; the {len(shown)} most similar are drawn" if len(shown) < len(matches) else "")
-    heading(figure, f"{title}\n{counts}" if title else counts)
+    if title is not None:
+        heading(figure, title, counts)
     return figure
 
 
@@ -215,7 +216,9 @@ def _draw_lines(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray
             Line2D([], [], color=colour, ls=line, lw=2.2, label=f"{(states == state).sum()} {label}")
             for state, (label, colour, line) in _STATES.items()
         ]
-        figure.legend(handles=legend, loc="outside lower center", ncols=3, handlelength=3)
+        figure.legend(
+            handles=legend, loc="outside lower center", ncols=3 if figure.get_figwidth() > 6 else 1, handlelength=3
+        )
         order = np.lexsort((matches.similarity, states))
     else:
         low, high = (matches.similarity.min(), matches.similarity.max()) if len(matches) else (0.0, 1.0)

@@ -91,7 +91,7 @@ def draw_colours(
     share: float,
     *,
     names: list[str],
-    title: str = "",
+    title: str | None = "",
     columns: int = 4,
     margin: int = 0,
 ) -> Figure:
@@ -101,7 +101,7 @@ def draw_colours(
     width = min(WIDTH, 2.9 * columns + 0.4)
     tallest = max(image.shape[0] / image.shape[1] for image in images)
     tile = (width - 0.3) / columns
-    figure = new_figure(width, bands * (2 * tile * min(tallest, 1.5) + 0.3) + 0.85)
+    figure = new_figure(width, bands * (2 * tile * min(tallest, 1.5) + 0.3) + (0.1 if title is None else 0.85))
     grid = figure.subplots(2 * bands, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
@@ -111,14 +111,17 @@ def draw_colours(
         show_image(above, image)
         above.set_title(names[number] if len(names[number]) <= 24 else names[number][:23] + "…", fontsize=9.5)
         below.imshow(colour, interpolation="nearest", extent=(0, image.shape[1], image.shape[0], 0))
-    sizes = {f"{colour.shape[0]}×{colour.shape[1]}" for colour in colours}
-    border = f"; components without {margin} {plural(margin, 'cell')} along the border" if margin else ""
-    heading(
-        figure,
-        f"{title}\nred, green, blue: the first three principal components, {share:.0%} of the variance"
-        if title
-        else f"red, green, blue: the first three principal components, {share:.0%} of the variance",
-        f"equal colours are similar features in all {len(images)} {plural(len(images), 'image')}; maps of "
-        f"{' and '.join(sorted(sizes)[:3])} cells{border}",
-    )
+    if title is not None:
+        heading(figure, title, *describe(colours, share, margin))
     return figure
+
+
+def describe(colours: list[np.ndarray], share: float, margin: int = 0) -> tuple[str, str]:
+    """Two lines: what the colours are, and how to read them."""
+    sizes = sorted({f"{colour.shape[0]}×{colour.shape[1]}" for colour in colours})
+    border = f"; components without {margin} {plural(margin, 'cell')} along the border" if margin else ""
+    return (
+        f"red, green, blue: the first three principal components, {share:.0%} of the variance",
+        f"equal colours are similar features in all {len(colours)} {plural(len(colours), 'image')}; maps of "
+        f"{' and '.join(sizes[:3])} cells{border}",
+    )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PAIRS = 4  # augmented pairs that are shown
 _IMAGES = 2  # of which correspondences and colours are shown
-_WIDE = 6.2  # inches: of a figure that a telephone shows whole
+_WIDTH = 5.0  # inches: of a figure whose letters a telephone shows in a legible size
 _SEED = 0  # of the two views of an image
 _WARNINGS = 20
 
@@ -40,8 +40,8 @@ body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--page);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK SC", sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
-p, td, th, summary { overflow-wrap: anywhere; }
-.soft { color: var(--soft); font-size: .9rem; }
+p, figcaption, td, th, summary { overflow-wrap: anywhere; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
 .wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 h3 { font-size: 1rem; margin: 1rem 0 .2rem; overflow-wrap: anywhere; }
@@ -51,6 +51,7 @@ img { display: block; width: 100%; height: auto; background: #fff; border: 1px s
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 500; color: var(--soft); width: 42%; }
+figcaption { padding-top: .3rem; }
 td { font-variant-numeric: tabular-nums; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 500; }
@@ -151,9 +152,9 @@ def _what(run: Run) -> str:
 def _key_figures(run: Run) -> Iterator[str]:
     yield _table(key_figures(run))
     if run.config is not None and isinstance(run.config, PretrainConfig):
-        yield (
-            '<p class="soft">The losses rise until the queue holds real keys and then fall; judge by k-NN, linear '
-            "accuracy and correspondences, not by the loss.</p>"
+        yield _soft(
+            "The losses rise until the queue holds real keys and then fall; judge by k-NN, linear accuracy and "
+            "correspondences, not by the loss."
         )
 
 
@@ -168,10 +169,10 @@ def _curves(run: Run) -> Iterator[str]:
     yield '<div class="grid">\n'
     for panel in panels_of([run]):
         _, values = run.series(panel.key)
-        text = f"{panel.title} over the run, from {values[0] * panel.scale:.4g} to {values[-1] * panel.scale:.4g} {panel.unit}"
-        yield _figure(draw_panel(panel, [run]), text)
+        ends = f"from {values[0] * panel.scale:.4g} to {values[-1] * panel.scale:.4g} {panel.unit}"
+        yield _figure(draw_panel(panel, [run]), f"{panel.title} over the run, {ends}")
     yield "</div>\n"
-    yield '<p class="soft">Bold: mean over neighbouring logged steps; pale: as logged.</p>'
+    yield _soft("Bold: mean over neighbouring logged steps; pale: as logged.")
 
 
 def _schedule(run: Run) -> Iterator[str]:
@@ -179,11 +180,13 @@ def _schedule(run: Run) -> Iterator[str]:
         raise InputError("no config.yaml in the run folder")
     if run.steps_per_epoch is None:
         raise InputError("the steps in an epoch are known from the first checkpoint on")
-    from passl_densecl.visualize.schedule import draw_schedule, plan
+    from passl_densecl.visualize.schedule import describe, draw_schedule, plan
 
-    figure = draw_schedule(run.config, plan(run.config, run.steps_per_epoch), width=_WIDE)
+    planned = plan(run.config, run.steps_per_epoch)
+    figure = draw_schedule(run.config, planned, title=None, width=_WIDTH)
     what = "Learning rate and λ" if isinstance(run.config, PretrainConfig) else "Learning rate"
-    yield f'<div class="one">\n{_figure(figure, f"{what} over the epochs of the run")}</div>\n'
+    caption = " · ".join(describe(run.config, planned))
+    yield f'<div class="one">\n{_figure(figure, f"{what} over the epochs of the run", caption)}</div>\n'
 
 
 def _views(run: Run, sources: Sources) -> Iterator[str]:
@@ -196,13 +199,13 @@ def _views(run: Run, sources: Sources) -> Iterator[str]:
     pairs = training_pairs(config, images, min(_PAIRS, len(images)))
     yield '<div class="grid wide">\n'
     for half in filter(None, (pairs[: _PAIRS // 2], pairs[_PAIRS // 2 :])):
-        figure = draw_pairs(half, columns=1, title=f"two views of {half[0].query.shape[0]} px of each image")
+        figure = draw_pairs(half, columns=1, title=None)
         text = f"{len(half)} images with the two crops, and the augmented query and key view of each"
         yield _figure(figure, text, photographs=True)
     yield "</div>\n"
-    yield (
-        f'<p class="soft">The first images of epoch 1 under {_text(sources.root or config.data.root)}, with the random '
-        "draws of the run.</p>"
+    yield _soft(
+        f"The first images of epoch 1 under {sources.root or config.data.root}, with the random draws of the run, and "
+        f"their two views of {pairs[0].query.shape[0]} px. Solid frame: query; dashed frame: key."
     )
 
 
@@ -218,15 +221,15 @@ def _matches(run: Run, sources: Sources) -> Iterator[str]:
     for name, image in _photographs(config, sources):
         views = two_views(image.shape[0], image.shape[1], size, _SEED)
         a, b = (view.render(image) for view in views)
-        for title, backbone in (("this run", trained), ("random weights", random)):
+        for title, backbone in (("This run", trained), ("Random weights", random)):
             found = match_images(backbone, a, b, views=views)
-            text = f"{title}, {name}: {summary(found)}"
-            figure = draw_matches(a, b, found, title=f"{title} · {name}", width=_WIDE)
-            yield _figure(figure, text, photographs=True)
+            caption = f"{title}: {summary(found)}."
+            figure = draw_matches(a, b, found, title=None, width=_WIDTH)
+            yield _figure(figure, f"Matches between two crops of {name}", caption, photographs=True)
     yield "</div>\n"
-    yield (
-        f"<p class=\"soft\">Two random crops of one image at {size} px, cells of the backbone's map that are each other's "
-        "nearest neighbour. A few images are an illustration; a number over many is tools/evaluate.py's business.</p>"
+    yield _soft(
+        f"Two random crops of an image, {size} px each; lines join cells of the backbone's map that are each other's nearest "
+        "neighbour. A few images illustrate; for a number over many there is tools/evaluate.py."
     )
 
 
@@ -234,24 +237,20 @@ def _colours(run: Run, sources: Sources) -> Iterator[str]:
     config = _needed(run)
     from passl_densecl.evaluation import feature_map
     from passl_densecl.visualize.maps import load_map
-    from passl_densecl.visualize.pca import draw_colours, map_colours
+    from passl_densecl.visualize.pca import describe, draw_colours, map_colours
 
-    kinds = ["backbone"]
-    if isinstance(config, PretrainConfig) and config.model.loss_lambda:
-        kinds.append("dense")
     rng = np.random.default_rng(0)  # Resize draws nothing
     photographs = [(name, Resize(size=_size(config))(image, rng)) for name, image in _photographs(config, sources)]
+    images, names = [image for _, image in photographs], [name for name, _ in photographs]
+    models = {"Backbone": load_map(run.path)}
+    if isinstance(config, PretrainConfig) and config.model.loss_lambda:
+        models["Dense"] = load_map(run.path, features="dense")
     yield '<div class="grid wide">\n'
-    for kind in kinds:
-        model = load_map(run.path, features="dense" if kind == "dense" else "backbone")
-        colours, share = map_colours([feature_map(model, image) for _, image in photographs])
-        figure = draw_colours([image for _, image in photographs], colours, share, names=[n for n, _ in photographs],
-                              title=f"{kind} features")  # fmt: skip
-        yield _figure(
-            figure,
-            f"{kind} features of {len(photographs)} images as colours; {share:.0%} of the variance",
-            photographs=True,
-        )
+    for kind, model in models.items():
+        colours, share = map_colours([feature_map(model, image) for image in images])
+        figure = draw_colours(images, colours, share, names=names, title=None)
+        caption = f"{kind} features; {'; '.join(describe(colours, share))}."
+        yield _figure(figure, f"{kind} features of {len(images)} images as colours", caption, photographs=True)
     yield "</div>\n"
 
 
@@ -328,10 +327,15 @@ def _text(value: object) -> str:
     return html.escape(printable(str(value)), quote=True)
 
 
-def _figure(figure: Figure, alt: str, *, photographs: bool = False) -> str:
+def _soft(text: str) -> str:
+    return f'<p class="soft">{_text(text)}</p>\n'
+
+
+def _figure(figure: Figure, alt: str, caption: str = "", *, photographs: bool = False) -> str:
     width, height = (round(side * 100) for side in figure.get_size_inches())
     source = data_uri(figure, photographs=photographs)
-    return f'<figure><img src="{source}" width="{width}" height="{height}" alt="{_text(alt)}"></figure>\n'
+    below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+    return f'<figure><img src="{source}" width="{width}" height="{height}" alt="{_text(alt)}">{below}</figure>\n'
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

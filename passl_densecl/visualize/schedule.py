@@ -57,8 +57,10 @@ def plan(config: Config, steps_per_epoch: int) -> Plan:
 
 
 @styled
-def draw_schedule(config: Config, planned: Plan, *, title: str = "", width: float = WIDTH) -> Figure:
+def draw_schedule(config: Config, planned: Plan, *, title: str | None = "", width: float = WIDTH) -> Figure:
     """Learning rate, and for pre-training λ below it, over epochs (steps on the upper axis), warm-ups shaded."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = 1 if planned.loss_lambda is None else 2
     figure = new_figure(width, 3.6 if rows == 1 else 5.0)
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:rows])[:, 0]
@@ -82,20 +84,20 @@ def draw_schedule(config: Config, planned: Plan, *, title: str = "", width: floa
     if planned.loss_lambda is not None and isinstance(config, PretrainConfig):
         _draw_lambda(panels[1], config, planned, epochs)
     panels[-1].set_xlabel("epoch")
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
-    scaled = (
-        ""
-        if config.base_lr == config.optimizer.lr
-        else f" ({config.optimizer.lr:g} for batch {config.optimizer.reference_batch_size})"
-    )
-    heading(
-        figure,
-        f"{title}\n{_shape(config)}, peak {planned.lr.max():g}{scaled}, last {planned.lr[-1]:.2g}"
-        if title
-        else f"{_shape(config)}, peak {planned.lr.max():g}{scaled}, last {planned.lr[-1]:.2g}",
+    panels[-1].xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+    if title is not None:
+        heading(figure, title, *describe(config, planned))
+    return figure
+
+
+def describe(config: Config, planned: Plan) -> tuple[str, str]:
+    """Two lines: the shape of the learning rate with its peak, and the length of the run."""
+    sgd = config.optimizer
+    scaled = "" if config.base_lr == sgd.lr else f" ({sgd.lr:g} for batch {sgd.reference_batch_size})"
+    return (
+        f"{_shape(config)}; peak {planned.lr.max():.4g}{scaled}",
         f"{planned.epochs} epochs × {planned.steps_per_epoch:,} steps, batch {config.batch_size}",
     )
-    return figure
 
 
 def _draw_lambda(axes: Axes, config: PretrainConfig, planned: Plan, epochs: np.ndarray) -> None:

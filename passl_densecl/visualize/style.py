@@ -97,7 +97,7 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
         with matplotlib.rc_context(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Glyph .* missing from")
             matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_SETTINGS | {"font.family": list(_installed_fonts())})
+            matplotlib.rcParams.update({**_SETTINGS, "font.family": list(_installed_fonts())})  # type: ignore[arg-type]
             return draw(*args, **kwargs)
 
     return wrapped
@@ -115,14 +115,17 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, without pyplot: no window, no global state, any thread."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(w_pad=0.06, h_pad=0.08)  # inches
+    return figure
 
 
 def check_output(path: Path, endings: tuple[str, ...] = FORMATS, option: str = "--output") -> None:
     """Before minutes of work: the folder is there and the ending is one that can be written. Raises InputError."""
     if path.suffix.lower() not in endings:
-        expected = f"{', '.join(endings[:-1])} or {endings[-1]}" if len(endings) > 1 else endings[0]
-        raise InputError(f"{option} {path}: the name must end in {expected}")
+        raise InputError(f"{option} {path}: the name must end in {' or '.join(endings)}")
     if not path.parent.is_dir():
         raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
@@ -170,14 +173,12 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def heading(figure: Figure, title: str, note: str = "") -> None:
-    """The line above everything, and a smaller one below it that says how to read the picture; wrapped to fit."""
+def heading(figure: Figure, *texts: str | None) -> None:
+    """The lines above everything, wrapped to fit: what is seen, the number, how to read it."""
     import textwrap
 
     letters = int(figure.get_figwidth() * 11.5)  # of this size, on average
-    lines = [textwrap.fill(printable(line), letters) for line in title.split("\n")]
-    if note:
-        lines += [textwrap.fill(printable(line), letters) for line in note.split("\n")]
+    lines = [textwrap.fill(printable(text), letters) for text in texts if text]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from passl_densecl.config import PretrainConfig
 from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage
 from passl_densecl.data.loader import epoch_order
-from passl_densecl.data.words import plural
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import Crop, RandomResizedCrop
 from passl_densecl.visualize.style import (
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TILE = 1.42  # inches
+_TILE = 1.41  # inches
 _ORIGINAL = 512  # pixels of the longer side, at the most, that a picture needs
 
 
@@ -97,13 +96,13 @@ def _original(
 
 
 @styled
-def draw_pairs(pairs: list[Pair], *, title: str = "", columns: int = 2) -> Figure:
+def draw_pairs(pairs: list[Pair], *, title: str | None = "", columns: int = 2) -> Figure:
     """A grid of (image with both crops, query view, key view), `columns` of them side by side."""
     from matplotlib.gridspec import GridSpec
 
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = new_figure(columns * (3 * _TILE + 0.25), rows * (_TILE + 0.06) + 0.95)
+    figure = new_figure(columns * (3 * _TILE + 0.25), rows * (_TILE + 0.06) + (0.35 if title is None else 0.95))
     widths = [width for column in range(columns) for width in (*([0.12] if column else []), 1, 1, 1)]
     cells = GridSpec(rows, len(widths), figure, width_ratios=widths)
     for number, pair in enumerate(pairs):
@@ -121,12 +120,8 @@ def draw_pairs(pairs: list[Pair], *, title: str = "", columns: int = 2) -> Figur
                 (key, "key view", SECOND),
             ):
                 axes.set_title(name, color=colour, loc="center", fontsize=9.5)
-    size = pairs[0].query.shape[0]
-    heading(
-        figure,
-        title or f"{len(pairs)} {plural(len(pairs), 'image')} and the two views of {size} px that training compares",
-        "solid frame: query, dashed frame: key",
-    )
+    if title is not None:
+        heading(figure, title, "solid frame: query; dashed frame: key")
     return figure
 
 
