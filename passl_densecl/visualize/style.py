@@ -177,7 +177,7 @@ def heading(figure: Figure, *texts: str | None) -> None:
     """The lines above everything, wrapped to fit: what is seen, the number, how to read it."""
     import textwrap
 
-    letters = int(figure.get_figwidth() * 11.5)  # of this size, on average
+    letters = int(figure.get_figwidth() * 12)  # of this size, on average
     lines = [textwrap.fill(printable(text), letters) for text in texts if text]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
 

@@ -175,13 +175,16 @@ def test_a_browser_shows_it_whole(report, tmp_path):
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert console == []
     count = report.count("<img ")
-    for width, options in ((390, ()), (1200, ("--blink-settings=preferredColorScheme=0",))):
+    pages = set()
+    for width, options in ((390, ()), (1200, ("--blink-settings=preferredColorScheme=0",))):  # the second is dark
         seen = measured(tmp_path, report, width, *options)
+        pages.add((seen["page"], seen["ink"]))
         assert seen["inner"] == width
         assert seen["scroll"] <= width, seen["wide"]
         assert seen["wide"] == []
         assert len(seen["images"]) == count
         assert all(natural > 0 and shown > 100 for natural, shown in seen["images"])
+    assert pages == {("rgb(255, 255, 255)", "rgb(31, 35, 40)"), ("rgb(13, 17, 23)", "rgb(230, 237, 243)")}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -129,3 +131,39 @@ def test_help_and_pictures_of_runs_need_no_paddle(run_dir, tmp_path):
             [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+# --- docs/pictures.md ------------------------------------------------------------------------------------------------
+
+PAGES = ("pictures.md", "pictures_cn.md")
+
+
+def shown_commands(name: str) -> list[str]:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return [
+        line
+        for block in re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+def test_both_languages_show_the_same_commands_and_all_are_understood(tool):
+    commands = shown_commands(PAGES[0])
+    assert commands == shown_commands(PAGES[1])
+    verbs = set()
+    for command in commands:
+        start, script, *words = shlex.split(command)
+        assert (start, script) == ("python", "tools/visualize.py")
+        verbs.add(tool.parse_arguments(words).verb)
+    assert verbs == {"match", "heatmap", "pca", "embedding", "views", "schedule", "curves", "report"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_picture_of_the_page_is_there_and_small(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    named = re.findall(r"!\[(.*?)\]\((.*?)\)", text)
+    assert len(named) == 10
+    for alt, path in named:
+        assert alt
+        assert 10_000 < (ROOT / "docs" / path).stat().st_size < 300_000
+    assert {Path(path).name for _, path in named} == {file.name for file in (ROOT / "docs" / "images").iterdir()}
