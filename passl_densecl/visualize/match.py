@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from passl_densecl.errors import InputError
 from passl_densecl.evaluation.correspondence import View, draw_view, grid, is_near, true_positions
 from passl_densecl.evaluation.features import Backbone, feature_map
+from passl_densecl.visualize.maps import cells
+from passl_densecl.visualize.style import HEAT, RIGHT, UNSEEN, WIDTH, WRONG, heading, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Blue and orange stay apart for colour-blind eyes; grey steps back.
-RIGHT, WRONG, UNSEEN = "#2f7ed8", "#f28e2b", "#9a9a9a"
-_BAR_INCHES = 6.0  # height of the images in the picture
+# state of a match → (label, colour, line style): told apart without colour, too
+_STATES: dict[int, tuple[str, str, Any]] = {
+    2: ("correct, within one cell", RIGHT, "solid"),
+    1: ("wrong", WRONG, (0, (4, 1.6))),
+    0: ("not in the other view", UNSEEN, (0, (1, 1.4))),
+}
 _DRAWS = 100
 _BEND = 0.5  # cells, at the most, that a line leaves the straight way
 _GAP = 0.06  # between the images, as a share of their height
@@ -90,45 +93,47 @@ def match_images(
     """
     map_a, map_b = feature_map(backbone, image_a), feature_map(backbone, image_b)  # (C, H, W)
     shape_a, shape_b = (map_a.shape[1], map_a.shape[2]), (map_b.shape[1], map_b.shape[2])
-    cosine = _unit(map_a).T @ _unit(map_b)  # (cells of a, cells of b)
+    cosine = cells(map_a) @ cells(map_b).T  # (cells of a, cells of b)
     to_b, to_a = cosine.argmax(axis=1), cosine.argmax(axis=0)
-    cells = np.arange(len(cosine))
-    similarity = cosine[cells, to_b]
-    kept = (to_a[to_b] == cells) if mutual else np.ones(len(cells), bool)
+    every = np.arange(len(cosine))
+    similarity = cosine[every, to_b]
+    kept = (to_a[to_b] == every) if mutual else np.ones(len(every), bool)
     if threshold is not None:
         kept &= similarity >= threshold
-    order = cells[kept][np.argsort(-similarity[kept], kind="stable")]
+    order = every[kept][np.argsort(-similarity[kept], kind="stable")]
     found = Matches(order, to_b[order], similarity[order], shape_a, shape_b, mutual)
     return found if views is None else _judged(found, *views)
 
 
 def _judged(matches: Matches, view_a: View, view_b: View) -> Matches:
     positions, inside = true_positions(view_a, view_b, matches.shape_a, matches.shape_b)
-    cells = grid(*matches.shape_b)
+    places = grid(*matches.shape_b)
     positions, visible = positions[matches.cells_a], inside[matches.cells_a]
-    correct = visible & is_near(cells[matches.cells_b], positions)
-    near = is_near(cells[None], positions[visible][:, None])
+    correct = visible & is_near(places[matches.cells_b], positions)
+    near = is_near(places[None], positions[visible][:, None])
     return replace(matches, visible=visible, correct=correct, chance=float(near.mean()) if near.size else None)
 
 
+@styled
 def draw_matches(
-    image_a: np.ndarray, image_b: np.ndarray, matches: Matches, *, title: str = "", top: int | None = None
+    image_a: np.ndarray,
+    image_b: np.ndarray,
+    matches: Matches,
+    *,
+    title: str | None = "",
+    top: int | None = None,
+    width: float = WIDTH,
 ) -> Figure:
-    """Both images side by side with a line for every match; `figure.savefig(path)` writes it.
+    """Both images side by side with a line for every match; `save_figure(figure, path)` writes it.
 
-    Lines are coloured by similarity; for two views of one image by whether they are correct. The images are uint8 RGB,
-    as they were matched; the second is drawn as high as the first.
+    Lines are coloured by similarity; for two views of one image by whether they are correct, with a line style for each.
+    The images are uint8 RGB, as they were matched; the second is drawn as high as the first.
 
     Args:
-        title: the first line above the picture; counts stand below it.
+        title: the first line above the picture; counts stand below it. None for a picture without any words above.
         top: draw only so many, the most similar ones; the counts are always of all.
+        width: of the figure, in inches.
     """
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces that it looks for fonts
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("pictures need matplotlib: pip install matplotlib") from None
-
     height, width_a = image_a.shape[:2]
     width_b = round(image_b.shape[1] * height / image_b.shape[0])
     gap = round(height * _GAP)
@@ -138,11 +143,8 @@ def draw_matches(
     canvas[:, width_a + gap :] = cv2.resize(image_b, (width_b, height), interpolation=cv2.INTER_AREA)
     canvas = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
-    figure = Figure(
-        figsize=(_BAR_INCHES * canvas.shape[1] / canvas.shape[0] + 1.6, _BAR_INCHES + 1.2),
-        dpi=100,
-        layout="constrained",
-    )
+    bar = 0.9 if matches.correct is None else 0.0  # inches for the scale of similarity
+    figure = new_figure(width, (width - bar) * canvas.shape[0] / canvas.shape[1] + (0.8 if bar else 1.1))
     axes = figure.add_subplot()
     axes.imshow(canvas)
     axes.set_axis_off()
@@ -153,15 +155,42 @@ def draw_matches(
         axes.scatter(points[:, 1], points[:, 0], s=7, color="white", edgecolors="black", linewidths=0.4, alpha=0.7)
     _draw_lines(figure, axes, points_a[shown.cells_a], points_b[shown.cells_b], shown)
     counts = summary(matches) + (f"; the {len(shown)} most similar are drawn" if len(shown) < len(matches) else "")
-    axes.set_title(f"{title}\n{counts}" if title else counts, fontsize=11)
+    if title is not None:
+        heading(figure, title, counts)
     return figure
+
+
+def as_json(matches: Matches) -> dict[str, Any]:
+    """Plain data: counts, the share of correct ones where the truth is known, and every pair."""
+    pairs = []
+    for index in range(len(matches)):
+        a, b = int(matches.cells_a[index]), int(matches.cells_b[index])
+        pair: dict[str, Any] = {
+            "cell_a": list(divmod(a, matches.shape_a[1])),
+            "cell_b": list(divmod(b, matches.shape_b[1])),
+            "cosine": round(float(matches.similarity[index]), 6),
+        }
+        if matches.visible is not None and matches.correct is not None:
+            pair |= {"visible": bool(matches.visible[index]), "correct": bool(matches.correct[index])}
+        pairs.append(pair)
+    result: dict[str, Any] = {
+        "map_a": list(matches.shape_a),
+        "map_b": list(matches.shape_b),
+        "mutual": matches.mutual,
+        "matches": len(matches),
+    }
+    if matches.visible is not None and matches.correct is not None:
+        seen = int(matches.visible.sum())
+        share = float(matches.correct.sum() / seen) if seen else None
+        result |= {"visible": seen, "correct": int(matches.correct.sum()), "share": share, "chance": matches.chance}
+    return result | {"pairs": pairs}
 
 
 def summary(matches: Matches) -> str:
     """One sentence: how many, and how many of them are correct where that is known."""
-    cells = matches.shape_a[0] * matches.shape_a[1]
+    count = matches.shape_a[0] * matches.shape_a[1]
     kind = "mutual nearest neighbours among" if matches.mutual else "nearest neighbours of"
-    text = f"{len(matches)} {kind} {cells} cells"
+    text = f"{len(matches)} {kind} {count} cells"
     if matches.visible is None or matches.correct is None:
         return text
     seen = int(matches.visible.sum())
@@ -182,38 +211,30 @@ def _draw_lines(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray
 
     if matches.correct is not None and matches.visible is not None:
         states = np.where(matches.correct, 2, np.where(matches.visible, 1, 0))
-        colours = [(UNSEEN, WRONG, RIGHT)[state] for state in states]
+        looks = [_STATES[state][1:] for state in states]
         legend = [
-            Line2D([], [], color=colour, lw=2.5, label=f"{(states == state).sum()} {label}")
-            for state, colour, label in (
-                (2, RIGHT, "correct, within one cell"),
-                (1, WRONG, "wrong"),
-                (0, UNSEEN, "not in the other view"),
-            )
+            Line2D([], [], color=colour, ls=line, lw=2.2, label=f"{(states == state).sum()} {label}")
+            for state, (label, colour, line) in _STATES.items()
         ]
-        axes.legend(handles=legend, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=3, frameon=False, fontsize=10)
+        figure.legend(
+            handles=legend, loc="outside lower center", ncols=3 if figure.get_figwidth() > 6 else 1, handlelength=3
+        )
         order = np.lexsort((matches.similarity, states))
     else:
         low, high = (matches.similarity.min(), matches.similarity.max()) if len(matches) else (0.0, 1.0)
-        scale = ScalarMappable(Normalize(low, max(high, low + 1e-6)), colormaps["plasma"])
-        colours = [tuple(colour) for colour in scale.to_rgba(matches.similarity)]
+        scale = ScalarMappable(Normalize(low, max(high, low + 1e-6)), colormaps[HEAT])
+        looks = [(tuple(colour), "solid") for colour in scale.to_rgba(matches.similarity)]
         figure.colorbar(scale, ax=axes, shrink=0.8, pad=0.01, label="cosine similarity")
         order = np.argsort(matches.similarity)
     columns, rows = matches.shape_a[1], matches.shape_a[0]
     cell = axes.get_ylim()[0] / rows
     for index in order:
-        (y0, x0), (y1, x1), colour = starts[index], ends[index], colours[index]
+        (y0, x0), (y1, x1), (colour, style) = starts[index], ends[index], looks[index]
         # Lines of one row would cover each other: every column's line takes another way through the middle.
         bend = 2 * _BEND * cell * ((matches.cells_a[index] % columns + 0.5) / columns - 0.5)
         path = Path(
             [(x0, y0), ((x0 + x1) / 2, (y0 + y1) / 2 + 2 * bend), (x1, y1)], [Path.MOVETO, Path.CURVE3, Path.CURVE3]
         )
-        for line, width, alpha in (("black", 2.4, 0.35), (colour, 1.4, 0.9)):
-            axes.add_patch(PathPatch(path, fill=False, edgecolor=line, lw=width, alpha=alpha, capstyle="round"))
+        for edge, line, width, alpha in (("white", "solid", 2.8, 0.5), (colour, style, 1.5, 1.0)):
+            axes.add_patch(PathPatch(path, fill=False, edgecolor=edge, ls=line, lw=width, alpha=alpha))
         axes.scatter([x0, x1], [y0, y1], s=26, color=[colour], edgecolors="black", linewidths=0.6, zorder=3)
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    """(C, H, W) → (C, H·W), of length 1 over C."""
-    flat = features.reshape(len(features), -1)
-    return flat / np.maximum(np.linalg.norm(flat, axis=0), 1e-12)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+import json
 
 import cv2
 import numpy as np
@@ -12,9 +11,8 @@ import pytest
 
 from passl_densecl.evaluation import View
 from passl_densecl.transforms import Crop
-from passl_densecl.visualize.match import RIGHT, UNSEEN, WRONG, draw_matches, match_images, summary, two_views
-
-ROOT = Path(__file__).resolve().parents[2]
+from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
+from passl_densecl.visualize.style import RIGHT, UNSEEN, WRONG
 
 
 def cells_are_pixels(images: paddle.Tensor) -> paddle.Tensor:
@@ -95,7 +93,7 @@ def line_colours(figure) -> list[str]:
     from matplotlib.colors import to_hex
 
     patches = figure.axes[0].patches
-    return [to_hex(patch.get_edgecolor()) for patch in patches][1::2]  # every line lies on a black one
+    return [to_hex(patch.get_edgecolor()).upper() for patch in patches][1::2]  # every line lies on a white one
 
 
 def test_lines_have_the_colour_of_the_truth_and_end_at_the_cells():
@@ -109,7 +107,11 @@ def test_lines_have_the_colour_of_the_truth_and_end_at_the_cells():
     colours = line_colours(figure)
     assert colours.count(RIGHT) == matches.correct.sum()
     assert colours.count(WRONG) == (matches.visible & ~matches.correct).sum() > 0
-    assert colours.count(UNSEEN) == (~matches.visible).sum() > 0
+    assert colours.count(UNSEEN.upper()) == (~matches.visible).sum() > 0
+    styles = {
+        colour: patch.get_linestyle() for colour, patch in zip(colours, figure.axes[0].patches[1::2], strict=True)
+    }
+    assert len({str(style) for style in styles.values()}) == 3  # told apart without colour
     one = matches.top(1)
     ends = draw_matches(a, b, one).axes[0].patches[0].get_path().vertices[[0, 2]]
     scale = 480 / 8
@@ -123,7 +125,7 @@ def test_top_limits_the_lines_and_not_the_counts():
     matches = match_images(cells_are_pixels, noise(1), noise(2), mutual=False)
     figure = draw_matches(noise(1), noise(2), matches, title="a and b", top=4)
     assert len(line_colours(figure)) == 4
-    assert figure.axes[0].get_title() == "a and b\n36 nearest neighbours of 36 cells; the 4 most similar are drawn"
+    assert figure.get_suptitle() == "a and b\n36 nearest neighbours of 36 cells; the 4 most similar are drawn"
 
 
 def test_two_views_have_a_common_part_and_follow_the_seed():
@@ -136,17 +138,23 @@ def test_two_views_have_a_common_part_and_follow_the_seed():
     assert two_views(300, 200, 224, 0) != two_views(300, 200, 224, 1)
 
 
+def test_json_tells_the_same_as_the_picture():
+    image = noise(3, size=12)
+    views = View(Crop(0, 0, 8, 8), 8), View(Crop(0, 4, 8, 8), 8)
+    matches = match_images(cells_are_pixels, *(view.render(image) for view in views), mutual=False, views=views)
+    told = json.loads(json.dumps(as_json(matches)))
+    assert (told["matches"], told["visible"], told["correct"], told["share"]) == (64, 32, 32, 1.0)
+    assert told["chance"] == matches.chance
+    for pair in told["pairs"]:
+        (row_a, column_a), (row_b, column_b) = pair["cell_a"], pair["cell_b"]
+        assert pair["visible"] == (column_a >= 4)
+        assert pair["correct"] == pair["visible"]
+        if pair["correct"]:
+            assert (row_b, column_b) == (row_a, column_a - 4)
+    assert "share" not in as_json(match_images(cells_are_pixels, noise(0), noise(1)))
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def visualize():
-    spec = importlib.util.spec_from_file_location("visualize_tool", ROOT / "tools" / "visualize.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -158,26 +166,26 @@ def photo(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all", "--top", "3", "--augment"], ["--threshold", "0.5", "--seed", "4"]])
-def test_the_command_writes_a_picture(visualize, photo, tmp_path, capsys, arguments):
+def test_the_command_writes_a_picture(tool, photo, tmp_path, capsys, arguments):
     target = tmp_path / "m.png"
     options = ["--weights", "random", "--depth", "18", "--size", "96", "--output", str(target)]
-    assert visualize.main(["match", photo, *options, *arguments]) == 0
+    assert tool.main(["match", photo, *options, *arguments]) == 0
     picture = cv2.imread(str(target))
     assert picture is not None
     assert picture.shape[1] > picture.shape[0] > 400
     assert "nearest neighbours" in capsys.readouterr().out
 
 
-def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(visualize, photo, tmp_path, capsys):
+def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, photo, tmp_path, capsys):
     from passl_densecl.models import build_backbone
     from passl_densecl.weights import write_pickle
 
     weights = tmp_path / "w.pdparams"
     write_pickle(weights, {name: value.numpy() for name, value in build_backbone(18).state_dict().items()})
     options = ["--weights", str(weights), "--all", "--size", "64", "--output", str(tmp_path / "m.png")]
-    assert visualize.main(["match", photo, photo, *options]) == 0
+    assert tool.main(["match", photo, photo, *options]) == 0
     assert "6 nearest neighbours of 6 cells" in capsys.readouterr().out  # 64×85 pixels, stride 32: 2×3
-    assert visualize.main(["match", photo, photo, *options, "--stem_stride", "2"]) == 0
+    assert tool.main(["match", photo, photo, *options, "--stem_stride", "2"]) == 0
     assert "24 nearest neighbours of 24 cells" in capsys.readouterr().out
 
 
@@ -190,16 +198,18 @@ def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(visualize
         (["--size", "8"], "--size 8: expected at least 32"),
         (["--threshold", "2"], "a cosine is from -1 to 1"),
         (["--top", "0"], "--top 0"),
+        (["--features", "dense", "--weights", "nowhere"], "nowhere does not exist"),
+        (["--json", "m.txt"], "--json m.txt: the name must end in .json"),
     ],
 )
-def test_mistakes_are_named(visualize, photo, tmp_path, capsys, change, message):
+def test_mistakes_are_named(tool, photo, tmp_path, capsys, change, message):
     options = ["--weights", "random", "--depth", "18", "--output", str(tmp_path / "m.png"), "--size", "64"]
-    assert visualize.main(["match", photo, *options, *change]) == 2
+    assert tool.main(["match", photo, *options, *change]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_image_is_named(visualize, tmp_path, capsys):
+def test_a_file_that_is_no_image_is_named(tool, tmp_path, capsys):
     path = tmp_path / "text.png"
     path.write_text("no image")
-    assert visualize.main(["match", str(path), "--weights", "random", "--output", str(tmp_path / "m.png")]) == 2
+    assert tool.main(["match", str(path), "--weights", "random", "--output", str(tmp_path / "m.png")]) == 2
     assert "text.png" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""Where pictures look: the backbone's map, or the vectors that the dense head makes of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from paddle import nn
+
+from passl_densecl.errors import InputError
+from passl_densecl.evaluation.features import RANDOM, Backbone, load_backbone
+from passl_densecl.models import Encoder
+from passl_densecl.weights import find_encoder, load_strict, read_pickle, weights_file
+from passl_densecl.weights.names import unwrap
+
+FEATURES = ("backbone", "dense")
+
+# Where an encoder's backbone stands → where its dense head does.
+_HEADS = {"query_encoder.backbone.": "query_encoder.dense_head.", "key_encoder.backbone.": "key_encoder.dense_head.",
+          "encoder_q.0.": "encoder_q.1.mlp2.", "encoder_k.0.": "encoder_k.1.mlp2."}  # fmt: skip
+
+
+def load_map(
+    path: str | os.PathLike[str],
+    depth: int | None = None,
+    stem_stride: int | None = None,
+    seed: int = 0,
+    *,
+    last_stride: int | None = None,
+    encoder: Literal["query", "key"] = "query",
+    features: Literal["backbone", "dense"] = "backbone",
+) -> Backbone:
+    """Normalised images (B, 3, height, width) → map (B, C or D, H, W), in eval mode.
+
+    Arguments as of :func:`~passl_densecl.evaluation.load_backbone`; `features` chooses between the backbone's map and
+    the dense head on every cell of it (`num_grid` pools in training only: a picture wants the fine map).
+
+    Raises:
+        InputError: as load_backbone; or dense features are asked of weights without a dense head.
+    """
+    backbone = load_backbone(path, depth, stem_stride, seed, last_stride=last_stride, encoder=encoder)
+    if features == "backbone":
+        return backbone
+    if os.fspath(path) == RANDOM:
+        head = Encoder(depth or 0, stem_stride=stem_stride or 4, last_stride=last_stride or 2, seed=seed).dense_head
+        assert head is not None
+    else:
+        file = weights_file(path)
+        arrays = unwrap(read_pickle(file))
+        try:
+            head = _dense_head(arrays, find_encoder(arrays, encoder=encoder).prefix)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+    head.eval()
+    return lambda images: head(backbone(images))
+
+
+def _dense_head(arrays: Mapping[str, np.ndarray], prefix: str) -> nn.Sequential:
+    """The 1×1 convolutions of the encoder whose backbone stands behind `prefix`."""
+    backbone = next((known for known in _HEADS if prefix.endswith(known)), None)
+    if backbone is None:
+        raise InputError(
+            "holds a backbone only; dense features are in a pre-training checkpoint: "
+            "give one, or take --features backbone"
+        )
+    start = prefix.removesuffix(backbone) + _HEADS[backbone]
+    weights = {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)}
+    if not weights:
+        raise InputError("has no dense head (pre-trained with loss_lambda 0: MoCo-v2); take --features backbone")
+    try:
+        hidden, width = weights["0.weight"].shape[:2]
+        out = weights["2.weight"].shape[0]
+    except (KeyError, ValueError, IndexError):
+        raise InputError(f"no dense head of two 1×1 convolutions at {start!r}: found {sorted(weights)[:4]}") from None
+    head = nn.Sequential(nn.Conv2D(width, hidden, 1), nn.ReLU(), nn.Conv2D(hidden, out, 1))
+    load_strict(head, weights, source="its dense head")
+    return head
+
+
+def cells(features: np.ndarray) -> np.ndarray:
+    """(C, H, W) → (H·W, C) float32, of length 1 over C; cells row by row."""
+    flat = features.reshape(len(features), -1).T.astype(np.float32)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)

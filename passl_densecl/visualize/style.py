@@ -1,0 +1,206 @@
+"""What all pictures share: colours, lettering, and how they are written.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for colour-blind eyes, and never
+carry a meaning alone: line style or marker says it as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import cv2
+import numpy as np
+
+from passl_densecl.data.words import printable
+from passl_densecl.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+INK, GREY, PALE = "#222222", "#8c8c8c", "#d9d9d9"
+
+# The first of two views, images or encoders, and the second.
+FIRST, SECOND = BLUE, ORANGE
+# State of a match → colour and line style.
+RIGHT, WRONG, UNSEEN = BLUE, ORANGE, GREY
+# Several runs, or several classes.
+SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, INK)
+LINES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HEAT = "viridis"  # from dark to bright for every eye
+
+FORMATS = (".png", ".svg", ".pdf", ".jpg")
+WIDTH = 9.0  # inches: on a page that is 900 pixels wide the letters keep their size
+DPI = 100
+
+# Letters for names in other scripts, where they are installed; the first holds nearly everything else.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei")
+_SETTINGS: dict[str, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": "#e6e6e6",
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "figure.dpi": DPI,
+    "text.parse_math": False,  # a dollar in a file name is a dollar
+    "svg.hashsalt": "passl_densecl",  # equal pictures, equal files
+}
+# Numbers that a format would take from the clock or the installation.
+_METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def need_matplotlib() -> None:
+    """Raises InputError, with the line that installs it, where matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError("pictures need matplotlib: pip install matplotlib") from None
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """A function that draws, within the settings of this module, whatever the user's matplotlibrc says."""
+
+    @wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        need_matplotlib()
+        import matplotlib
+
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it announces that it looks for fonts
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Glyph .* missing from")
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update({**_SETTINGS, "font.family": list(_installed_fonts())})  # type: ignore[arg-type]
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@lru_cache(maxsize=1)
+def _installed_fonts() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    names = {font.name for font in fontManager.ttflist}
+    return tuple(name for name in _FONTS if name in names) or ("sans-serif",)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, without pyplot: no window, no global state, any thread."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(w_pad=0.06, h_pad=0.08)  # inches
+    return figure
+
+
+def check_output(path: Path, endings: tuple[str, ...] = FORMATS, option: str = "--output") -> None:
+    """Before minutes of work: the folder is there and the ending is one that can be written. Raises InputError."""
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{option} {path}: the name must end in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise InputError(f"{option} {path}: this is a folder; give the name of a file in it")
+
+
+@styled
+def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
+    """Write a figure in the format that the ending names, whole or not at all; equal figures give equal bytes.
+
+    Raises:
+        InputError: another ending, no such folder, or it cannot be written there.
+    """
+    check_output(path)
+    write_whole(path, _rendered(figure, path.suffix.lower(), dpi))
+
+
+@styled
+def data_uri(figure: Figure, *, photographs: bool = False, dpi: int = 144) -> str:
+    """The figure inside a `data:` address, for a page that needs no other file: PNG, or JPEG where it shows photographs."""
+    kind = "jpeg" if photographs else "png"
+    data = _rendered(figure, ".jpg" if photographs else ".png", dpi)
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
+
+
+def _rendered(figure: Figure, ending: str, dpi: int | None) -> bytes:
+    memory = io.BytesIO()
+    options: dict[str, Any] = {"pil_kwargs": {"quality": 88}} if ending == ".jpg" else {"metadata": _METADATA[ending]}
+    figure.savefig(memory, format=ending[1:], dpi=dpi or DPI, **options)
+    return memory.getvalue()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it: what is there is complete. Raises InputError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def heading(figure: Figure, *texts: str | None) -> None:
+    """The lines above everything, wrapped to fit: what is seen, the number, how to read it."""
+    import textwrap
+
+    letters = int(figure.get_figwidth() * 12)  # of this size, on average
+    lines = [textwrap.fill(printable(text), letters) for text in texts if text]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
+
+
+def show_image(axes: Axes, image: np.ndarray) -> None:
+    """uint8 RGB (height, width, 3) without ticks, scales or frame."""
+    axes.imshow(image, interpolation="bicubic" if max(image.shape[:2]) < 256 else "antialiased")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def frame(axes: Axes, colour: str, line: Any = "solid", width: float = 2.5) -> None:
+    """A frame around an image."""
+    for spine in axes.spines.values():
+        spine.set(visible=True, edgecolor=colour, linestyle=line, linewidth=width)
+
+
+def at_most(image: np.ndarray, side: int) -> np.ndarray:
+    """The image, reduced where its longer side is more than `side` pixels: pictures are small, photographs are not."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,123 @@
+"""Reading run folders, finished or not, and drawing what they logged."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from passl_densecl.errors import InputError
+from passl_densecl.visualize.curves import draw_curves, key_figures, names_of, panels_of
+from passl_densecl.visualize.runs import read_run, smoothed
+from tests.visualize.conftest import metrics, write_metrics
+
+
+def test_a_finished_run_says_so(run_dir):
+    run = read_run(run_dir)
+    assert run.steps_per_epoch == 5
+    assert run.state() == "finished: 6 epochs, 30 steps"
+    steps, values = run.series("dense_top1")
+    assert steps.tolist() == list(range(1, 31))
+    assert values[-1] == 0.6
+
+
+def test_a_running_one_is_read_as_far_as_it_is_written(tmp_path):
+    rows = metrics(7)
+    rows[3]["global_loss"] = float("nan")
+    write_metrics(tmp_path / "run", rows, '{"step": 8, "loss"')
+    run = read_run(tmp_path / "run")
+    assert run.last_step == 7
+    assert run.unread == 1
+    assert run.state() == "at step 7"
+    assert len(run.series("global_loss")[0]) == 6
+    figure = draw_curves([run])
+    assert "1 incomplete line of metrics.jsonl left out" in figure.get_suptitle()
+    assert figure.axes[0].get_xlabel() == "step"
+
+
+def test_lines_that_are_no_metrics_are_counted_and_repeats_are_not(tmp_path):
+    rows = metrics(3)
+    write_metrics(tmp_path, [*rows, rows[1] | {"loss": 99.0}], '[1]\n{"loss": 1}\n\n')
+    run = read_run(tmp_path)
+    assert run.unread == 2
+    assert run.series("loss")[0].tolist() == [1, 2, 3]
+    assert run.series("loss")[1][1] == 99.0
+
+
+def test_steps_of_an_epoch_come_from_a_checkpoint_s_name_where_it_does_not_say_them(tmp_path):
+    write_metrics(tmp_path, metrics(3))
+    checkpoint = tmp_path / "checkpoints" / "epoch_0002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 146}')
+    assert read_run(tmp_path).steps_per_epoch == 73
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda path: None, "no such folder"),
+        (lambda path: path.mkdir(), "neither metrics.jsonl nor config.yaml"),
+        (lambda path: write_metrics(path / "inner", metrics(1)), "it holds runs: inner"),
+        (lambda path: path.write_text("x"), "this is a file"),
+        (lambda path: write_metrics(path, []), "nothing logged in metrics.jsonl yet"),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path, prepare, message):
+    prepare(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        read_run(tmp_path / "run")
+
+
+def test_smoothing_is_the_mean_of_the_neighbours():
+    values = np.random.default_rng(0).random(30)
+    expected = [values[max(0, at - 2) : at + 3].mean() for at in range(30)]
+    np.testing.assert_allclose(smoothed(values, 5), expected)
+    np.testing.assert_array_equal(smoothed(values, 1), values)
+
+
+def test_the_panels_show_what_was_logged_with_the_chance_line(run_dir):
+    run = read_run(run_dir)
+    keys = [panel.key for panel in panels_of([run])]
+    assert keys == ["global_loss", "dense_loss", "global_top1", "dense_top1", "images_per_second", "data_share"]
+    axes = draw_curves([run]).axes
+    raw = axes[2].lines[0]
+    np.testing.assert_allclose(raw.get_xdata(), np.arange(1, 31) / 5)
+    np.testing.assert_allclose(raw.get_ydata(), np.arange(1, 31))  # percent
+    chances = [text.get_text() for text in axes[0].texts if "chance" in text.get_text()]
+    assert chances == ["chance ln(K+1) = 4.17"]
+    assert [line.get_ydata()[0] for line in axes[0].lines if len(set(line.get_ydata())) == 1] == [4.174]
+    assert math.isclose(4.174, math.log(65), abs_tol=1e-3)
+    assert any("λ = 0" in text.get_text() for text in axes[1].texts)
+    assert not any("λ = 0" in text.get_text() for text in axes[0].texts)
+
+
+def test_runs_are_compared_with_a_look_for_each(run_dir, tmp_path):
+    write_metrics(tmp_path / "tiny", metrics(12))
+    runs = [read_run(run_dir), read_run(tmp_path / "tiny")]
+    assert names_of(runs) == [f"{run_dir.parent.name}/tiny", f"{tmp_path.name}/tiny"]
+    figure = draw_curves(runs)
+    assert figure.axes[0].get_xlabel() == "step"  # one of them does not tell its epochs
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[0].endswith("finished: 6 epochs, 30 steps")
+    assert legend[1].endswith("at step 12")
+    lines = figure.legends[0].get_lines()
+    assert lines[0].get_color() != lines[1].get_color()
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()
+
+
+def test_linear_evaluation_and_unknown_accuracies_are_drawn(tmp_path):
+    rows = [{"step": n, "epoch": n, "loss": 2.0, "train_top1": 0.3, "val_top1": n / 10, "knn_top1": 0.4, "odd": 1.0}
+            for n in range(1, 6)]  # fmt: skip
+    write_metrics(tmp_path, rows)
+    run = read_run(tmp_path)
+    assert [panel.key for panel in panels_of([run])] == ["loss", "train_top1", "val_top1", "knn_top1"]
+    figures = dict(key_figures(run))
+    assert figures["Validation top-1"] == "50.0 %, best 50.0 %"
+    assert figures["knn top1"] == "40.0 %"
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    write_metrics(tmp_path, [{"step": 1, "odd": 2.0}])
+    with pytest.raises(InputError, match="nothing to draw"):
+        draw_curves([read_run(tmp_path)])
