@@ -72,7 +72,7 @@ def load_backbone(
     return backbone
 
 
-def untrained_like(backbone: ResNet, seed: int = 0) -> ResNet:
+def untrained_like(backbone: ResNetBackbone, seed: int = 0) -> ResNetBackbone:
     """The backbone as it was before any training: same depth and strides, weights as initialised with `seed`."""
     fresh = copy.deepcopy(backbone)
     for name, parameter in fresh.named_parameters():
@@ -143,7 +143,7 @@ STAGES = ("stem", "stage 1", "stage 2", "stage 3", "stage 4")
 
 
 @paddle.no_grad()
-def stage_maps(backbone: ResNet, images: paddle.Tensor) -> list[paddle.Tensor]:
+def stage_maps(backbone: ResNetBackbone, images: paddle.Tensor) -> list[paddle.Tensor]:
     """uint8 RGB (B, height, width, 3) → five float32 maps (B, C, H, W): of the stem before its max-pooling, and of the
     four stages."""
     features = backbone.relu(backbone.bn1(backbone.conv1(normalize(images))))
