@@ -179,7 +179,7 @@ def empty_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def widened(bits: np.ndarray) -> np.ndarray:
     """bfloat16, given as its bits in 16-bit integers, as float32: the upper half of the same bits."""
     wide = bits.astype("u4", order="C")
-    wide <<= 16  # in place: an array without dimensions stays one
+    np.left_shift(wide, np.uint32(16), out=wide)  # in place: an array without dimensions stays one
     return wide.view("f4")
 
 
