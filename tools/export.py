@@ -127,7 +127,7 @@ def best_classes(logits: np.ndarray, names: tuple[str, ...], count: int = 5) -> 
 
 def show(report: Report, network: Network) -> None:
     sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in report.files)
-    print(f"wrote    {report.files[0].parent if len(report.files) > 1 else report.files[0]}: {sizes}")
+    print(f"wrote    {report.out}: {sizes}")
     for name in ("input", "output"):
         facts = report.info[name]
         print(f"{name:<8} {facts['name']}: {facts['dtype']} ({', '.join(facts['axes'])}); {facts['values']}")

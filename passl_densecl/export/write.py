@@ -48,7 +48,8 @@ class Difference:
 class Report:
     """What was written, and how it did."""
 
-    files: tuple[Path, ...]
+    out: Path
+    files: tuple[Path, ...]  # in `out`, or `out` itself
     info: dict[str, Any]
     differences: tuple[Difference, ...]
     checked: np.ndarray | None  # the engine's output for the photo that was given
@@ -101,7 +102,7 @@ def export(
             (temporary / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, out)
     files = tuple(sorted(out.iterdir())) if format == "paddle" else (out,)
-    return Report(files, info, tuple(differences), checked)
+    return Report(out, files, info, tuple(differences), checked)
 
 
 def _check(difference: Difference, format: str, out: Path) -> None:
