@@ -16,8 +16,8 @@ _LOGITS_AT_ONCE = {"cpu": 2**21, "gpu": 2**24}
 def match(query_features: paddle.Tensor, key_features: paddle.Tensor) -> paddle.Tensor:
     """(B, C, S), (B, C, S) → (B, S) int64: for every query position the index of the most similar key position.
 
-    Similar by the cosine, in float32; the length of a query vector makes no difference to that. Called when a step's memory
-    is at its peak, so there are no copies of the maps: the similarities are divided by the lengths, not the vectors.
+    Similar by the cosine, in float32; the length of a query vector makes no difference to that. The
+    maps are not copied: the similarities are divided by the lengths of the keys, not the keys.
     """
     query, key = _float32(query_features), _float32(key_features)
     lengths = key.norm(p=2, axis=1, keepdim=True).clip(min=1e-12)  # (B, 1, S)
