@@ -151,6 +151,12 @@ def test_json_tells_the_same_as_the_picture():
         assert pair["correct"] == pair["visible"]
         if pair["correct"]:
             assert (row_b, column_b) == (row_a, column_a - 4)
+    pictures = [view.render(image) for view in views]
+    half = np.concatenate([pictures[1][:4], pictures[1][:3:-1]])  # the lower half upside down
+    told = as_json(match_images(cells_are_pixels, pictures[0], half, mutual=False, views=views))
+    assert 0 < told["correct"] < told["visible"] == 32
+    assert sum(pair["correct"] for pair in told["pairs"]) == told["correct"]
+    assert told["share"] == told["correct"] / 32
     assert "share" not in as_json(match_images(cells_are_pixels, noise(0), noise(1)))
 
 
