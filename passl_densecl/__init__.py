@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from passl_densecl.engine.linear import linear_eval
     from passl_densecl.engine.pretrain import pretrain
     from passl_densecl.errors import InputError
-    from passl_densecl.weights.convert import convert  # pyright: ignore[reportMissingImports]
+    from passl_densecl.weights.convert import convert
 
 __version__ = "0.1.0"
 __all__ = [

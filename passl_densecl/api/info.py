@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from passl_densecl.config import Config, LinearConfig, load_config
+from passl_densecl import weights
+from passl_densecl.config import Config, LinearConfig, parse_config
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize, Transform
-from passl_densecl.weights.files import STATE_NAME, WEIGHTS_NAME
+from passl_densecl.weights import recorded_card
 
 Kind = Literal["pre-training model", "classifier", "backbone"]
 PUBLISHED_SIZE = 224
@@ -54,31 +54,24 @@ def view_of(config: Config | None) -> tuple[Transform, ...]:
 
 
 def recorded_config(file: Path) -> Config | None:
-    """The config of the run to which a checkpoint's file belongs; None when it lies in no run folder."""
-    folder = file.resolve().parent.parent
-    config = folder.parent / "config.yaml"
-    return load_config(config) if folder.name == "checkpoints" and config.is_file() else None
+    """The recipe of the run that made the weights, as their identity card or the run's folder says; None where nothing does.
+
+    Cards name no folders: "." stands for all of them.
+    """
+    card = recorded_card(file)
+    if card is None or card.config is None:
+        return None
+    folders = {"root": "."} if card.config.get("task") == "pretrain" else {"train": {"root": "."}, "val": {"root": "."}}
+    recipe = {**card.config, "data": {**folders, **card.config.get("data", {})}}
+    return parse_config(recipe, source=f"{file}, the recipe in its identity card")
 
 
 def recorded_classes(file: Path, count: int) -> tuple[str, ...] | None:
-    """The names of a classifier's `count` outputs, from the state.json of its checkpoint; None for a bare file.
+    """The names of a classifier's `count` outputs, from its card or the state.json beside it; None where nothing names them.
 
-    Raises InputError when there are names, but not `count`: the two files do not belong together.
+    Raises InputError when there are names, but not `count`: they do not belong to these weights.
     """
-    state = file.parent / STATE_NAME
-    if file.name != WEIGHTS_NAME or not state.is_file():
-        return None
-    try:
-        names = json.loads(state.read_text(encoding="utf-8")).get("classes")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{state}: cannot be read ({error}); it belongs to the checkpoint and names its classes"
-        ) from None
-    if names is None:
-        return None
-    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
-        number = len(names) if isinstance(names, list) else "no list of"
-        raise InputError(
-            f"{state} holds {number} class names, but {file.name} beside it is a classifier of {count} classes"
-        )
-    return tuple(names)
+    names = weights.recorded_classes(file)
+    if names is not None and len(names) != count:
+        raise InputError(f"{file} is a classifier of {count} classes, but {len(names)} class names are recorded for it")
+    return names

@@ -22,8 +22,16 @@ from passl_densecl.config import (
     load_config,
 )
 from passl_densecl.errors import InputError
-from passl_densecl.weights import depth_of, load_strict, read_pickle, recorded_model, weights_file
-from passl_densecl.weights.names import unwrap
+from passl_densecl.weights import (
+    depth_of,
+    extract_backbone,
+    load_strict,
+    read_weights,
+    recorded_model,
+    weights_file,
+)
+from passl_densecl.weights.names import encoder_vocabularies, match_layout, unwrap
+from passl_densecl.weights.state import read_state
 
 if TYPE_CHECKING:
     from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone
@@ -176,38 +184,42 @@ def _untrained(depth: int | None, source: str, wanted: _Wanted) -> Model:
 
 
 def _of_weights(file: Path, wanted: _Wanted) -> Model:
-    try:
-        arrays = _arrays(file)
-    except InputError:  # not a file of ours: load_backbone knows more kinds, or says what is wrong
-        arrays = {}
+    arrays = _arrays(file)
     if f"{QUERY}backbone.{ANCHOR}" in arrays:
         return _densecl(file, arrays, wanted)
-    if ANCHOR in arrays and "fc.weight" in arrays:  # a whole ResNet of paddle.vision
-        arrays = {name if name.startswith("fc.") else f"backbone.{name}": array for name, array in arrays.items()}
-    if f"backbone.{ANCHOR}" in arrays and "fc.weight" in arrays:
-        return _classifier(file, arrays, wanted)
-    from passl_densecl.evaluation.features import load_backbone
-
-    backbone = load_backbone(file, wanted.depth, wanted.stem_stride, last_stride=wanted.last_stride)
-    depth = depth_of(backbone.state_dict())
-    assert depth is not None
-    return _told(
-        backbone, ModelInfo("backbone", str(file), depth, *_strides(file, wanted), view_of(recorded_config(file)))
-    )
+    return _classifier(file, arrays, wanted) if "fc.weight" in arrays else _backbone(file, arrays, wanted)
 
 
 def _arrays(file: Path) -> Arrays:
-    return unwrap(read_pickle(file))
+    """What a file holds, whoever wrote it, under this project's names: a whole training state, a classifier on its
+    backbone, or a backbone."""
+    content = read_weights(file).content
+    try:
+        table = unwrap(content)
+        if match_layout(encoder_vocabularies(table)):
+            return read_state(table).arrays
+        taken = extract_backbone(table)
+        classifier = taken.classifier()
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    if not classifier:
+        return taken.backbone
+    return {f"backbone.{name}": array for name, array in taken.backbone.items()} | classifier
+
+
+def _backbone(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
+    from passl_densecl.models import build_backbone
+
+    depth, strides = _depth(file, arrays, "", wanted), _strides(file, wanted)
+    backbone = build_backbone(depth, strides[0], None, strides[1])
+    load_strict(backbone, arrays, source=file)
+    return _told(backbone, ModelInfo("backbone", str(file), depth, *strides, view_of(recorded_config(file))))
 
 
 def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
     """The pre-training model in the shapes of its arrays; what these do not show is as its run's config says."""
     from passl_densecl.models import DenseCL
 
-    needed = (f"{QUERY}global_head.0.weight", f"{QUERY}global_head.2.weight", "global_queue.keys")
-    missing = [name for name in needed if name not in arrays or arrays[name].ndim != 2]
-    if missing:
-        raise InputError(f"{file}: a pre-training model without {', '.join(missing)}; the file is not complete")
     depth = _depth(file, arrays, f"{QUERY}backbone.", wanted)
     strides = _strides(file, wanted)
     config = recorded_config(file)
@@ -215,12 +227,12 @@ def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
     if isinstance(config, PretrainConfig):
         rest = {key: getattr(config.model, key) for key in ("num_grid", "temperature", "momentum")}
     model = DenseCL(
-        depth, queue_len=arrays["global_queue.keys"].shape[0], hidden_dim=arrays[needed[0]].shape[1],
-        out_dim=arrays[needed[1]].shape[1], stem_stride=strides[0], last_stride=strides[1],
+        depth, queue_len=arrays["global_queue.keys"].shape[0], hidden_dim=arrays[f"{QUERY}global_head.0.weight"].shape[1],
+        out_dim=arrays[f"{QUERY}global_head.2.weight"].shape[1], stem_stride=strides[0], last_stride=strides[1],
         dense=any(name.startswith(f"{QUERY}dense_head.") for name in arrays), **rest,
     )  # fmt: skip
     load_strict(model, arrays, source=file)
-    return _told(model, ModelInfo("pre-training model", str(file), depth, *strides, view_of(recorded_config(file))))
+    return _told(model, ModelInfo("pre-training model", str(file), depth, *strides, view_of(config)))
 
 
 def _classifier(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
@@ -327,14 +339,14 @@ def _choose_device(device: str | None) -> None:
 
 
 def _zoo() -> ModuleType:
-    from passl_densecl.weights import zoo  # pyright: ignore[reportAttributeAccessIssue]
+    from passl_densecl.weights import zoo
 
     return zoo
 
 
 def _published(name: str) -> Path:
     """The published file of that name in this project's form, downloaded and converted at the first use."""
-    from passl_densecl.weights.convert import convert  # pyright: ignore[reportMissingImports]
+    from passl_densecl.weights.convert import convert
 
     to = "state" if _zoo().entry(name).kind == "pretraining" else "paddle"
 
