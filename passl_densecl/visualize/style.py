@@ -114,12 +114,9 @@ def _installed_fonts() -> tuple[str, ...]:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, without pyplot: no window, no global state, any thread."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(w_pad=0.06, h_pad=0.08)  # inches
-    return figure
+    return Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08))
 
 
 def check_output(path: Path, endings: tuple[str, ...] = FORMATS, option: str = "--output") -> None:
