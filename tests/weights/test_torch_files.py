@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, read_card, read_weights, torch_files, write_weights
+from passl_densecl.weights import Card, read_card, read_weights, torch_pickles, write_weights
 
 DATA = Path(__file__).parent / "data"
 WHOLE = np.arange(24, dtype="f4").reshape(2, 3, 4)
@@ -478,7 +478,7 @@ def test_reading_keeps_the_arrays_and_one_storage(tmp_path):
 
 
 def test_stand_ins_take_everything_and_do_nothing(tmp_path):
-    thing = torch_files.Inert("mmcv.Thing")
+    thing = torch_pickles.Inert("mmcv.Thing")
     program = program_of(
         {
             "a": Call(Named("mmcv", "Thing"), (1, [2]), {"x": Named("datetime", "datetime")(b"now")}),
