@@ -25,7 +25,7 @@ from passl_densecl.evaluation.linear import standardisation
 
 GRID = 32
 _GROUPS = 100
-L2S = (1e-1, 1e-2, 1e-3, 1e-4)
+L2S = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Strengths of the penalty to choose from, the strongest first: each fit starts from the one before."""
 
 Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]

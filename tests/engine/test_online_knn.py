@@ -24,7 +24,16 @@ SHAPE = {"epochs": 3, "batch_size": 8, "checkpoint": {"every_epochs": 1, "keep":
 
 
 def evaluation(photos, **changes):
-    return {"train": str(photos), "val": str(photos), "k": 3, "size": 32, "every_epochs": 2} | changes
+    """The section; its bank and its queries are the two halves of the photographs."""
+    for half in ("train", "val"):
+        if not (photos.parent / half).is_dir():
+            for number, path in enumerate(sorted(photos.glob("*/*.png"))):
+                if (number % 2 == 0) == (half == "train"):
+                    target = photos.parent / half / path.parent.name / path.name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, target)
+    halves = {half: str(photos.parent / half) for half in ("train", "val")}
+    return halves | {"k": 3, "size": 32, "every_epochs": 2} | changes
 
 
 def run(folder, photos, resume=None, **changes):
@@ -69,21 +78,20 @@ def test_it_comes_before_training_every_second_epoch_and_last_of_all(with_and_wi
     assert [step for step, _ in accuracies(one)] == [0, 10, 15]
     assert accuracies(other) == []
     log = (one / "train.log").read_text()
-    assert "3-NN before training and every 2 epochs, 32 px: val 40 images in 4 classes" in log
+    assert "3-NN before training and every 2 epochs, 32 px: val 20 images in 4 classes" in log
     assert log.count("3-NN top-1") == 3
 
 
 def test_it_is_the_accuracy_of_the_query_encoder(with_and_without, photos):
     path, _ = with_and_without
-    images = scan_images(photos, labelled=True)
+    bank, queries = (scan_images(evaluation(photos)[half], labelled=True) for half in ("train", "val"))
     crop = (Resize(size=round(32 * 256 / 224)), CenterCrop(size=32))
     for step, name in ((10, "epoch_0002"), (15, LAST)):
-        found = pooled_features(load_backbone(path / "checkpoints" / name), images, crop)
-        expected = knn_accuracy(found.vectors, found.labels, found.vectors, found.labels, k=3)
+        backbone = load_backbone(path / "checkpoints" / name)
+        one, other = (pooled_features(backbone, images, crop) for images in (bank, queries))
+        expected = knn_accuracy(one.vectors, one.labels, other.vectors, other.labels, k=3)
         assert dict(accuracies(path))[step] == expected
-        key = pooled_features(load_backbone(path / "checkpoints" / name, encoder="key"), images, crop)
-        assert not np.allclose(found.vectors, key.vectors)
-    assert 0.25 < accuracies(path)[-1][1] <= 1
+    assert all(0.25 < top1 < 1 for _, top1 in accuracies(path)), accuracies(path)  # a case that could fail
 
 
 def test_visualdl_has_it(with_and_without):
@@ -124,14 +132,14 @@ def test_two_processes_share_the_work_and_agree(with_and_without, tmp_path, phot
     found, expected = dict(accuracies(tmp_path / "run")), dict(accuracies(with_and_without[0]))
     assert found.keys() == expected.keys()
     for step, value in expected.items():
-        assert abs(found[step] - value) <= (0 if step == 0 else 3 / 40)  # later weights differ by rounding
+        assert abs(found[step] - value) <= (0 if step == 0 else 3 / 20)  # later weights differ by rounding
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train": "nowhere"}, "nowhere"),
-        ({"k": 41}, "evaluation.train: 40 images .* expected at least 41"),
+        ({"k": 41}, "evaluation.train: 20 images .* expected at least 41"),
     ],
 )
 def test_mistakes_are_known_before_training(tmp_path, photos, change, message):

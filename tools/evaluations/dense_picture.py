@@ -60,10 +60,10 @@ def draw(file: Path, masks: MaskSet, shown: Sequence[int], predictions: Mapping[
 
 
 def palette(count: int) -> np.ndarray:
-    """(count, 3) uint8 colours, neighbours far apart in hue; every third one dark, every third one pale."""
+    """(count, 3) uint8 colours, neighbours far apart in hue, and those of nearly one hue in different shades."""
     hues = (np.arange(count) * 0.6180339887) % 1
-    kinds = [(0.85, 0.9), (0.9, 0.55), (0.45, 0.95)]  # saturation, brightness
-    return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(hue, *kinds[number % 3])]
+    kinds = [(0.85, 0.9), (0.9, 0.5), (0.4, 0.95), (1.0, 0.7), (0.55, 0.75)]  # saturation, brightness
+    return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(hue, *kinds[number % 5])]
                      for number, hue in enumerate(hues)], np.uint8)  # fmt: skip
 
 
