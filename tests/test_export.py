@@ -387,8 +387,6 @@ def test_the_lines_that_the_tool_prints_run(classifier, photos, tmp_path, format
     ],
 )
 def test_mistakes_are_named(run_folder, tmp_path, out, options, message):
-    if "onnx" in options and not HAS_ONNX:
-        pytest.skip("no onnx, onnxruntime")
     (tmp_path / "there").mkdir()
     done = tool(run_folder[0], out, *options, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

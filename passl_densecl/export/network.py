@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 import passl_densecl
-from passl_densecl.config import PretrainModelConfig
+from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.errors import InputError
 from passl_densecl.weights import Extraction, read_backbone, read_pickle, recorded_model, weights_file
 from passl_densecl.weights.names import unwrap
@@ -104,7 +104,7 @@ def read_network(
     arrays |= _head(file, taken, stage)
     model = recorded_model(file)
     strides = (model.stem_stride, model.last_stride) if model else (4, 2)
-    grid = model.num_grid if stage == "dense" and isinstance(model, PretrainModelConfig) else None
+    grid = _grid(file) if stage == "dense" else None
     classes = _classes(file, len(arrays["fc.bias"])) if stage == "classifier" else ()
     return Network(
         stage, taken.depth, stem_stride or strides[0], last_stride or strides[1], grid, arrays, classes, file,
@@ -136,6 +136,16 @@ def _head(file: Path, taken: Extraction, stage: str) -> dict[str, np.ndarray]:
         other = "no dense neck (MoCo-v2)" if fits and stage == "dense" and not found else f"{taken.kind}"
         raise InputError(f"{file}: stage {stage} needs {needs}, with {before}*; this is {other}: choose another stage")
     return {f"{head}.{name}": np.asarray(array, np.float32) for name, array in found.items()}
+
+
+def _grid(file: Path) -> int | None:
+    """`num_grid` of the run to which a checkpoint's file belongs; None as well where it lies in no run folder."""
+    folder = file.resolve().parent.parent
+    path = folder.parent / "config.yaml"
+    if folder.name != "checkpoints" or not path.is_file():
+        return None
+    config = load_config(path)
+    return config.model.num_grid if isinstance(config, PretrainConfig) else None
 
 
 def _classes(file: Path, count: int) -> tuple[str, ...]:
