@@ -5,7 +5,10 @@ RUN = $(VENV)/bin/python
 DEMO_OUTPUT ?= output/demo
 DATA ?=
 
-.PHONY: help demo install test test-fast test-all lint format benchmark clean
+ABLATION ?=
+DENSE ?=
+
+.PHONY: help demo install test test-fast test-all lint format benchmark reproduce clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -43,6 +46,10 @@ benchmark: install  ## speed and memory against baselines, on the CPU (DATA=DIR 
 	$(RUN) tools/benchmark.py step --profile
 	$(if $(DATA),$(RUN) tools/benchmark.py data --root $(DATA))
 	$(if $(DATA),$(RUN) tools/benchmark.py loader --root $(DATA))
+
+reproduce: install  ## random weights, MoCo-v2 and DenseCL at one budget: hours (DATA=DIR with train/ and val/, ABLATION=lambda|grid)
+	$(if $(DATA),,$(error say which images: make reproduce DATA=DIR, with DIR/train/CLASS/... and DIR/val/CLASS/...))
+	$(RUN) tools/reproduce.py --data $(DATA) $(if $(ABLATION),--ablation $(ABLATION)) $(if $(DENSE),--dense "$(DENSE)")
 
 clean:           ## remove the environment and what the demo wrote
 	rm -rf $(VENV) $(DEMO_OUTPUT) log .pytest_cache .ruff_cache

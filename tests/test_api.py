@@ -188,7 +188,10 @@ def test_a_bare_file_keeps_its_sizes_and_takes_the_strides_it_is_told(pretrainin
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda a: a.pop("key_encoder.backbone.layer3.0.conv1.weight"), "behind 'key_encoder.backbone.': the names are closest to ResNet-18, but 1 missing: layer3.0"),
+        (
+            lambda a: a.pop("key_encoder.backbone.layer3.0.conv1.weight"),
+            "behind 'key_encoder.backbone.': the names are closest to ResNet-18, but 1 missing: layer3.0",
+        ),
         (lambda a: a.update({"key_encoder.global_head.0.weight": np.zeros((512, 9), "f4")}), "is [512, 9]"),
         (lambda a: a.pop("global_queue.keys"), "1 missing: global_queue.keys"),
         (lambda a: a.pop("dense_queue.pointer"), "1 missing: dense_queue.pointer"),
@@ -675,6 +678,11 @@ def test_the_quick_start_runs_and_prints_what_the_page_says(photos, tmp_path, mo
             assert 0.25 <= float(score) <= 1  # the highest of four
         else:
             assert line == example.replace("72", "5")
+
+
+@pytest.mark.parametrize(("readme", "page"), [("README.md", PAGES[0]), ("README_cn.md", PAGES[1])])
+def test_the_readmes_show_the_same_quick_start(readme, page):
+    assert blocks(page, "python")[0] in blocks(readme, "python")
 
 
 def test_the_other_blocks_of_the_page_run(monkeypatch, capsys):

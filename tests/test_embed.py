@@ -321,6 +321,6 @@ def test_the_picture_shows_query_and_neighbours_framed_by_class(tmp_path):
     from matplotlib.colors import to_hex
 
     frames = [to_hex(one.spines["top"].get_edgecolor()) for one in axes]
-    assert [frames[index] for index in (1, 2, 4, 5)] == [SAME, OTHER, SAME, OTHER]
+    assert [frames[index] for index in (1, 2, 4, 5)] == [colour.lower() for colour in (SAME, OTHER, SAME, OTHER)]
     assert [one.spines["top"].get_visible() for one in axes] == [False, True, True] * 2
     figure.savefig(tmp_path / "p.png")  # a $ in a name is no formula

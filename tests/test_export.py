@@ -23,7 +23,7 @@ from passl_densecl.export.layer import StageLayer
 from passl_densecl.export.network import Network, read_network
 from passl_densecl.export.target import require
 from passl_densecl.export.write import export
-from passl_densecl.models import Encoder, LinearClassifier, build_backbone, normalize
+from passl_densecl.models import DenseCL, Encoder, LinearClassifier, build_backbone, normalize
 from passl_densecl.models.resnet import MEAN, STD
 from passl_densecl.weights import write_pickle
 
@@ -59,10 +59,11 @@ def save_run(folder: Path, config: str, changes: list[str], layer: paddle.nn.Lay
 
 def pretrained(folder: Path, **settings: Any) -> tuple[Path, Encoder]:
     settings = {"stem_stride": 4, "last_stride": 2, "num_grid": None} | settings
-    encoder = Encoder(18, hidden_dim=24, out_dim=8, **settings)
+    model = DenseCL(18, queue_len=32, hidden_dim=24, out_dim=8, **settings)
+    encoder = model.query_encoder
     lived_in(encoder)
     changes = [f"model.{name}={'null' if value is None else value}" for name, value in settings.items()]
-    return save_run(folder, "configs/small/densecl_r18.yaml", changes, encoder, "query_encoder.", {}), encoder
+    return save_run(folder, "configs/small/densecl_r18.yaml", changes, model, "", {}), encoder
 
 
 @pytest.fixture(scope="module")
@@ -332,16 +333,16 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
 
 
 def test_stages_that_the_weights_do_not_have_are_refused(run_folder, classifier, tmp_path):
-    with pytest.raises(InputError, match=r"stage classifier needs the checkpoint of a linear evaluation, with "):
+    with pytest.raises(InputError, match=r"stage classifier needs a classifier; this is a pre-training state"):
         read_network(run_folder[0], "classifier")
-    with pytest.raises(InputError, match=r"stage dense needs a pre-training checkpoint of this project"):
+    with pytest.raises(
+        InputError, match=r"stage dense needs a whole pre-training checkpoint; this is a linear evaluation state"
+    ):
         read_network(classifier[0], "dense")
-    encoder = Encoder(18, hidden_dim=24, out_dim=8, dense=False)
-    moco = save_run(
-        tmp_path / "moco", "configs/small/densecl_r18.yaml", ["model.loss_lambda=0.0"], encoder, "query_encoder.", {}
-    )
+    model = DenseCL(18, queue_len=32, hidden_dim=24, out_dim=8, dense=False)
+    moco = save_run(tmp_path / "moco", "configs/small/densecl_r18.yaml", ["model.loss_lambda=0.0"], model, "", {})
     assert read_network(moco, "global").arrays["global_head.2.bias"].shape == (8,)
-    with pytest.raises(InputError, match=r"no dense neck \(MoCo-v2\)"):
+    with pytest.raises(InputError, match="MoCo-v2 checkpoint, without a dense neck"):
         read_network(moco, "dense")
 
 
@@ -349,7 +350,7 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path):
     folder = save_run(
         tmp_path / "linear", "configs/small/linear_r18.yaml", [], LinearClassifier(18, 3), "", {"classes": ["a", "b"]}
     )
-    with pytest.raises(InputError, match="names 2 classes, but the classifier beside it has 3 outputs"):
+    with pytest.raises(InputError, match="classifier of 3 classes, but 2 class names are recorded"):
         read_network(folder)
 
 

@@ -160,8 +160,10 @@ def draw(rows: dict[str, dict[str, list[float]]], verbs: Sequence[str], output: 
         for panel, verb in enumerate(verbs):
             axes = made.add_subplot(1, len(verbs), panel + 1)
             for line, values in enumerate(rows.values()):
-                look = {"color": SERIES[line % len(SERIES)], "marker": MARKERS[line % len(MARKERS)]}
-                axes.plot([100 * value for value in values[verb]], [line] * len(values[verb]), linestyle="none", **look)
+                axes.plot(
+                    [100 * value for value in values[verb]], [line] * len(values[verb]), linestyle="none",
+                    color=SERIES[line % len(SERIES)], marker=MARKERS[line % len(MARKERS)],
+                )  # fmt: skip
             axes.set_yticks(range(len(rows)), list(rows) if panel == 0 else [""] * len(rows))
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_title(MEASURES[verb])

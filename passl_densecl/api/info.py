@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from passl_densecl import weights
-from passl_densecl.config import Config, LinearConfig, parse_config
+from passl_densecl.config import Config, LinearConfig
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize, Transform
-from passl_densecl.weights import recorded_card
 
 Kind = Literal["pre-training model", "classifier", "backbone"]
 PUBLISHED_SIZE = 224
@@ -51,27 +48,3 @@ def view_of(config: Config | None) -> tuple[Transform, ...]:
         else []
     )
     return view(crops[-1] if crops else PUBLISHED_SIZE)
-
-
-def recorded_config(file: Path) -> Config | None:
-    """The recipe of the run that made the weights, as their identity card or the run's folder says; None where nothing does.
-
-    Cards name no folders: "." stands for all of them.
-    """
-    card = recorded_card(file)
-    if card is None or card.config is None:
-        return None
-    folders = {"root": "."} if card.config.get("task") == "pretrain" else {"train": {"root": "."}, "val": {"root": "."}}
-    recipe = {**card.config, "data": {**folders, **card.config.get("data", {})}}
-    return parse_config(recipe, source=f"{file}, the recipe in its identity card")
-
-
-def recorded_classes(file: Path, count: int) -> tuple[str, ...] | None:
-    """The names of a classifier's `count` outputs, from its card or the state.json beside it; None where nothing names them.
-
-    Raises InputError when there are names, but not `count`: they do not belong to these weights.
-    """
-    names = weights.recorded_classes(file)
-    if names is not None and len(names) != count:
-        raise InputError(f"{file} is a classifier of {count} classes, but {len(names)} class names are recorded for it")
-    return names

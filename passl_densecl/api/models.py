@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from passl_densecl.api.info import Kind, ModelInfo, recorded_classes, recorded_config, view_of
+from passl_densecl.api.info import Kind, ModelInfo, view_of
 from passl_densecl.config import (
     DEPTHS,
     QUEUE_LEN_MAX,
@@ -24,14 +24,13 @@ from passl_densecl.config import (
 from passl_densecl.errors import InputError
 from passl_densecl.weights import (
     depth_of,
-    extract_backbone,
     load_strict,
-    read_weights,
+    read_model,
+    recorded_classes,
+    recorded_config,
     recorded_model,
     weights_file,
 )
-from passl_densecl.weights.names import encoder_vocabularies, match_layout, unwrap
-from passl_densecl.weights.state import read_state
 
 if TYPE_CHECKING:
     from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone
@@ -148,7 +147,7 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
         if pretrained is True and not config.run_dir.is_dir():
             raise InputError(f"{source} was not run yet: no folder {config.run_dir}; give pretrained=CHECKPOINT")
         file = weights_file(config.run_dir if pretrained is True else pretrained)
-        arrays = _arrays(file)
+        arrays = read_model(file)
     classes = None
     if isinstance(config, PretrainConfig):
         from passl_densecl.engine.pretrain import build_model
@@ -184,27 +183,10 @@ def _untrained(depth: int | None, source: str, wanted: _Wanted) -> Model:
 
 
 def _of_weights(file: Path, wanted: _Wanted) -> Model:
-    arrays = _arrays(file)
+    arrays = read_model(file)
     if f"{QUERY}backbone.{ANCHOR}" in arrays:
         return _densecl(file, arrays, wanted)
     return _classifier(file, arrays, wanted) if "fc.weight" in arrays else _backbone(file, arrays, wanted)
-
-
-def _arrays(file: Path) -> Arrays:
-    """What a file holds, whoever wrote it, under this project's names: a whole training state, a classifier on its
-    backbone, or a backbone."""
-    content = read_weights(file).content
-    try:
-        table = unwrap(content)
-        if match_layout(encoder_vocabularies(table)):
-            return read_state(table).arrays
-        taken = extract_backbone(table)
-        classifier = taken.classifier()
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-    if not classifier:
-        return taken.backbone
-    return {f"backbone.{name}": array for name, array in taken.backbone.items()} | classifier
 
 
 def _backbone(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:

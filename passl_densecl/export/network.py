@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 import passl_densecl
-from passl_densecl.config import PretrainConfig, load_config
+from passl_densecl.config import PretrainConfig
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Extraction, read_backbone, read_pickle, recorded_model, weights_file
-from passl_densecl.weights.names import unwrap
+from passl_densecl.weights import (
+    Extraction,
+    read_backbone,
+    read_model,
+    recorded_classes,
+    recorded_config,
+    recorded_model,
+    weights_file,
+)
 
 # ImageNet's statistics of RGB values from 0 to 255, as the networks are trained with.
 MEAN = (123.675, 116.28, 103.53)
@@ -53,7 +59,7 @@ class Network:
     classes: tuple[str, ...]  # in the order of the logits; empty when they are not recorded
     source: Path
     kind: str  # what the source is
-    recorded: bool  # strides and grid are from the run's config.yaml, not assumed
+    recorded: bool  # strides and grid are as the weights' card or their run's config says, not assumed
 
     def info(self, kind: InputKind) -> dict[str, Any]:
         """Everything that a reader of the exported file must know, as plain data."""
@@ -90,8 +96,8 @@ def read_network(
         stage: where it ends. None takes "classifier" when there is one in the file, else "backbone". "global" and "dense"
             need a pre-training checkpoint, which holds the necks.
         encoder: which one of a pre-training checkpoint.
-        stem_stride: 4, 2 or 1; last_stride: 2 or 1. None takes what the config of the run says when the weights lie in a
-            run folder, else 4 and 2. Names and shapes of the weights do not depend on them.
+        stem_stride: 4, 2 or 1; last_stride: 2 or 1. None takes what the weights' identity card or their run's
+            config says, else 4 and 2. Names and shapes of the weights do not depend on them.
 
     Raises:
         InputError: nothing there, no backbone in it, or not what `stage` needs.
@@ -99,62 +105,35 @@ def read_network(
     file = weights_file(path)
     taken = read_backbone(file, encoder=encoder)
     if stage is None:
-        stage = "classifier" if _holds_classifier(taken) else "backbone"
+        stage = "classifier" if taken.fc is not None else "backbone"
     arrays = {f"backbone.{name}": np.asarray(array, np.float32) for name, array in taken.backbone.items()}
-    arrays |= _head(file, taken, stage)
+    arrays |= _head(file, taken, stage, encoder)
     model = recorded_model(file)
     strides = (model.stem_stride, model.last_stride) if model else (4, 2)
     grid = _grid(file) if stage == "dense" else None
-    classes = _classes(file, len(arrays["fc.bias"])) if stage == "classifier" else ()
+    classes = recorded_classes(file, len(arrays["fc.bias"])) or () if stage == "classifier" else ()
     return Network(
         stage, taken.depth, stem_stride or strides[0], last_stride or strides[1], grid, arrays, classes, file,
         taken.kind, model is not None,
     )  # fmt: skip
 
 
-def _holds_classifier(taken: Extraction) -> bool:
-    return taken.prefix == "backbone." and "fc." in taken.dropped
-
-
-def _head(file: Path, taken: Extraction, stage: str) -> dict[str, np.ndarray]:
+def _head(file: Path, taken: Extraction, stage: str, encoder: str) -> dict[str, np.ndarray]:
     """What follows the backbone, under its attribute's name. Raises InputError when the file does not hold it."""
     if stage not in HEADS:
         return {}
-    head = HEADS[stage]
-    if stage == "classifier":
-        fits, needs = _holds_classifier(taken), "the checkpoint of a linear evaluation"
-    else:
-        fits, needs = taken.prefix.endswith("_encoder.backbone."), "a pre-training checkpoint of this project"
-    before = taken.prefix.removesuffix("backbone.") + head + "."
-    everything = unwrap(read_pickle(file)) if fits else {}
-    found = {name.removeprefix(before): array for name, array in everything.items() if name.startswith(before)}
-    wanted = {"weight": 2, "bias": 1}  # name → dimensions
-    if stage != "classifier":
-        matrix = 2 if stage == "global" else 4
-        wanted = {"0.weight": matrix, "0.bias": 1, "2.weight": matrix, "2.bias": 1}
-    if {name: array.ndim for name, array in found.items()} != wanted:
-        other = "no dense neck (MoCo-v2)" if fits and stage == "dense" and not found else f"{taken.kind}"
-        raise InputError(f"{file}: stage {stage} needs {needs}, with {before}*; this is {other}: choose another stage")
-    return {f"{head}.{name}": np.asarray(array, np.float32) for name, array in found.items()}
+    held = read_model(file)
+    before = "" if stage == "classifier" else f"{encoder}_encoder."
+    head = f"{before}{HEADS[stage]}."
+    found = {name.removeprefix(before): np.asarray(held[name], np.float32) for name in held if name.startswith(head)}
+    if not found:
+        needs = "a classifier" if stage == "classifier" else "a whole pre-training checkpoint"
+        is_moco = stage == "dense" and f"{before}global_head.0.weight" in held
+        other = "a MoCo-v2 checkpoint, without a dense neck" if is_moco else f"a {taken.kind}"
+        raise InputError(f"{file}: stage {stage} needs {needs}; this is {other}: choose another stage")
+    return found
 
 
 def _grid(file: Path) -> int | None:
-    """`num_grid` of the run to which a checkpoint's file belongs; None as well where it lies in no run folder."""
-    folder = file.resolve().parent.parent
-    path = folder.parent / "config.yaml"
-    if folder.name != "checkpoints" or not path.is_file():
-        return None
-    config = load_config(path)
+    config = recorded_config(file)
     return config.model.num_grid if isinstance(config, PretrainConfig) else None
-
-
-def _classes(file: Path, count: int) -> tuple[str, ...]:
-    """The class names beside a classifier's weights; empty when nothing is recorded there."""
-    state = file.parent / "state.json"
-    try:
-        names = tuple(str(name) for name in json.loads(state.read_text(encoding="utf-8"))["classes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-    if len(names) != count:
-        raise InputError(f"{state} names {len(names)} classes, but the classifier beside it has {count} outputs")
-    return names

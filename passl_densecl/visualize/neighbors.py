@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from passl_densecl.data.words import printable
-from passl_densecl.errors import InputError
+from passl_densecl.visualize import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Blue and orange stay apart for colour-blind eyes.
-SAME, OTHER = "#2f7ed8", "#f28e2b"
+SAME, OTHER = style.RIGHT, style.WRONG
 _TILE_INCHES = 1.5
 
 
+@style.styled
 def draw_neighbors(
     tile: Callable[[int], np.ndarray],
     queries: Sequence[int],
@@ -38,16 +37,8 @@ def draw_neighbors(
         labels: (N,) classes; frames are then blue where a neighbour is of the query's class and orange where it is not.
         names: what to write below the queries.
     """
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces that it looks for fonts
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("pictures need matplotlib: pip install matplotlib") from None
-
     count = indices.shape[1]
-    figure = Figure(
-        figsize=((count + 1.3) * _TILE_INCHES, len(queries) * (_TILE_INCHES + 0.3) + 0.7), dpi=100, layout="constrained"
-    )
+    figure = style.new_figure((count + 1.3) * _TILE_INCHES, len(queries) * (_TILE_INCHES + 0.3) + 0.7)
     # An empty column keeps the queries apart from their neighbours.
     grid = figure.add_gridspec(len(queries), count + 2, width_ratios=[1, 0.08, *[1] * count])
     for row, query in enumerate(queries):

@@ -14,7 +14,15 @@ from passl_densecl.weights.files import (
     write_weights,
 )
 from passl_densecl.weights.info import FileInfo, describe_file, render
-from passl_densecl.weights.load import load_strict, read_backbone, recorded_card, recorded_classes, recorded_model
+from passl_densecl.weights.load import (
+    load_strict,
+    read_backbone,
+    read_model,
+    recorded_card,
+    recorded_classes,
+    recorded_config,
+    recorded_model,
+)
 from passl_densecl.weights.names import (
     Extraction,
     backbone_names,
@@ -40,10 +48,12 @@ __all__ = [
     "read_arrays",
     "read_backbone",
     "read_card",
+    "read_model",
     "read_pickle",
     "read_weights",
     "recorded_card",
     "recorded_classes",
+    "recorded_config",
     "recorded_model",
     "render",
     "weights_file",

@@ -16,13 +16,22 @@ import numpy as np
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import Card, run_card
 from passl_densecl.weights.files import STATE_NAME, WEIGHTS_NAME, read_card, read_weights, weights_file
-from passl_densecl.weights.names import Extraction, depth_of, encoder_prefixes, extract_backbone, unwrap
+from passl_densecl.weights.names import (
+    Extraction,
+    depth_of,
+    encoder_prefixes,
+    encoder_vocabularies,
+    extract_backbone,
+    match_layout,
+    unwrap,
+)
+from passl_densecl.weights.state import read_state
 
 if TYPE_CHECKING:
     from paddle import Tensor
     from paddle.nn import Layer
 
-    from passl_densecl.config import BackboneConfig
+    from passl_densecl.config import BackboneConfig, Config
 
 SHOWN = 6
 
@@ -41,6 +50,30 @@ def read_backbone(
         return extract_backbone(unwrap(content), encoder=encoder, prefix=prefix)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def read_model(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Everything that a file holds of a model, whoever wrote it, under this project's names.
+
+    A whole training state has both encoders, necks and queues (``query_encoder.…``), a classifier ``backbone.…`` and
+    ``fc.…``, a backbone the plain names of ``paddle.vision``.
+
+    Raises:
+        InputError: not readable as plain data, no model in it, or one that is not whole; names the file.
+    """
+    file = weights_file(path)
+    content = read_weights(file).content
+    try:
+        table = unwrap(content)
+        if match_layout(encoder_vocabularies(table)):
+            return read_state(table).arrays
+        taken = extract_backbone(table)
+        classifier = taken.classifier()
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    if not classifier:
+        return taken.backbone
+    return {f"backbone.{name}": array for name, array in taken.backbone.items()} | classifier
 
 
 def recorded_card(file: Path) -> Card | None:
@@ -92,17 +125,39 @@ def recorded_model(file: Path) -> BackboneConfig | None:
         raise InputError(f"{file}: the identity card names a model that is not known here ({wrong})") from None
 
 
-def recorded_classes(file: Path) -> tuple[str, ...] | None:
+def recorded_config(file: Path) -> Config | None:
+    """The recipe of the run that made the weights, as their card or the run's folder says; None where nothing does.
+
+    Cards name no folders: "." stands for all of them.
+
+    Raises:
+        InputError: not a weight file, a damaged card, or a recipe that is not known here.
+    """
+    card = recorded_card(file)
+    if card is None or card.config is None:
+        return None
+    from passl_densecl.config import parse_config
+
+    folders = {"root": "."} if card.config.get("task") == "pretrain" else {"train": {"root": "."}, "val": {"root": "."}}
+    recipe = {**card.config, "data": {**folders, **card.config.get("data", {})}}
+    return parse_config(recipe, source=f"{file}, the recipe in its identity card")
+
+
+def recorded_classes(file: Path, count: int | None = None) -> tuple[str, ...] | None:
     """The class names of a classifier, in the order of its outputs, as its card or the state.json beside it says.
 
     Raises:
-        InputError: not a weight file, or a damaged card.
+        InputError: not a weight file, a damaged card, or names for another number of classes than `count`.
     """
     card = read_card(file)
-    if card is not None and card.classes is not None:
-        return card.classes
-    classes = _state_beside(file).get("classes") if file.name == WEIGHTS_NAME else None
-    return tuple(classes) if classes else None
+    names = card.classes if card is not None else None
+    if names is None and file.name == WEIGHTS_NAME:
+        names = tuple(_state_beside(file).get("classes", ())) or None
+    if None not in (names, count) and len(names or ()) != count:
+        raise InputError(
+            f"{file} is a classifier of {count} classes, but {len(names or ())} class names are recorded for it"
+        )
+    return names
 
 
 def _state_beside(file: Path) -> dict[str, Any]:

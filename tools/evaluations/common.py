@@ -17,9 +17,8 @@ from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, Resize
 
 if TYPE_CHECKING:
-    from paddle.vision.models import ResNet
-
     from passl_densecl.evaluation import Features
+    from passl_densecl.models import ResNetBackbone
 
 RANDOM = "random"
 Bar = Callable[[int, int], None]
@@ -87,14 +86,14 @@ def check_common(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- backbones
 
 
-def backbones(args: argparse.Namespace) -> Iterator[tuple[str, ResNet]]:
+def backbones(args: argparse.Namespace) -> Iterator[tuple[str, ResNetBackbone]]:
     """(column title, backbone in eval mode) for each of --weights, one at a time.
 
     Random weights without --depth are those of the first other backbone before it was trained: same depth and strides.
     """
     from passl_densecl.evaluation import load_backbone, untrained_like
 
-    def load(path: str) -> ResNet:
+    def load(path: str) -> ResNetBackbone:
         return load_backbone(
             path, args.depth, args.stem_stride, args.seed, last_stride=args.last_stride, encoder=args.encoder
         )
@@ -141,7 +140,7 @@ def workers(size: int) -> int:
     return choose_workers("auto", batch_bytes=3 * 64 * size**2, world_size_local=1)[0]
 
 
-def features(title: str, backbone: ResNet, images: ImageSet, transforms: Transforms, size: int) -> Features:
+def features(title: str, backbone: ResNetBackbone, images: ImageSet, transforms: Transforms, size: int) -> Features:
     """Pooled vectors under a progress bar; images that cannot be decoded are named."""
     from passl_densecl.evaluation import pooled_features
 

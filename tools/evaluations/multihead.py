@@ -27,7 +27,7 @@ from evaluations.common import (
 from passl_densecl.data.datasets import ImageSet
 
 if TYPE_CHECKING:
-    from paddle.vision.models import ResNet
+    from passl_densecl.models import ResNetBackbone
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def pooled_stages(
-    title: str, backbone: ResNet, images: ImageSet, args: argparse.Namespace
+    title: str, backbone: ResNetBackbone, images: ImageSet, args: argparse.Namespace
 ) -> tuple[list[np.ndarray], np.ndarray, list[int]]:
     """For each stage (N, C·grid²) float16 vectors; (N,) labels; and each stage's cells a side."""
     import paddle.nn.functional as F
