@@ -1,11 +1,12 @@
 # `make demo` and `make test` are all a newcomer needs: both make the environment (.venv) first.
 PYTHON ?= python3
 VENV ?= .venv
+ENGINES ?= .venv-downstream
 RUN = $(VENV)/bin/python
 DEMO_OUTPUT ?= output/demo
 DATA ?=
 
-.PHONY: help demo install test test-fast test-all lint format benchmark clean
+.PHONY: help demo demo-detect install test test-fast test-all test-downstream lint format benchmark clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -29,6 +30,16 @@ test-fast: install  ## the tests that start no training process (what CI runs on
 
 test-all: test lint  ## everything that CI checks
 
+test-downstream: $(ENGINES)/.installed  ## PaddleDetection and PaddleClas from PyPI train from our weights (DATA=DIR: COCO layout)
+	$(ENGINES)/bin/python tests/downstream/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
+
+$(ENGINES)/.installed: tests/downstream/requirements.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
+	$(ENGINES)/bin/python -m pip install --quiet -r tests/downstream/requirements.txt
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps paddledet==2.6.0 paddleclas==2.6.0
+	@touch $@
+
 lint: install    ## style, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -45,4 +56,4 @@ benchmark: install  ## speed and memory against baselines, on the CPU (DATA=DIR 
 	$(if $(DATA),$(RUN) tools/benchmark.py loader --root $(DATA))
 
 clean:           ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(DEMO_OUTPUT) log .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) $(DEMO_OUTPUT) output/downstream log .pytest_cache .ruff_cache

@@ -72,23 +72,20 @@ class DenseCLResNet(ResNetBackbone):
         print(f"passl_densecl: {len(taken.backbone)}/{len(self.state_dict())} tensors of {path}", flush=True)
 
 
-def _dilate(stage: nn.Layer, first: int, dilation: int) -> None:
-    """Keep the map's size through a stage: strides become 1, and 3×3 convolutions spread by `dilation`.
+def _dilate(stage: nn.Layer, before: int, dilation: int) -> None:
+    """Keep the map's size through a stage: strides become 1, and 3×3 convolutions spread instead.
 
-    The first block, whose input comes from before, spreads by the dilation of the stage before (`first`). Convolutions are
-    replaced by others of the same names and shapes, so the same weights fit.
+    A convolution that had a stride still looks at the map before it, by the dilation of the stage `before`; those behind it
+    spread by `dilation`. So the map holds the plain network's at every second position (every fourth …), and more between.
+    Convolutions are replaced by others of the same names and shapes: the same weights fit.
     """
-    for index, block in enumerate(stage.children()):
-        spread = first if index == 0 else dilation
-        for parent in block.sublayers(include_self=True):
-            for name, layer in list(parent.named_children()):
-                if isinstance(layer, nn.Conv2D):
-                    outputs, inputs, window = layer.weight.shape[:3]
-                    gap = spread if window == 3 else 1
-                    replaced = nn.Conv2D(
-                        inputs, outputs, window, 1, padding=gap * (window // 2), dilation=gap, bias_attr=False
-                    )
-                    parent.add_sublayer(name, replaced)
+    for parent in stage.sublayers():
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2D):
+                outputs, inputs, window = layer.weight.shape[:3]
+                gap = 1 if window == 1 else before if layer._stride[0] > 1 else dilation
+                same = nn.Conv2D(inputs, outputs, window, 1, padding=gap * (window // 2), dilation=gap, bias_attr=False)
+                parent.add_sublayer(name, same)
 
 
 def register() -> None:
