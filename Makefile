@@ -31,7 +31,7 @@ test-fast: install  ## the tests that start no training process (what CI runs on
 test-all: test lint  ## everything that CI checks
 
 test-downstream: $(ENGINES)/.installed  ## PaddleDetection and PaddleClas from PyPI train from our weights (DATA=DIR: COCO layout)
-	$(ENGINES)/bin/python tests/downstream/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
+	PYTHONPATH=$(CURDIR) $(ENGINES)/bin/python tests/downstream/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
 
 $(ENGINES)/.installed: tests/downstream/requirements.txt
 	$(PYTHON) -m venv $(ENGINES)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from passl_densecl.downstream.check import check, engine_of
+from passl_densecl.downstream.check import check
 from passl_densecl.downstream.engines import CONFIGS, ENGINES, Kind
 from passl_densecl.downstream.matching import Network, count_matches
 from passl_densecl.downstream.prepare import prepare
@@ -281,8 +281,10 @@ def test_bases_are_merged_as_the_engines_do(tmp_path):
 
 def test_tags_are_never_looked_up(tmp_path):
     (tmp_path / "x.yml").write_text("a: !python/object/apply:os.system ['false']\n")
-    with pytest.raises(InputError, match="not YAML|x.yml"):
-        engine_of(read_yaml(tmp_path / "x.yml"), tmp_path / "x.yml")
+    assert read_yaml(tmp_path / "x.yml") == {"a": Tagged("python/object/apply:os.system", ["false"])}
+    (tmp_path / "x.yml").write_text("a: !!python/object/apply:os.system ['false']\n")
+    with pytest.raises(InputError, match="not YAML: could not determine a constructor"):
+        read_yaml(tmp_path / "x.yml")
 
 
 def test_mistakes_in_files_are_named(tmp_path):

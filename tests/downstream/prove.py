@@ -15,10 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(HERE)]
-
 import numpy as np
 
 from passl_densecl.downstream.engines import Kind
@@ -27,6 +23,7 @@ from passl_densecl.downstream.prepare import Prepared, prepare
 from passl_densecl.weights import backbone_shapes, read_arrays, write_pickle
 from passl_densecl.weights.vocabulary import translations
 
+HERE = Path(__file__).resolve().parent
 DEPTHS = (18, 34, 50, 101, 152)
 Arrays = dict[str, np.ndarray]
 
