@@ -30,6 +30,9 @@ test-fast: install  ## the tests that start no training process (what CI runs on
 
 test-all: test lint  ## everything that CI checks
 
+demo-detect: $(ENGINES)/.installed  ## FCOS from WEIGHTS=W and from random weights on DATA=DIR, a few dozen images in COCO layout
+	$(ENGINES)/bin/python tools/demo_detect.py --data $(DATA) --weights $(WEIGHTS) --output output/demo_detect
+
 test-downstream: $(ENGINES)/.installed  ## PaddleDetection and PaddleClas from PyPI train from our weights (DATA=DIR: COCO layout)
 	PYTHONPATH=$(CURDIR) $(ENGINES)/bin/python tests/downstream/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
 

@@ -213,12 +213,12 @@ def _paddledetection(content: dict[str, Any], weights: Path, depth: int, scale: 
         content |= {"use_gpu": False, "worker_num": 0}
         content["TrainReader"]["use_shared_memory"] = False
     if root is not None and any("coco" in str(base) for base in content["_BASE_"]):
-        for section, (images, annotations) in zip(("TrainDataset", "EvalDataset"), _coco(root), strict=True):
+        for section, (images, annotations) in zip(("TrainDataset", "EvalDataset"), coco_layout(root), strict=True):
             put(content, (section, "dataset_dir"), str(root))
             put(content, (section, "image_dir"), images)
             put(content, (section, "anno_path"), annotations)
-        content["TestDataset"] = {"dataset_dir": str(root), "anno_path": _coco(root)[1][1]}
-        content["num_classes"] = _categories(root / _coco(root)[0][1])
+        content["TestDataset"] = {"dataset_dir": str(root), "anno_path": coco_layout(root)[1][1]}
+        content["num_classes"] = _categories(root / coco_layout(root)[0][1])
     elif root is not None:
         for section in ("TrainDataset", "EvalDataset"):
             put(content, (section, "dataset_dir"), str(root))
@@ -290,7 +290,7 @@ _WRITERS: dict[Kind, Callable[[dict[str, Any], Path, int, Scale, Path | None], f
 }
 
 
-def _coco(root: Path) -> tuple[tuple[str, str], tuple[str, str]]:
+def coco_layout(root: Path) -> tuple[tuple[str, str], tuple[str, str]]:
     """((folder of images, annotations) for training, the same for evaluation), relative to a folder in COCO's layout."""
     for names in COCO_NAMES:
         annotations = [f"annotations/instances_{name}.json" for name in names]

@@ -19,7 +19,7 @@ import numpy as np
 
 from passl_densecl.downstream.engines import Kind
 from passl_densecl.downstream.matching import Network
-from passl_densecl.downstream.prepare import Prepared, prepare
+from passl_densecl.downstream.prepare import Prepared, coco_layout, prepare
 from passl_densecl.weights import backbone_shapes, read_arrays, write_pickle
 from passl_densecl.weights.vocabulary import translations
 
@@ -188,7 +188,7 @@ def prove_training(scratch: Path, data: str) -> str:
     results = evaluator._metrics[0].get_results()["bbox"]
     assert len(results) == 12, f"no COCO numbers: {results}"
     assert all(-1 <= value <= 1 for value in results), f"no COCO numbers: {results}"
-    perfect = evaluate_truth(root / config["EvalDataset"].anno_path, scratch)
+    perfect = evaluate_truth(root / coco_layout(root)[1][1], scratch)
     assert perfect > 0.999, f"ground truth as predictions has AP {perfect}"
     return (
         f"FCOS: {len(trainer.loader)} steps, all 265 tensors of the backbone moved; COCO evaluation: AP {results[0]:.3f}, and "
