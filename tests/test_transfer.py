@@ -82,8 +82,9 @@ def stand_in(engine: Kind, path: Path) -> Config:
     name = path.stem
     if engine == "paddledetection" and name.endswith(("_r50", "_r50_fpn")):
         kind = {"fcos": "FCOS", "solo": "SOLOv2", "fast": "FasterRCNN", "mask": "MaskRCNN"}[name[:4]]
+        resnet = {} if kind == "MaskRCNN" else {"freeze_at": 0}  # the engine's default, once said and once not
         head = {"BBoxHead": {"head": "TwoFCHead"}} if "rcnn" in name else {}
-        return {"architecture": kind, kind: {"backbone": "ResNet", "neck": "FPN"}, "ResNet": {"freeze_at": 0}, **head}
+        return {"architecture": kind, kind: {"backbone": "ResNet", "neck": "FPN"}, "ResNet": resnet, **head}
     if engine == "paddledetection" and "reader" in name:
         return PPDET_READER
     return {
