@@ -26,6 +26,7 @@ from passl_densecl.downstream.yaml_files import Tagged, dump, find, put, read_ya
 from passl_densecl.errors import InputError
 from passl_densecl.weights import backbone_shapes, read_weights, write_pickle
 from passl_densecl.weights.convert import convert
+from tests.downstream.coco import write_coco
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = [(engine.name, model) for engine in ENGINES.values() for model in engine.models]
@@ -441,6 +442,42 @@ def test_preparing_needs_neither_paddle_nor_torch(weights, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("tool", ["transfer", "demo_detect"])
+def test_help_needs_no_engine_and_no_paddle(tool):
+    code = (
+        "import sys, runpy; sys.modules['paddle'] = sys.modules['ppdet'] = sys.modules['torch'] = None\n"
+        f"sys.argv = ['{tool}.py', '--help']; runpy.run_path({str(ROOT / 'tools' / f'{tool}.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--weights" in done.stdout or "prepare" in done.stdout
+
+
+def test_the_demo_draws_truth_and_the_best_boxes(tmp_path):
+    import cv2
+
+    root = write_coco(tmp_path / "coco", train=2, val=4)
+    demo = runpy.run_path(str(ROOT / "tools" / "demo_detect.py"))
+    args = types.SimpleNamespace(data=root, output=tmp_path)
+    boxes = [
+        {"image_id": 1, "category_id": 1, "bbox": [30 * i, 100, 20, 60], "score": i / 10} for i in range(1, 6)
+    ]  # fmt: skip
+    for start, found in (("pretrained", boxes), ("random", [])):
+        (tmp_path / start).mkdir()
+        (tmp_path / start / "bbox.json").write_text(json.dumps(found))
+    demo["draw_detections"](args, tmp_path / "seen.png")
+    seen = cv2.imread(str(tmp_path / "seen.png"))
+    assert seen.shape == (3 * 240, 4 * 320, 3)
+
+    def count(row: int, colour: tuple[int, int, int]) -> int:
+        """Columns of the first image in a row where a box's left or right side runs, at half its height."""
+        line = seen[row * 240 + 162, :320].astype(int)
+        return int((np.abs(line - colour).max(axis=1) < 60).sum())
+
+    assert 3 * 2 <= count(1, (40, 160, 255)) <= 3 * 2 * 4  # three boxes of five: two sides each, some pixels wide
+    assert count(2, (40, 160, 255)) == 0
 
 
 # The plug-in
