@@ -6,7 +6,9 @@ import io
 import json
 import math
 import pickle
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 import types
@@ -317,6 +319,7 @@ def test_what_prepare_writes_passes_its_own_check(engine, model, clones, weights
     assert checked.network.depth == 18
     assert str(done.config) in done.command
     assert f"r18.yml ({model})" in "\n".join(done.lines())
+    assert any("shortcut convolution" in note for note in done.notes) == (engine == "paddledetection")
 
 
 @pytest.mark.parametrize(("gpus", "images", "total", "rate", "steps"), [
@@ -442,6 +445,26 @@ def test_preparing_needs_neither_paddle_nor_torch(weights, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_the_pages_show_the_same_commands_and_the_tools_accept_them():
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("downstream.md", "downstream_cn.md")]
+    english, chinese = (re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for page in pages)
+    assert english == chinese
+    tool = runpy.run_path(str(ROOT / "tools" / "transfer.py"))
+    makefile = (ROOT / "Makefile").read_text()
+    seen = set()
+    for line in "".join(english).splitlines():
+        words = shlex.split(line)
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in makefile
+            continue
+        assert words[:2] == ["python", "tools/transfer.py"]
+        args = tool["parse_arguments"](words[2:])
+        if args.verb == "prepare":
+            ENGINES[args.engine].config(args.model)
+            seen.add(args.engine)
+    assert seen == set(ENGINES)
 
 
 @pytest.mark.parametrize("tool", ["transfer", "demo_detect"])

@@ -14,7 +14,8 @@ from passl_densecl.downstream.engines import ENGINES, Engine, Kind
 from passl_densecl.downstream.matching import Match, Network, count_matches
 from passl_densecl.downstream.yaml_files import BASES, Tagged, dump, find, put, read_yaml
 from passl_densecl.errors import InputError
-from passl_densecl.weights.convert import Conversion, convert
+from passl_densecl.weights.convert import TARGETS, Conversion, convert
+from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS
 
 PLUGIN = Path(__file__).resolve().parent / "paddleseg_backbone.py"
 COCO_NAMES = (("train2017", "val2017"), ("train", "val"))
@@ -117,6 +118,8 @@ def prepare(
     depth = conversion.told.depth
     notes = list(conversion.notes)
     rate = _WRITERS[engine](content, conversion.output.resolve(), depth, scale, root)
+    if engine == "paddledetection" and depth not in BOTTLENECK_DEPTHS:  # elsewhere it is a setting, and set
+        notes += TARGETS[what.target].shallow
     if scale.images < 2:
         notes.append("one image a device: its BatchNorm is only as good as the synchronisation over devices")
     elif scale.total < scale.reference:
