@@ -1,14 +1,16 @@
 # `make demo` and `make test` are all a newcomer needs: both make the environment (.venv) first.
 PYTHON ?= python3
 VENV ?= .venv
+ENGINES ?= .venv-downstream
 RUN = $(VENV)/bin/python
 DEMO_OUTPUT ?= output/demo
 DATA ?=
 
 ABLATION ?=
 DENSE ?=
+WEIGHTS ?=
 
-.PHONY: help demo install test test-fast test-all lint format benchmark reproduce clean
+.PHONY: help demo demo-detect install test test-fast test-all test-downstream lint format benchmark reproduce clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -27,10 +29,25 @@ demo: install    ## pre-train, extract, evaluate, draw: minutes on two cores (DA
 test: install    ## the test suite
 	$(RUN) -m pytest
 
-test-fast: install  ## the tests that start no training process (what CI runs on the second Paddle)
-	$(RUN) -m pytest --ignore tests/engine --ignore tests/test_readme.py
+test-fast: install  ## the part that depends on Paddle most and starts no training (what CI runs on the second Paddle)
+	$(RUN) -m pytest tests/models tests/weights tests/evaluation tests/data tests/test_transforms.py tests/test_api.py \
+	  tests/test_export.py tests/test_extract_weight.py
 
 test-all: test lint  ## everything that CI checks
+
+demo-detect: $(ENGINES)/.installed  ## FCOS from WEIGHTS=W and from random weights on DATA=DIR, a few dozen images in COCO layout
+	$(if $(and $(DATA),$(WEIGHTS)),,$(error say which: make demo-detect DATA=DIR WEIGHTS=W, with images in COCO's layout in DIR))
+	$(ENGINES)/bin/python tools/demo_detect.py --data $(DATA) --weights $(WEIGHTS) --output output/demo_detect
+
+test-downstream: $(ENGINES)/.installed  ## PaddleDetection and PaddleClas from PyPI train from our weights (DATA=DIR: COCO layout)
+	PYTHONPATH=$(CURDIR) $(ENGINES)/bin/python tests/downstream/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
+
+$(ENGINES)/.installed: tests/downstream/requirements.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
+	$(ENGINES)/bin/python -m pip install --quiet -r tests/downstream/requirements.txt
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps paddledet==2.6.0 paddleclas==2.6.0
+	@touch $@
 
 lint: install    ## style, format and types
 	$(RUN) -m ruff check .
@@ -52,4 +69,4 @@ reproduce: install  ## random weights, MoCo-v2 and DenseCL at one budget: hours 
 	$(RUN) tools/reproduce.py --data $(DATA) $(if $(ABLATION),--ablation $(ABLATION)) $(if $(DENSE),--dense "$(DENSE)")
 
 clean:           ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(DEMO_OUTPUT) log .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) $(DEMO_OUTPUT) output/downstream log .pytest_cache .ruff_cache

@@ -17,7 +17,7 @@ LAYERS = [
     {"transforms", "schedules"},
     {"config"},
     {"models", "data", "weights"},
-    {"evaluation", "export"},
+    {"evaluation", "export", "downstream"},
     {"engine"},  # which evaluates while it trains
     {"visualize"},
     {"api"},

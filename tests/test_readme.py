@@ -127,7 +127,7 @@ def test_every_option_is_accepted():
         call.script for call in calls
     }
     for call in calls:
-        verb = call.words[0] if call.script in ("tools/visualize.py", "tools/evaluate.py") else ""
+        verb = call.words[0] if call.script in ("tools/visualize.py", "tools/evaluate.py", "tools/transfer.py") else ""
         used = {word.partition("=")[0] for word in call.words if word.startswith("-")}
         assert used <= known_options(call.script, verb), call
 

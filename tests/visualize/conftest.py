@@ -67,6 +67,7 @@ def run_dir(photos, tmp_path_factory) -> Path:
     """A finished run on the synthetic photographs, with the checkpoint of an untrained ResNet-18 DenseCL."""
     from passl_densecl.engine.checkpoint import Checkpoints
     from passl_densecl.models import DenseCL
+    from passl_densecl.weights.card import run_card
 
     config = pretrain_config(photos, tmp_path_factory.mktemp("output"))
     folder = config.run_dir
@@ -76,7 +77,9 @@ def run_dir(photos, tmp_path_factory) -> Path:
     (folder / "train.log").write_text("data     40 images\nwarning  cannot decode '<b>.jpg'\n", encoding="utf-8")
     model = DenseCL(18, queue_len=64, hidden_dim=32, out_dim=16, seed=5)
     state = {"task": "pretrain", "steps_per_epoch": STEPS_PER_EPOCH}
-    Checkpoints(folder, 1).save("epoch_0006", STEPS_PER_EPOCH * EPOCHS, model.state_dict(), {}, state)
+    steps = STEPS_PER_EPOCH * EPOCHS
+    card = run_card(config, epoch=EPOCHS, step=steps)
+    Checkpoints(folder, 1).save("epoch_0006", steps, model.state_dict(), {}, state, card=card)
     return folder
 
 
