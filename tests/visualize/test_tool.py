@@ -166,4 +166,8 @@ def test_every_picture_of_the_page_is_there_and_small(name):
     for alt, path in named:
         assert alt
         assert 10_000 < (ROOT / "docs" / path).stat().st_size < 300_000
-    assert {Path(path).name for _, path in named} == {file.name for file in (ROOT / "docs" / "images").iterdir()}
+
+
+def test_every_picture_is_on_a_page():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    assert [file.name for file in (ROOT / "docs" / "images").iterdir() if f"(images/{file.name})" not in pages] == []
