@@ -16,7 +16,6 @@ import numpy as np
 
 from passl_densecl.api.embeddings import (
     Embeddings,
-    atomic,
     check_format,
     embed,
     nearest,
@@ -29,6 +28,7 @@ from passl_densecl.config import DEPTHS
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.parallel import available_cores
 from passl_densecl.data.words import plural, printable
+from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import apply
 
@@ -193,7 +193,7 @@ def neighbors(args: argparse.Namespace, outputs: dict[str, Path], images: ImageS
     except InputError as error:
         print(f"note     no {outputs['picture'].name}: {error}")
         return [outputs["neighbors"]]
-    with atomic(outputs["picture"]) as file:
+    with whole_file(outputs["picture"]) as file:
         figure.savefig(file, format="png")
     return [outputs["neighbors"], outputs["picture"]]
 

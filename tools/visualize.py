@@ -17,9 +17,10 @@ import numpy as np
 from passl_densecl.config import DEPTHS, PretrainConfig
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.data.words import plural, printable
+from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import Resize
-from passl_densecl.visualize.style import check_output, need_matplotlib, save_figure, write_whole
+from passl_densecl.visualize.style import check_output, need_matplotlib, save_figure
 
 REPORT = "report.html"
 
@@ -255,7 +256,8 @@ def draw_match(args: argparse.Namespace) -> None:
         content = {"weights": args.weights, "features": args.features, "size": args.size, "images": images}
         if views is not None:
             content["crops"] = [{**view.crop._asdict(), "flipped": view.flipped} for view in views]
-        write_whole(args.json, (json.dumps(content | as_json(matches)) + "\n").encode())
+        with whole_file(args.json) as file:
+            file.write((json.dumps(content | as_json(matches)) + "\n").encode())
         print(f"wrote    {printable(str(args.json))}")
 
 
@@ -438,7 +440,8 @@ def draw_report(args: argparse.Namespace) -> None:
         page, missing = build_report(run, Sources(args.root, results), lambda _: progress(next(done), PARTS))
     for reason in missing:
         print(f"note     not shown: {printable(reason)}")
-    write_whole(output, page.encode("utf-8"))
+    with whole_file(output) as file:
+        file.write(page.encode("utf-8"))
     print(f"wrote    {printable(str(output))} ({len(page) / 1e6:.1f} MB)")
 
 

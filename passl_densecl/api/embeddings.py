@@ -9,9 +9,7 @@ import csv
 import importlib.util
 import io
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -22,6 +20,7 @@ import passl_densecl
 from passl_densecl.api.images import batches, of_set
 from passl_densecl.api.info import checked_view
 from passl_densecl.data.image_set import ImageSet
+from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def write_neighbors(path: Path, names: list[str], indices: np.ndarray, cosines: 
         for name, others, values in zip(names, indices.tolist(), cosines.tolist(), strict=True)
         for rank, (other, cosine) in enumerate(zip(others, values, strict=True), start=1)
     )
-    with atomic(path) as file:
+    with whole_file(path) as file:
         _write_rows(file, ["image", "rank", "neighbor", "cosine"], rows, names)
 
 
@@ -178,7 +177,7 @@ def write(embeddings: Embeddings, path: Path) -> None:
         InputError: as :func:`check_format`, or the file cannot be written.
     """
     check_format(path)
-    with atomic(path) as file:
+    with whole_file(path) as file:
         _WRITERS[path.suffix](embeddings, file)
 
 
@@ -224,7 +223,7 @@ def _write_parquet(embeddings: Embeddings, file: BinaryIO) -> None:
 
 def write_card(embeddings: Embeddings, path: Path) -> None:
     """How the embeddings were made, as JSON: for tables that have no place for it (.csv)."""
-    with atomic(path) as file:
+    with whole_file(path) as file:
         file.write((_card(embeddings, indent=1) + "\n").encode())
 
 
@@ -269,19 +268,3 @@ def _write_rows(file: BinaryIO, header: list[str], rows: Iterable[Iterable[Any]]
 def safe_cell(name: str) -> str:
     """A path that no spreadsheet takes for a formula and that still leads to the same file."""
     return f"./{name}" if name.startswith(_FORMULA) else name
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name when it is complete, and not at all after an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from passl_densecl.data.words import printable
+from passl_densecl.disk import sync_folder
 from passl_densecl.errors import InputError
 
 __all__ = ["Pack", "Records", "find_pack", "open_pack", "write_pack"]
@@ -256,7 +257,7 @@ def write_pack(
         os.fsync(claim)
         _check_absent(output)
         os.rename(partial, output)
-        _sync_folder(os.path.dirname(os.path.abspath(output)))
+        sync_folder(os.path.dirname(os.path.abspath(output)))
     except BaseException as error:
         if claim is not None and not busy:
             with contextlib.suppress(FileNotFoundError):  # it was renamed already
@@ -327,11 +328,3 @@ def _batches(items: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes,
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from passl_densecl.disk import sync_folder, whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import Card, read_arrays, write_pickle
 from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
@@ -57,15 +58,13 @@ class Checkpoints:
         temporary.mkdir()
         write_pickle(temporary / MODEL, {key: np.asarray(value) for key, value in model.items()}, card=card)
         write_pickle(temporary / OPTIMIZER, dict(optimizer), card=card.replace(kind=OPTIMIZER_STATE))
-        with open(temporary / STATE, "w", encoding="utf-8") as file:
-            json.dump({"step": step, **state}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(temporary)
+        with whole_file(temporary / STATE) as file:
+            file.write(json.dumps({"step": step, **state}, indent=1).encode())
+        sync_folder(temporary)
         if final.exists():  # the same step again, after a resume from an older checkpoint
             self._remove(final)
         os.replace(temporary, final)
-        _sync(self.folder)
+        sync_folder(self.folder)
         for old in complete(self.folder)[: -self.keep]:
             if old.name != keep_also:
                 self._remove(old)
@@ -116,11 +115,3 @@ def read(path: Path) -> Checkpoint:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {str(path)!r}: {STATE} cannot be read ({error})") from None
     return Checkpoint(path, step, read_arrays(path / MODEL), read_arrays(path / OPTIMIZER), state)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 import passl_densecl
 from passl_densecl.config import PretrainConfig
+from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
 from passl_densecl.weights import (
     Extraction,
@@ -78,7 +78,7 @@ class Network:
             "std": list(STD),
             "classes": list(self.classes),
             "source": self.source.name,
-            "source_sha256": hashlib.sha256(self.source.read_bytes()).hexdigest(),
+            "source_sha256": sha256_of(self.source),
         }
 
 

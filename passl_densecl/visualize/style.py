@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 
 from passl_densecl.data.words import printable
+from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
         InputError: another ending, no such folder, or it cannot be written there.
     """
     check_output(path)
-    write_whole(path, _rendered(figure, path.suffix.lower(), dpi))
+    picture = _rendered(figure, path.suffix.lower(), dpi)
+    with whole_file(path) as file:
+        file.write(picture)
 
 
 @styled
@@ -153,21 +155,6 @@ def _rendered(figure: Figure, ending: str, dpi: int | None) -> bytes:
     options: dict[str, Any] = {"pil_kwargs": {"quality": 88}} if ending == ".jpg" else {"metadata": _METADATA[ending]}
     figure.savefig(memory, format=ending[1:], dpi=dpi or DPI, **options)
     return memory.getvalue()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it: what is there is complete. Raises InputError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def heading(figure: Figure, *texts: str | None) -> None:

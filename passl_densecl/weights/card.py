@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from passl_densecl import __version__
+from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
-from passl_densecl.weights.disk import sha256_of
 
 if TYPE_CHECKING:
     from passl_densecl.config import LinearConfig, PretrainConfig

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -29,7 +28,7 @@ import passl_densecl
 from passl_densecl.errors import InputError
 from passl_densecl.weights.progress import Display, display, megabytes
 
-__all__ = ["DownloadError", "Limits", "UnfitError", "fetch", "only_one", "sha256_of", "writing"]
+__all__ = ["DownloadError", "Limits", "UnfitError", "fetch", "only_one", "writing"]
 
 _CHUNK = 1 << 18
 _PROGRESS = 1 << 20  # so many new bytes, and the count of failures starts again
@@ -127,15 +126,6 @@ def only_one(target: Path, *, progress: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

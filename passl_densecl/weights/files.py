@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from passl_densecl.disk import did_you_mean, opened
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import Card
-from passl_densecl.weights.disk import did_you_mean, opened
 from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card, write_pickle
 from passl_densecl.weights.plain import describe
 from passl_densecl.weights.safetensors_files import (

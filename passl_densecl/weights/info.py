@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from passl_densecl.weights.disk import sha256_of
+from passl_densecl.disk import sha256_of
 from passl_densecl.weights.files import describe, read_weights, weights_file
 
 _SHOWN_HASH = 12  # hexadecimal digits

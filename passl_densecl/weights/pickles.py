@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, ClassVar, NoReturn
 
 import numpy as np
 
+from passl_densecl.disk import BoundedReader, whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.disk import BoundedReader, write_whole
 from passl_densecl.weights.plain import (
     ArrayStandIn,
     Budget,
@@ -86,13 +86,11 @@ def write_pickle(
         TypeError: ``content`` holds something that is not plain data.
     """
 
-    def write(file: BinaryIO) -> None:
+    with whole_file(path) as file:
         if card is not None:
             text = cards.encode(card)
             file.write(_CARD_START + struct.pack("<Q", len(text)) + text + pickle.POP)
         _PortablePickler(file).dump(content)
-
-    write_whole(path, write)
 
 
 # Reading

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from passl_densecl.disk import BoundedReader, whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.disk import BoundedReader, write_whole
 from passl_densecl.weights.pickles import explained
 from passl_densecl.weights.plain import UnfitError, as_array, check_shape, describe, empty_array, widened
 
@@ -92,12 +92,10 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
 
-    def write(file: BinaryIO) -> None:
+    with whole_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in laid_out:
             file.write(table[name].tobytes())
-
-    write_whole(path, write)
 
 
 # Reading

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from passl_densecl.disk import BoundedReader
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.disk import BoundedReader
 from passl_densecl.weights.pickles import check_end, explained
 from passl_densecl.weights.plain import Budget, Finisher, UnfitError, describe
 from passl_densecl.weights.torch_pickles import ByteOrder, Storage, TorchUnpickler

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from passl_densecl.weights.disk import BoundedReader
+from passl_densecl.disk import BoundedReader
 from passl_densecl.weights.pickles import ADMITTED, Admitted, PlainUnpickler
 from passl_densecl.weights.plain import (
     Budget,

@@ -9,13 +9,13 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.disk import write_whole
 from passl_densecl.weights.plain import MAX_NESTING, as_array, describe, not_plain
 from passl_densecl.weights.torch_pickles import DTYPES, STORAGES
 
@@ -42,23 +42,20 @@ def write_torch(
     program = _TorchProgram()
     data = program.of(content)
 
-    def write(file: BinaryIO) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
+    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
 
-            def record(name: str, data: bytes) -> None:
-                info = zipfile.ZipInfo(f"{_ARCHIVE}/{name}", _ZIP_DATE)
-                info.create_system, info.external_attr = 0, 0  # the same bytes on every system
-                archive.writestr(info, data)
+        def record(name: str, data: bytes) -> None:
+            info = zipfile.ZipInfo(f"{_ARCHIVE}/{name}", _ZIP_DATE)
+            info.create_system, info.external_attr = 0, 0  # the same bytes on every system
+            archive.writestr(info, data)
 
-            record("data.pkl", data)
-            record("byteorder", b"little")
-            for number, array in enumerate(program.arrays):
-                record(f"data/{number}", array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-            record("version", b"3\n")
-            if card is not None:
-                record(CARD_RECORD, cards.encode(card))
-
-    write_whole(path, write)
+        record("data.pkl", data)
+        record("byteorder", b"little")
+        for number, array in enumerate(program.arrays):
+            record(f"data/{number}", array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        record("version", b"3\n")
+        if card is not None:
+            record(CARD_RECORD, cards.encode(card))
 
 
 class _TorchProgram:

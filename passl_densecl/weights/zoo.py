@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 import passl_densecl
+from passl_densecl.disk import sha256_of, whole_file
 from passl_densecl.errors import InputError
-from passl_densecl.weights.download import DownloadError, Limits, UnfitError, fetch, only_one, sha256_of, writing
+from passl_densecl.weights.download import DownloadError, Limits, UnfitError, fetch, only_one, writing
 
 __all__ = ["CATALOGUE", "Entry", "Figure", "cache_folder", "converted", "download", "entry", "list_models", "obtain"]
 
@@ -228,7 +229,7 @@ def obtain(model: Entry, *, progress: bool = True, limits: Limits | None = None)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not _record(path).exists():
-        with contextlib.suppress(OSError):  # a shared cache may be read-only
+        with contextlib.suppress(InputError):  # a shared cache may be read-only
             _write(_record(path), f"{digest}  {path.name}\n")
     return path
 
@@ -267,7 +268,7 @@ def _stamped(stamp: Path, target: Path) -> dict[str, str] | None:
         made = json.loads(stamp.read_text(encoding="utf-8"))
         if made.pop("result") == sha256_of(target):
             return made
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+    except (InputError, OSError, ValueError, LookupError, AttributeError, TypeError):
         pass
     return None
 
@@ -310,10 +311,8 @@ def _record(path: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 # Addresses

@@ -9,8 +9,9 @@ import warnings
 import cv2
 import pytest
 
+from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
-from passl_densecl.visualize.style import heading, new_figure, save_figure, styled, write_whole
+from passl_densecl.visualize.style import heading, new_figure, save_figure, styled
 
 
 @styled
@@ -67,8 +68,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fails)
-    with pytest.raises(InputError, match=r"a\.png: cannot be written: No space left"):
-        write_whole(path, b"new")
+    with (
+        pytest.raises(InputError, match=r"a\.png: cannot be written: No space left"),
+        whole_file(path) as file,
+    ):
+        file.write(b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import loopback
 import pytest
 
+from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
 from passl_densecl.weights import download
-from passl_densecl.weights.download import DownloadError, Limits, UnfitError, fetch, only_one, sha256_of
+from passl_densecl.weights.download import DownloadError, Limits, UnfitError, fetch, only_one
 
 BODY = b"\x80\x02" + random.Random(0).randbytes(3_000_000)
 QUICK = Limits(stall=0.3, attempts=4, pause=0.01, longest_pause=0.02)
@@ -454,7 +455,8 @@ def test_redirects_from_https_to_http_are_refused(secure, server, tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from passl_densecl.weights.download import Limits, UnfitError, fetch, only_one, sha256_of
+from passl_densecl.disk import sha256_of
+from passl_densecl.weights.download import Limits, UnfitError, fetch, only_one
 
 url, target, digest, progress = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:] == ["show"]
 

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import loopback
@@ -461,11 +462,14 @@ def test_a_shared_cache_may_be_read_only(cache, model, monkeypatch):
         cache.chmod(0o555)
     else:  # permissions do not stop root
 
-        def refuse(*arguments: object, **options: object) -> None:
-            raise PermissionError(13, "Permission denied")
+        def refuse(error: Exception) -> Callable[..., None]:
+            def refused(*arguments: object, **options: object) -> None:
+                raise error
 
-        monkeypatch.setattr(zoo, "_write", refuse)
-        monkeypatch.setattr(zoo, "only_one", refuse)
+            return refused
+
+        monkeypatch.setattr(zoo, "_write", refuse(InputError("small.pth.sha256: cannot be written: Permission denied")))
+        monkeypatch.setattr(zoo, "only_one", refuse(PermissionError(13, "Permission denied")))
     try:
         assert zoo.converted("small", convert=Convert(), progress=False) == path
     finally:

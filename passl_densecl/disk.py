@@ -1,11 +1,11 @@
-"""The disk under the weight files: opened with words a user understands, read within bounds, written whole or not at all."""
+"""Files: opened with words a user understands, read within bounds, written whole or not at all."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -54,8 +54,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` fill a file that appears as ``path`` only when it is complete and on the disk.
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that appears as ``path`` only when it is complete and on the disk, and not at all after an error.
 
     It replaces a former file in the same instant; when anything fails, the former one stays.
 
@@ -70,11 +71,11 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], None])
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -99,8 +100,8 @@ def did_you_mean(path: Path) -> str:
     return f"; did you mean '{folder / close[0]}'?" if close else ""
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where the system can (Windows cannot open folders)."""
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the names in a folder themselves durable, where the system can (Windows cannot open folders)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
