@@ -317,6 +317,18 @@ SCRIPT = """
 """
 
 
+def test_a_signal_right_after_the_fork_does_not_end_a_worker(folder):
+    """Between the fork and the first line of a worker there is a moment, long on a busy machine."""
+    first = "import os, signal; os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+    code = first + textwrap.dedent(SCRIPT).replace("10**6", "4") + "print(len(list(steps)))"
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", code, str(folder)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "3"
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
