@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from passl_densecl.config import LinearConfig, PretrainConfig, dump_config, load_config
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, RunError
 
 
 def arguments() -> argparse.Namespace:
@@ -74,3 +74,6 @@ if __name__ == "__main__":
         if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # every process meets the same error; one says it
             print(error, file=sys.stderr)
         sys.exit(2)
+    except RunError as error:  # each process says what it met: they need not have met the same
+        print(error, file=sys.stderr)
+        sys.exit(3)
