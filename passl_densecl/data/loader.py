@@ -31,7 +31,7 @@ import numpy as np
 import paddle
 
 from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, Transforms
-from passl_densecl.data.parallel import available_cores, keep_freed_memory
+from passl_densecl.data.parallel import available_cores, keep_freed_memory, leave_signals_to_main, signals_held
 from passl_densecl.errors import InputError
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
 ]
 
 PREFETCH = 2  # batches that one worker computes ahead
-LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)  # they often reach the whole group; the main process decides
 _AUTO_MOST = 8
 _ORDER_STREAM = 2  # takes the place of "view" in a seed; the views are 0 and 1
 
@@ -352,16 +351,13 @@ class _Workers:
         ]
         # Runs at the latest when the interpreter exits: the workers do not listen to SIGTERM.
         self.close = util.Finalize(self, _end, args=(self._processes, self._connections), exitpriority=10)
-        # A worker is born deaf to these signals: between the fork and its first line it would obey them otherwise.
-        heard = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)
         try:
             for process in self._processes:
-                process.start()
+                with signals_held():
+                    process.start()
         except BaseException:
             self.close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         for _, theirs in pipes:
             theirs.close()
 
@@ -443,9 +439,7 @@ def _work(
     pipes: Sequence[tuple[Connection, Connection]],
 ) -> None:
     """The life of a worker: fill a room, say so, until the connection ends because the main process did."""
-    for name in LEFT_TO_MAIN:
-        signal.signal(name, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
+    leave_signals_to_main()
     cv2.setNumThreads(0)
     keep_freed_memory()
     for pair in pipes:  # an end that stays open here would hide the main process's death from the others

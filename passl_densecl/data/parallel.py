@@ -18,13 +18,21 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-__all__ = ["Death", "available_cores", "in_processes", "keep_freed_memory"]
+__all__ = [
+    "Death",
+    "available_cores",
+    "in_processes",
+    "keep_freed_memory",
+    "leave_signals_to_main",
+    "signals_held",
+]
 
 T = TypeVar("T")
 _CHUNK = 8  # numbers that a process takes at a time
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _KEPT_BYTES = 2**28
 _AHEAD = 4  # chunks a process that may wait for an earlier one
+_LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)  # they often reach the whole group; the main process decides
 
 
 class Death(NamedTuple):
@@ -69,7 +77,8 @@ def in_processes(function: Callable[[int], T], count: int, num_workers: int) -> 
         ours, theirs = context.Pipe()
         open_here = [ours, *(worker.connection for worker in workers if worker is not None)]
         process = context.Process(target=_work, args=(function, current, place, theirs, open_here), daemon=True)
-        process.start()
+        with signals_held():
+            process.start()
         theirs.close()
         return _Worker(process, ours)
 
@@ -149,8 +158,7 @@ def _work(
     open_here: list[Connection],
 ) -> None:
     """The life of a process: a list of numbers in, a list of results out, until the connection ends."""
-    for name in (signal.SIGINT, signal.SIGTERM):  # they often reach the whole group; the main process decides
-        signal.signal(name, signal.SIG_IGN)
+    leave_signals_to_main()
     for other in open_here:  # an end that stays open here would hide the main process's death from the others
         other.close()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -171,6 +179,26 @@ def _work(
             connection.send(answer)
         except OSError:
             return
+
+
+@contextlib.contextmanager
+def signals_held() -> Generator[None, None, None]:
+    """A process forked within it does not obey SIGINT and SIGTERM before it has called :func:`leave_signals_to_main`.
+
+    Between the fork and its first line it would: on a busy machine that is time enough to die of one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_main() -> None:
+    """Ignore SIGINT and SIGTERM in this process, those that came while they were held as well."""
+    for name in _LEFT_TO_MAIN:
+        signal.signal(name, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_MAIN)
 
 
 def available_cores() -> int:
