@@ -352,7 +352,7 @@ def _advice(path: Path) -> str:
         except InputError:
             continue
         return f"the newest one that is whole is {other}: --resume {other}, or --resume auto"
-    return "there is no whole one beside it"
+    return "choose another checkpoint of the run: beside it there is no whole one"
 
 
 def _megabytes(size: int) -> str:

@@ -39,6 +39,8 @@ class LogFile:
         """Append a line, now or when the disk takes it. Never raises OSError."""
         line = text.encode("utf-8", "backslashreplace")
         if self._bytes + len(line) > LIMIT:
+            self._drain()
+        if self._bytes + len(line) > LIMIT:
             self.lost += 1
         else:
             self._waiting.append(line)

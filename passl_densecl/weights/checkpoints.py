@@ -82,7 +82,7 @@ def checksums(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
 def checksum_text(written: dict[str, tuple[int, str]]) -> bytes:
     """What :func:`checksums` reads."""
     content: dict[str, Any] = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
-    return (json.dumps(content, indent=1) + "\n").encode()
+    return json.dumps(content, indent=1).encode()
 
 
 def check_size(file: Path) -> None:
