@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -226,10 +227,8 @@ def test_a_bit_of_any_byte_of_the_checksums_is_seen(run):
     assert expected is not None
     for position in range(len(content)):
         flip(path, position, position % 8)
-        try:
+        with contextlib.suppress(InputError):
             assert checksums(path.parent) != expected, position
-        except InputError:
-            pass
         flip(path, position, position % 8)
     assert path.read_bytes() == content
 

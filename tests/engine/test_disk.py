@@ -34,7 +34,8 @@ from tests.engine.test_start import in_this_process
 
 # One step an epoch and a checkpoint after each: 135 MB every time.
 SETTINGS = {
-    "batch_size": 32, "micro_batch_size": 16, "model__queue_len": 32, "epochs": 4, "optimizer__lr": 0.001,
+    "batch_size": 8, "model__queue_len": 8, "epochs": 4, "optimizer__lr": 0.001,
+    "data__transforms": [{"name": "RandomResizedCrop", "size": 32, "scale": [0.2, 1.0]}, {"name": "RandomHorizontalFlip"}],
     "checkpoint": {"every_epochs": 1, "keep": 2},
 }  # fmt: skip
 LAST = "epoch_0004"
@@ -125,7 +126,7 @@ def test_a_file_that_may_not_grow(tmp_path):
         with largest_file(size):
             assert save(checkpoints, 2, log) is None
         assert [path.name for path in checkpoints.folder.iterdir()] == ["step_00000001"]
-    with largest_file(1_000_000), pytest.raises(RunError, match="File too large .* It is number 3 in a row"):
+    with largest_file(1_000_000), pytest.raises(RunError, match=r"File too large .* It is number 3 in a row"):
         save(checkpoints, 3, log)
     assert save(checkpoints, 4, log) is not None
 
@@ -261,6 +262,15 @@ def test_a_terminal_on_the_same_full_disk_ends_nothing(disk):
 
 
 # Runs
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, photos) -> Path:
+    """Ten of them."""
+    folder = tmp_path_factory.mktemp("ten")
+    for path in sorted(photos.rglob("*.png"))[:10]:
+        shutil.copy(path, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
