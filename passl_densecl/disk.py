@@ -82,6 +82,38 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+class HashedFile:
+    """A new file that counts and hashes what is written, so that nobody has to read it for that; on the disk when it is left.
+
+    Used as a context manager. Raises OSError as the disk gives it; what is half written then stays for the caller to remove.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "xb")  # noqa: SIM115
+        self._digest = hashlib.sha256()
+        self.size = 0  # bytes
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self._digest.update(data)
+        count = self._file.write(data)
+        self.size += count
+        return count
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, in hexadecimal."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file as file:  # closed also when the disk refuses
+            if kind is None:
+                file.flush()
+                os.fsync(file.fileno())
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
@@ -98,6 +130,28 @@ def did_you_mean(path: Path) -> str:
         return f" (nor does its folder {folder})" if folder != folder.parent else ""
     close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
     return f"; did you mean '{folder / close[0]}'?" if close else ""
+
+
+def make_writable(folder: Path, option: str) -> None:
+    """Make a folder, with its parents, and write something in it for trial.
+
+    Raises:
+        InputError: it cannot be made or nothing can be written there; names the `option` that chose it.
+    """
+    trial = folder / f".trial.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(trial, "wb") as file:
+                file.write(bytes(4096))  # the permission bits tell root nothing, and no bit tells that the disk is full
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{option}: {folder} cannot be written: {error.strerror or error}; choose another place, or mend this one"
+        ) from error
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

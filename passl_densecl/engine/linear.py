@@ -16,11 +16,13 @@ from passl_densecl import dist
 from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
-from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
+from passl_densecl.disk import make_writable, whole_file
+from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
 from passl_densecl.engine.pretrain import (
     amp_context,
     check_finite,
+    check_same_start,
     checkpoint_name,
     find_start,
     output_bytes,
@@ -40,6 +42,7 @@ from passl_densecl.weights.card import run_card
 from passl_densecl.weights.convert import read_classifier
 
 RANDOM = "random"
+NO_BEST = {"epoch": 0, "top1": -1.0, "name": ""}
 
 
 def linear_eval(
@@ -86,17 +89,19 @@ def _train(
     workers, why = _workers(config)
     log.line("data", f"train {train_set.describe()}; {why}")
     log.line("data", f"val   {val_set.describe()}")
+    check_same_start(start)
+    report_start(start, checkpoints, log)
     model = LinearClassifier(
         config.model.depth, len(train_set.classes), config.model.stem_stride, config.seed, config.model.last_stride
     )
-    best, first = {"epoch": 0, "top1": -1.0, "name": ""}, 0
+    best, first = dict(NO_BEST), 0
     optimizer = build_optimizer(config.optimizer, model)
     scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
     if start is not None:
         load_strict(model, start.model)
         load_optimizer_state(optimizer, model, start.optimizer)
         restore_scaler(scaler, start.state.get("scaler"))
-        first, best = start.step, start.state["best"]
+        first, best = start.step, _best_of(start, checkpoints, log)
         log.rewind(first)
         log.line("resume", f"{start.path}, step {first:,}")
     elif load is not None:
@@ -119,6 +124,7 @@ def _train(
             f"{config.base_lr:g} for batch {config.batch_size}",
         )
     warn_of_amp(config.amp, log)
+    checkpoints.check_room(bytes_of(model), log, also=1)
     model.train()
     parallel = dist.parallel(model)
     loader = LabelledLoader(
@@ -147,6 +153,7 @@ def _train(
                 report = dist.mean(paddle.stack([loss.detach(), top1]))
                 _log_step(config, log, stopwatch, report, done, steps_per_epoch, optimizer.get_lr())
             ending = done % steps_per_epoch == 0
+            before = best
             if ending:
                 best = _validate(config, model, val_set, workers, done // steps_per_epoch, done, best, log)
                 stopwatch = Stopwatch()
@@ -161,13 +168,15 @@ def _train(
                     "best": best,
                     "scaler": scaler_state(scaler),
                 }
-                checkpoints.save(
+                saved = checkpoints.save(
                     name, done, model.state_dict(), optimizer_state(optimizer, model), state,
                     card=run_card(
                         config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
                     ),
-                    keep_also=best["name"],
+                    keep_also=best["name"], must=stopping or done == last, log=log,
                 )  # fmt: skip
+                if saved is None:  # what is called the best must be there to be used
+                    best = before
             if stopping and done < last:
                 log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
                 return stop.exit_code
@@ -198,9 +207,10 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
     top1, top5, images = evaluate(config, model, val_set, _workers(config)[0], log)
     if dist.is_main():
         result = {"weights": str(path), "images": images, "classes": count, "top1": top1, "top5": top5}
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        make_writable(config.run_dir, "output_dir")
         target = config.run_dir / "evaluation.json"
-        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with whole_file(target) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
         print(f"top-1 {top1:.2%}  top-5 {top5:.2%}  on {images:,} images of {count} classes · {target}")
     dist.stop()
     return 0
@@ -253,6 +263,19 @@ def evaluate(
             f"evaluated {seen} of {len(val_set)} images: the processes do not agree on the validation set"
         )
     return right1 / seen, right5 / seen, seen
+
+
+def _best_of(start: Checkpoint, checkpoints: Checkpoints, log: SilentLog) -> dict[str, Any]:
+    """The best epoch so far as the checkpoint says it; none when its own checkpoint is not there any more."""
+    best = start.state["best"]
+    if best["name"] and not (checkpoints.folder / best["name"]).is_dir():
+        log.line(
+            "note",
+            f"the best epoch so far, {best['epoch']} (top-1 {best['top1']:.2%}), has no checkpoint in {checkpoints.folder}: "
+            "the best of those to come counts",
+        )
+        return dict(NO_BEST)
+    return best
 
 
 def load_pretrained(model: LinearClassifier, path: str, expected: BackboneConfig, log: SilentLog) -> None:

@@ -80,6 +80,7 @@ def _train(
     log.line("data", f"{images.describe()}; labels are not needed; {why}")
     queue_len = choose_queue_len(config, len(images), log)
     check_same_start(start)
+    checkpoint_files.report_start(start, checkpoints, log)
     neighbours = OnlineKNN(
         config.evaluation, size=output_size(config.data.transforms), num_workers=workers,
         steps_per_epoch=steps_per_epoch, epochs=config.epochs, log=log,
@@ -102,6 +103,7 @@ def _train(
     parents = parents_of(load or pretrained, start)
     _describe(config, model, queue_len, steps_per_epoch, log, queues_are_full=load is not None)
     warn_of_amp(config.amp, log)
+    checkpoints.check_room(checkpoint_files.bytes_of(model), log)
 
     model.train()
     parallel = dist.parallel(model)
@@ -167,6 +169,7 @@ def _train(
                     {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
                      "scaler": scaler_state(scaler), "knn_missing": neighbours.due(done) and stopping},
                     card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
+                    must=stopping or done == last, log=log,
                 )  # fmt: skip
                 if stopping and done < last:
                     log.line("stopped", f"on request, at step {done:,}; saved {saved}; continue with --resume")
@@ -184,17 +187,21 @@ def _train(
 
 
 def find_start(run_dir: Path, checkpoints: Checkpoints, resume: str | None) -> Checkpoint | None:
-    """The checkpoint to go on from. Raises InputError when a new run would write into a folder that holds one."""
-    newest = checkpoints.newest()
+    """The checkpoint to go on from, whole and undamaged; None for a new run.
+
+    Raises InputError when a new run would write into a folder that holds one, when the checkpoint that was named is damaged, or
+    all are.
+    """
     if resume is None:
-        if newest is not None:
+        if present := checkpoints.present():
+            newest = checkpoints.newest() or present[-1]
             raise InputError(
                 f"output_dir {str(run_dir)!r} already holds a run ({newest.name}); continue it with --resume, "
                 "or start another with -o name=NAME"
             )
         return None
     if resume == "auto":
-        return checkpoint_files.read(newest) if newest is not None else None
+        return checkpoint_files.read_newest(checkpoints.folder)
     return checkpoint_files.read(Path(resume))
 
 

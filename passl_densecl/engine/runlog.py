@@ -5,6 +5,7 @@ Only the main process has a RunLog; the others have a SilentLog.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -24,6 +25,9 @@ import paddle
 import passl_densecl
 from passl_densecl import dist
 from passl_densecl.config import Config, dump_config
+from passl_densecl.disk import make_writable, whole_file
+from passl_densecl.engine.logfile import LogFile
+from passl_densecl.errors import InputError
 
 # Numbers of metrics.jsonl that differ between two identical runs.
 TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
@@ -44,6 +48,9 @@ class SilentLog:
     def rewind(self, step: int) -> None:
         """Forget the metrics of later steps, which a resumed run is going to write again."""
 
+    def sync(self) -> None:
+        """Put everything that was said so far on the disk, as far as the disk takes it."""
+
     def close(self) -> None:
         """Finish the bar and the files."""
 
@@ -51,44 +58,61 @@ class SilentLog:
 class RunLog(SilentLog):
     """The log of a run folder.
 
-    What Paddle's native code and Python warnings say goes to train.log only, so that the terminal stays readable.
+    What Paddle's native code and Python warnings say goes to train.log only, so that the terminal stays readable. Nothing
+    here ends a run: lines that a full disk refuses are kept and written later, a folder that was removed is made again, and a
+    terminal that is gone is done without.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    def __init__(self, run_dir: Path, documents: Mapping[str, str] | None = None) -> None:
+        """`documents` are files of the run folder (name → text), written now, and again whenever the folder is gone.
+
+        Raises OSError.
+        """
         self.run_dir = run_dir
-        self._file = open(run_dir / "train.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._documents = dict(documents or {})
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name, text in self._documents.items():
+            with whole_file(run_dir / name) as file:
+                file.write(text.encode("utf-8"))
+        self._file = LogFile(run_dir / "train.log", on_open=self._redirect)
+        self._metrics = LogFile(run_dir / "metrics.jsonl")
         self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
         sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(self._file.fileno(), 1)
-        os.dup2(self._file.fileno(), 2)
+        self._redirect(self._file.descriptor)
         sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False)
         faulthandler.enable(sys.stderr)
         warnings.showwarning = self._warning
-        self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._visualdl: Any = None
         self._bar: Any = None
+        self._broken = False  # whether the disk has refused a line, and that was said
         self._interactive = sys.stdout.isatty()
 
     def line(self, label: str, text: str) -> None:
-        self._end_bar()
-        print(f"{label:<8} {text}", file=sys.stdout)
+        self._print(f"{label:<8} {text}")
         self._file.write(f"{label:<8} {text}\n")
+        self._watch()
 
     def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
         if self._interactive:
-            self._show_bar(title, done, total, text)
+            with contextlib.suppress(OSError):
+                self._show_bar(title, done, total, text)
         if record:
             line = f"{title} {done}/{total}  {text}"
             self._file.write(line + "\n")
             if not self._interactive:
-                print(line, file=sys.stdout)
+                self._print(line)
+            self._watch()
 
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
         self._metrics.write(json.dumps(values) + "\n")
-        self._metrics.flush()
+        self._watch()
+        if not self._broken:
+            with contextlib.suppress(OSError):
+                self._scalars(values)
+
+    def _scalars(self, values: Mapping[str, float | int | str]) -> None:
         if self._visualdl is None:
             from visualdl import LogWriter
 
@@ -99,33 +123,92 @@ class RunLog(SilentLog):
                 self._visualdl.add_scalar(tag=name, value=float(value), step=int(values["step"]))
 
     def rewind(self, step: int) -> None:
-        path = self.run_dir / "metrics.jsonl"
-        self._metrics.close()
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that was being written when the run was killed
-        temporary = path.with_name("metrics.jsonl.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        def until(content: str) -> str:
+            kept = []
+            for line in content.splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line that was being written when the run was killed
+            return "".join(kept)
+
+        self._metrics.rewrite(until)
+
+    def sync(self) -> None:
+        for file in (self._file, self._metrics):
+            file.sync()
+        self._watch()
 
     def close(self) -> None:
         self._end_bar()
-        if self._visualdl is not None:
-            self._visualdl.close()
+        self._close_visualdl()
+        self.sync()
+        for file in (self._file, self._metrics):
+            if file.waiting:
+                self._print(
+                    f"warning  {file.path}: the last {file.waiting:,} lines could not be written: {file.problem}"
+                )
         self._metrics.close()
         faulthandler.disable()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         out, err, sys.stdout, sys.stderr, warnings.showwarning = self._saved
         for saved, number in ((out, 1), (err, 2)):
             os.dup2(saved, number)
             os.close(saved)
         self._file.close()
+
+    def _print(self, line: str) -> None:
+        """On the terminal, or what takes its place: that may be closed, or a file on the same full disk."""
+        with contextlib.suppress(OSError):
+            self._end_bar()
+            print(line, file=sys.stdout)
+
+    def _watch(self) -> None:
+        """Say it once when lines cannot be written, and once when they can be again; notice a folder that is gone."""
+        files = (self._file, self._metrics)
+        problem = next((file for file in files if file.problem), None)
+        if problem is not None and not self._broken:
+            self._broken = True
+            self._close_visualdl()  # a record may be torn, and what follows it in the same file would not be read
+            self.line(
+                "warning",
+                f"{problem.path} cannot be written: {problem.problem}; training goes on. Lines for it are kept in memory and "
+                "written when there is room again; VisualDL's are left out meanwhile",
+            )
+        elif problem is None and self._broken:
+            self._broken = False
+            lost = sum(file.lost for file in files)
+            self.line("note", f"{self.run_dir} can be written again; {lost:,} lines of the logs are lost")
+        if any(file.reopened for file in files):
+            self._file.reopened = self._metrics.reopened = False
+            self._close_visualdl()
+            self._restore_documents()
+            self.line(
+                "warning",
+                f"{self.run_dir} or its logs were removed while training; made again, with what the open logs held. "
+                "Checkpoints that were in it are gone; the next one is written as planned",
+            )
+
+    def _restore_documents(self) -> None:
+        for name, text in self._documents.items():
+            if not (self.run_dir / name).exists():
+                with contextlib.suppress(OSError):
+                    (self.run_dir / name).write_text(text, encoding="utf-8")
+
+    def _close_visualdl(self) -> None:
+        if self._visualdl is not None:
+            with contextlib.suppress(OSError):
+                self._visualdl.close()
+            self._visualdl = None
+
+    @staticmethod
+    def _redirect(descriptor: int) -> None:
+        """Let what native code prints go to train.log."""
+        for number in (1, 2):
+            os.dup2(descriptor, number)
 
     def _warning(self, message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
         self._file.write(warnings.formatwarning(message, category, filename, lineno, line))
@@ -152,12 +235,24 @@ class RunLog(SilentLog):
 
 
 def open_log(config: Config, *, resumed: bool) -> SilentLog:
-    """The run's log in the main process (with config.yaml and environment.json written), silence in the others."""
+    """The run's log in the main process (with config.yaml and environment.json written), silence in the others.
+
+    Raises InputError when the run folder, or the folder of checkpoints in it, cannot be written.
+    """
     if not dist.is_main():
         return SilentLog()
-    log = RunLog(config.run_dir)
-    (config.run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    (config.run_dir / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
+    make_writable(config.run_dir / "checkpoints", "output_dir")
+    make_writable(config.run_dir, "output_dir")
+    documents = {
+        "config.yaml": dump_config(config),
+        "environment.json": json.dumps(environment(), indent=1) + "\n",
+    }
+    try:
+        log = RunLog(config.run_dir, documents)
+    except OSError as error:
+        raise InputError(
+            f"output_dir: {error.filename or config.run_dir} cannot be written: {error.strerror}"
+        ) from error
     kind = "gpu" if paddle.get_device().startswith("gpu") else "cpu"
     how = "resumed" if resumed else "new run"
     title = f"passl_densecl {passl_densecl.__version__} · paddle {paddle.__version__} · {dist.world_size()} × {kind}"
@@ -193,8 +288,6 @@ def set_device(requested: str) -> None:
     """Choose the device before anything is built; `auto` takes a GPU where this Paddle and this machine have one."""
     gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if requested == "gpu" and not gpu:
-        from passl_densecl.errors import InputError
-
         raise InputError(
             "device: expected a GPU, but this Paddle sees none "
             f"(built with CUDA: {paddle.device.is_compiled_with_cuda()}); install paddlepaddle-gpu, or set device: cpu"

@@ -7,9 +7,7 @@ module of its own.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 
 from passl_densecl.disk import did_you_mean, opened
 from passl_densecl.errors import InputError
+from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
 from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card, write_pickle
 from passl_densecl.weights.plain import describe
@@ -51,9 +50,6 @@ __all__ = [
     "write_weights",
 ]
 
-WEIGHTS_NAME = "model.pdparams"
-STATE_NAME = "state.json"
-
 Format = Literal["pickle", "torch", "torch (legacy)", "safetensors"]
 
 _WRITERS: dict[str, Callable[..., None]] = {
@@ -80,12 +76,17 @@ def read_weights(path: str | os.PathLike[str]) -> WeightFile:
 
     The format is recognised by content, never by suffix. Tensors become arrays that are contiguous and the caller's own;
     bfloat16 of torch and safetensors becomes float32, exactly; ordered dictionaries become dictionaries. Nothing in the
-    file is executed, whoever wrote it.
+    file is executed, whoever wrote it. A file of a checkpoint is compared with the checksums beside it first.
 
     Raises:
         InputError: nothing there, incomplete, damaged, of another kind, or it asks for anything but plain data; says what.
     """
     path = weights_file(path)
+    checkpoints.check_weights(path)
+    return _read_weights(path)
+
+
+def _read_weights(path: Path) -> WeightFile:
     with opened(path) as (file, size):
         format = recognise(path, file, size)
         card = _card(path, format, file, size)
@@ -152,13 +153,15 @@ def read_pickle(path: str | os.PathLike[str]) -> object:
         return load_pickle(path, file, size)
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str], *, checked: bool = False) -> dict[str, np.ndarray]:
     """Name → array of a weight file that is one flat table, as a layer's or an optimiser's state is.
+
+    `checked` says that the caller has compared the file with its checksums.
 
     Raises:
         InputError: as :func:`read_weights`, or the file holds something else than a flat table of arrays.
     """
-    content = read_weights(path).content
+    content = (_read_weights(Path(path)) if checked else read_weights(path)).content
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a table of names and arrays, the file holds {describe(content)}")
     strangers = [
@@ -187,19 +190,19 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{path} does not exist{hint}")
     if not path.is_dir():
         return path
-    if (path / WEIGHTS_NAME).is_file():
-        return path / WEIGHTS_NAME
-    checkpoints = path if path.name == "checkpoints" else path / "checkpoints"
-    found = [folder for folder in _folders(checkpoints) if (folder / WEIGHTS_NAME).is_file()]
+    if (path / checkpoints.MODEL).is_file():
+        return path / checkpoints.MODEL
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    found = [each for each in checkpoints.checkpoints_in(folder) if any(each.iterdir())]
     if not found:
         raise InputError(
-            f"{path}: no weights in this folder; expected {WEIGHTS_NAME} (a checkpoint), "
-            f"or checkpoints/*/{WEIGHTS_NAME} (a run)"
+            f"{path}: no weights in this folder; expected {checkpoints.MODEL} (a checkpoint), "
+            f"or checkpoints/*/{checkpoints.MODEL} (a run)"
         )
-    steps = {folder: _step(folder) for folder in found}
-    if None in steps.values():
-        steps = {folder: _number(folder.name) for folder in found}
-    return max(found, key=lambda folder: (steps[folder], folder.name)) / WEIGHTS_NAME
+    file = checkpoints.by_age(found)[-1] / checkpoints.MODEL
+    if not file.is_file():  # an older one may be whole, but nobody asked for it
+        raise InputError(f"{file} is missing; {checkpoints.other_weights(file)}")
+    return file
 
 
 # Formats
@@ -237,26 +240,3 @@ def _card(path: Path, format: Format, file: BinaryIO, size: int) -> dict[str, An
 
 def _is_text(start: bytes) -> bool:
     return all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
-
-
-# Folders
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Finished checkpoints have plain names; hidden and temporary ones are still being written."""
-    if not folder.is_dir():
-        return []
-    return [entry for entry in folder.iterdir() if entry.is_dir() and not re.search(r"^\.|tmp|partial", entry.name)]
-
-
-def _step(folder: Path) -> int | None:
-    try:
-        step = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if type(step) is int else None
-
-
-def _number(name: str) -> int:
-    numbers = re.findall(r"\d+", name)
-    return int(numbers[-1]) if numbers else -1

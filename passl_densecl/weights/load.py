@@ -15,7 +15,8 @@ import numpy as np
 
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import Card, run_card
-from passl_densecl.weights.files import STATE_NAME, WEIGHTS_NAME, read_card, read_weights, weights_file
+from passl_densecl.weights.checkpoints import MODEL, STATE
+from passl_densecl.weights.files import read_card, read_weights, weights_file
 from passl_densecl.weights.names import (
     Extraction,
     depth_of,
@@ -151,7 +152,7 @@ def recorded_classes(file: Path, count: int | None = None) -> tuple[str, ...] | 
     """
     card = read_card(file)
     names = card.classes if card is not None else None
-    if names is None and file.name == WEIGHTS_NAME:
+    if names is None and file.name == MODEL:
         names = tuple(_state_beside(file).get("classes", ())) or None
     if None not in (names, count) and len(names or ()) != count:
         raise InputError(
@@ -163,7 +164,7 @@ def recorded_classes(file: Path, count: int | None = None) -> tuple[str, ...] | 
 def _state_beside(file: Path) -> dict[str, Any]:
     """The numbers and classes of the checkpoint's state.json that are of use; what is not as expected is left out."""
     try:
-        state = json.loads((file.parent / STATE_NAME).read_text(encoding="utf-8"))
+        state = json.loads((file.parent / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(state, dict):

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NoReturn
+from typing import Any, BinaryIO, ClassVar, NoReturn, Protocol
 
 import numpy as np
 
@@ -43,6 +43,12 @@ _CARD_START = _START + pickle.BINUNICODE8
 
 # How pickles of protocol 0 and 1 begin, which Python 2 wrote: they have no header.
 _OLD_START = re.compile(rb"\(d|\}q|\(l|\]q|c(?:collections|__builtin__)\n", re.DOTALL)
+
+
+class SupportsWrite(Protocol):
+    """What a pickle can be written into."""
+
+    def write(self, data: bytes, /) -> object: ...
 
 
 def is_pickle(start: bytes) -> bool:
@@ -87,10 +93,15 @@ def write_pickle(
     """
 
     with whole_file(path) as file:
-        if card is not None:
-            text = cards.encode(card)
-            file.write(_CARD_START + struct.pack("<Q", len(text)) + text + pickle.POP)
-        _PortablePickler(file).dump(content)
+        dump_pickle(file, content, card=card)
+
+
+def dump_pickle(file: SupportsWrite, content: object, *, card: cards.Card | Mapping[str, Any] | None = None) -> None:
+    """What :func:`write_pickle` puts into a file, into anything with a `write`."""
+    if card is not None:
+        text = cards.encode(card)
+        file.write(_CARD_START + struct.pack("<Q", len(text)) + text + pickle.POP)
+    _PortablePickler(file).dump(content)
 
 
 # Reading
@@ -242,7 +253,7 @@ class PlainUnpickler(pickle._Unpickler):
 class _PortablePickler(pickle.Pickler):
     """Writes an array as ``numpy.ndarray(shape, dtype, bytes)``, names that every numpy knows."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: SupportsWrite) -> None:
         super().__init__(file, protocol=4)
         # Without a memo, the bytes of an array are let go as soon as they are written, and the file does not depend on
         # which equal strings happen to be one object.

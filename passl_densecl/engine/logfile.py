@@ -1,0 +1,112 @@
+"""A file of lines that outlives its disk for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from passl_densecl.disk import whole_file
+
+LIMIT = 16 * 2**20  # bytes of lines that wait for the disk; some 50,000 lines of metrics
+
+
+class LogFile:
+    """Lines are appended as they come; those that the disk refuses wait in memory, in order, and are tried again with the next.
+
+    When the file is removed it is made again, with all that was in it: as long as it is open its content is there.
+    """
+
+    def __init__(self, path: Path, on_open: Callable[[int], None] | None = None) -> None:
+        """`on_open` is given the descriptor whenever the file is opened anew. Raises OSError when it cannot be opened now."""
+        self.path = path
+        self.problem: str | None = None  # why lines wait
+        self.lost = 0  # lines that were too many to wait
+        self.reopened = False  # whether the file was made again; for the reader to take back
+        self._on_open = on_open
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self.descriptor = self._open()
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not in the file yet."""
+        return len(self._waiting)
+
+    def write(self, text: str) -> None:
+        """Append a line, now or when the disk takes it. Never raises OSError."""
+        line = text.encode("utf-8", "backslashreplace")
+        if self._bytes + len(line) > LIMIT:
+            self._drain()
+        if self._bytes + len(line) > LIMIT:
+            self.lost += 1
+        else:
+            self._waiting.append(line)
+            self._bytes += len(line)
+        self._drain()
+
+    def sync(self) -> None:
+        """Put everything on the disk that it takes. Never raises OSError."""
+        self._drain()
+        with contextlib.suppress(OSError):
+            os.fsync(self.descriptor)
+
+    def rewrite(self, change: Callable[[str], str]) -> None:
+        """Put another content in the place of what is there, whole or not at all. Raises InputError when it cannot be written."""
+        self._drain()
+        content = change(self.path.read_text(encoding="utf-8", errors="replace"))
+        with whole_file(self.path) as file:
+            file.write(content.encode("utf-8"))
+        os.close(self.descriptor)
+        self.descriptor = self._open()
+
+    def close(self) -> None:
+        """Write what waits, as far as the disk takes it, and let the file go."""
+        self.sync()
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _drain(self) -> None:
+        try:
+            self._find_again()
+            while self._waiting:
+                line = self._waiting[0]
+                count = os.write(self.descriptor, line)  # on a full disk perhaps a part of it
+                self._bytes -= count
+                if count == len(line):
+                    self._waiting.popleft()
+                else:
+                    self._waiting[0] = line[count:]
+            self.problem = None
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+
+    def _find_again(self) -> None:
+        """Open the file under its name again when another one, or none, is there."""
+        mine = os.fstat(self.descriptor)
+        try:
+            there = os.stat(self.path)
+            if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                return
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Removed, not renamed (as a log rotation does): what was in it is nowhere else any more.
+        rescued = self._content(mine.st_size) if mine.st_nlink == 0 else b""
+        descriptor = self._open()
+        os.close(self.descriptor)
+        self.descriptor, self.reopened = descriptor, True
+        if rescued:
+            self._waiting.appendleft(rescued)
+            self._bytes += len(rescued)
+        if self._on_open:
+            self._on_open(descriptor)
+
+    def _content(self, size: int) -> bytes:
+        with contextlib.suppress(OSError):
+            return os.pread(self.descriptor, size, 0)
+        return b""

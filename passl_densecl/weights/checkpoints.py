@@ -1,0 +1,145 @@
+"""Checkpoint folders: which there are, how old each is, and whether its files are still what was written.
+
+A checkpoint holds `model.pdparams`, `optimizer.pdopt`, `state.json` and `checksums.json`, which says of the other three how
+many bytes they have and their SHA-256. Those that older versions wrote have no checksums.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from passl_densecl.disk import sha256_of
+from passl_densecl.errors import InputError
+
+MODEL, OPTIMIZER, STATE, CHECKSUMS = "model.pdparams", "optimizer.pdopt", "state.json", "checksums.json"
+FILES = (MODEL, OPTIMIZER, STATE)
+
+# What follows a name: `.replaced` is whole, and stands in while a new one of its name takes its place; the others are only kept
+# for their owner to look at, and count for nothing.
+REPLACED, DAMAGED, SUPERSEDED = ".replaced", ".damaged", ".superseded"
+
+_OUR_NAME = re.compile(r"(epoch|step)_\d+$")
+_NO_CHECKPOINT = re.compile(r"^\.|tmp|partial|\.damaged|\.superseded")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not: what has such a name, or one of its files. Without temporary ones.
+
+    Raises InputError when the folder cannot be read.
+    """
+    try:
+        found = [
+            entry
+            for entry in (folder.iterdir() if folder.is_dir() else ())
+            if entry.is_dir()
+            and not _NO_CHECKPOINT.search(entry.name)
+            and (_OUR_NAME.match(entry.name) or any((entry / name).exists() for name in FILES))
+        ]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    names = {entry.name for entry in found}
+    return sorted(path for path in found if path.name.removesuffix(REPLACED) not in names - {path.name})
+
+
+def recorded_step(checkpoint: Path) -> int | None:
+    """The optimiser steps that a checkpoint's `state.json` says, or None."""
+    try:
+        step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
+
+
+def by_age(checkpoints: Iterable[Path]) -> list[Path]:
+    """Oldest first: by `step` in `state.json`, or by the largest number in the name where one does not say its step."""
+    steps = {path: recorded_step(path) for path in checkpoints}
+    if None in steps.values():
+        steps = {path: _number(path.name) for path in steps}
+    return sorted(steps, key=lambda path: (steps[path], path.name))
+
+
+def checksums(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
+    """File name → (bytes, SHA-256) as written; None for a checkpoint without them. Raises InputError when they are damaged."""
+    path = checkpoint / CHECKSUMS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: (content[name]["bytes"], content[name]["sha256"]) for name in FILES}
+        sound = all(type(size) is int and re.fullmatch("[0-9a-f]{64}", digest) for size, digest in found.values())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error!s:.100}"
+        raise InputError(f"{path} is damaged ({reason}): nothing can be said about the files beside it") from error
+    if not sound:
+        raise InputError(f"{path} is damaged (no size and SHA-256): nothing can be said about the files beside it")
+    return found
+
+
+def checksum_text(written: dict[str, tuple[int, str]]) -> bytes:
+    """What :func:`checksums` reads."""
+    content: dict[str, Any] = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
+    return json.dumps(content, indent=1).encode()
+
+
+def check_size(file: Path) -> None:
+    """Raises InputError when a file of a checkpoint is missing or has not the size that was written."""
+    try:
+        size = file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{file} is missing") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+    known = checksums(file.parent) if file.name in FILES else None
+    if known is None:
+        return
+    expected = known[file.name][0]
+    if size != expected:
+        cut = "; it was cut off" if size < expected else ""
+        raise InputError(f"{file} is damaged: it has {size:,} bytes, {expected:,} were written{cut}")
+
+
+def check_content(file: Path) -> None:
+    """Raises InputError when a file of a checkpoint is not, byte for byte, what was written. Reads it once.
+
+    A file without checksums beside it passes, and so does any that is no checkpoint's.
+    """
+    check_size(file)
+    known = checksums(file.parent) if file.name in FILES else None
+    if known is None:
+        return
+    digest, expected = sha256_of(file), known[file.name][1]
+    if digest != expected:
+        raise InputError(
+            f"{file} is damaged: its SHA-256 is {digest[:12]}…, {expected[:12]}… was written ({CHECKSUMS}); "
+            "the size is right"
+        )
+
+
+def check_weights(file: Path) -> None:
+    """As :func:`check_content`, with the newest checkpoint beside it whose weights are whole in the message."""
+    try:
+        check_content(file)
+    except InputError as error:
+        raise InputError(f"{error}; {other_weights(file)}") from None
+
+
+def other_weights(file: Path) -> str:
+    """Which checkpoint beside this file's holds the same file whole, in words."""
+    for other in reversed(by_age(checkpoints_in(file.parent.parent))):
+        if other.name == file.parent.name:
+            continue
+        try:
+            check_content(other / file.name)
+        except InputError:
+            continue
+        return f"the newest other checkpoint whose {file.name} is whole is {other}"
+    return f"there is no other checkpoint with a whole {file.name} beside it"
+
+
+def _number(name: str) -> int:
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else -1
