@@ -29,7 +29,7 @@ from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.parallel import available_cores
 from passl_densecl.data.words import plural, printable
 from passl_densecl.disk import whole_file
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, RunError
 from passl_densecl.transforms import apply
 
 SHOWN = 3  # bad images that are named
@@ -202,9 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         run(args)
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"embed.py: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 3
     except KeyboardInterrupt:
         return 130
     return 0
