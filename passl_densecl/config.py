@@ -59,7 +59,10 @@ class ImagesConfig(Section):
 class LoadingConfig(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     max_bad_share: float = Field(
-        0.1, ge=0, le=1, description="of an epoch's images may be undecodable (ten always may, unless it is 0); more stop the run"
+        0.1,
+        ge=0,
+        le=1,
+        description="of an epoch's images may be undecodable (ten always may, unless it is 0); more stop the run",
     )
 
 

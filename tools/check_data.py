@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from passl_densecl.data.check import Report, check_images
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import one_line, plural
+from passl_densecl.data.words import one_line, plural, print_anything
 from passl_densecl.errors import InputError, RunError
 
 SHOWN = 10  # bad images that are named on the terminal
@@ -136,4 +136,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     sys.exit(main())

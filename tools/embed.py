@@ -27,7 +27,7 @@ from passl_densecl.api.info import checked_view
 from passl_densecl.config import DEPTHS
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import plural, printable
+from passl_densecl.data.words import plural, print_anything, printable
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.transforms import apply
@@ -211,5 +211,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit like others: what is unfinished is removed
     sys.exit(main())

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluations import correspondence, dense, knn, linear, lowshot, multihead, semi, svm
 from evaluations.common import add_backbone_options, check_common, save
 
+from passl_densecl.data.words import print_anything
 from passl_densecl.errors import InputError, RunError
 
 VERBS = {
@@ -55,6 +56,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     try:
         sys.exit(main())
     except (InputError, FloatingPointError) as error:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.packing import Packed, pack_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import one_line, plural, printable
+from passl_densecl.data.words import one_line, plural, print_anything, printable
 from passl_densecl.errors import InputError, RunError
 
 SHOWN = 3  # bad images that are named
@@ -115,5 +115,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit like others: what is unfinished is removed
     sys.exit(main())

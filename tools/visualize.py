@@ -16,7 +16,7 @@ import numpy as np
 
 from passl_densecl.config import DEPTHS, PretrainConfig
 from passl_densecl.data.datasets import decode, scan_images
-from passl_densecl.data.words import plural, printable
+from passl_densecl.data.words import plural, print_anything, printable
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.transforms import Resize
@@ -477,4 +477,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     sys.exit(main())

@@ -93,8 +93,8 @@ def memory_is_named(path: str) -> Iterator[None]:
         if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
             raise
         raise RunError(
-            f"the memory ran out over {one_line(path)}; set fewer data.num_workers, or make the images smaller once: "
-            "tools/pack_data.py --shorter_side 512"
+            f"the memory ran out over {one_line(path)}: set fewer data.num_workers, or make the images smaller once "
+            "(tools/pack_data.py --shorter_side 512). A training run continues with --resume auto"
         ) from error
 
 

@@ -213,7 +213,9 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
         result |= {"top1": top1, "top5": top5}
         target = config.run_dir / "evaluation.json"
         target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"top-1 {top1:.2%}  top-5 {top5:.2%}  on {images:,} images of {count} classes{left_out(val_set, images)} · {target}")
+        print(
+            f"top-1 {top1:.2%}  top-5 {top5:.2%}  on {images:,} images of {count} classes{left_out(val_set, images)} · {target}"
+        )
     dist.stop()
     return 0
 

@@ -94,7 +94,8 @@ class OnlineKNN:
         seconds = time.perf_counter() - began
         epoch = done // self._steps_per_epoch
         self._log.line(
-            "knn", f"epoch {epoch}/{self._epochs}  {self._config.k}-NN top-1 {top1:.2%}  ({duration(seconds)}){left_out}"
+            "knn",
+            f"epoch {epoch}/{self._epochs}  {self._config.k}-NN top-1 {top1:.2%}  ({duration(seconds)}){left_out}",
         )
         self._log.metrics({"step": done, "epoch": epoch, "knn_top1": top1, "seconds": seconds})
         return top1

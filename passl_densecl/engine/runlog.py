@@ -57,14 +57,14 @@ class RunLog(SilentLog):
     def __init__(self, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
-        self._file = open(run_dir / "train.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._file = open(run_dir / "train.log", "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
         self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(self._file.fileno(), 1)
         os.dup2(self._file.fileno(), 2)
-        sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False)
+        sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False, errors="backslashreplace")
+        sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False, errors="backslashreplace")
         faulthandler.enable(sys.stderr)
         warnings.showwarning = self._warning
         self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115

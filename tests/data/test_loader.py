@@ -293,7 +293,9 @@ def test_a_killed_worker_is_reported(images):
     next(steps)
     victim = multiprocessing.active_children()[0]
     os.kill(victim.pid, signal.SIGKILL)
-    with pytest.raises(RunError, match=r"data worker \d was killed \(signal 9\).*memory.*fewer data.num_workers than 2"):
+    with pytest.raises(
+        RunError, match=r"data worker \d was killed \(signal 9\).*memory.*fewer data.num_workers than 2"
+    ):
         for _ in steps:
             pass
 

@@ -303,7 +303,9 @@ def test_files_that_cannot_be_read_are_said_and_replaced(folder, tmp_path):
     os.unlink(source.path(0))
     packing = pack_images(source, str(tmp_path / "photos.lmdb"))
     assert packing.bad == [(0, "cannot be read (No such file or directory)")]
-    assert PairDataset(scan_images(tmp_path / "photos.lmdb"), (), seed=0)[0, 0][3].item() == b"the file is empty (0 bytes)"
+    assert (
+        PairDataset(scan_images(tmp_path / "photos.lmdb"), (), seed=0)[0, 0][3].item() == b"the file is empty (0 bytes)"
+    )
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
