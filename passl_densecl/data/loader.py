@@ -241,7 +241,9 @@ def _tensor(array: np.ndarray) -> paddle.Tensor:
 
 
 def _bad(indices: np.ndarray, why: np.ndarray) -> dict[int, str]:
-    return {int(indices[row]): why[row].decode("utf-8", "replace") for row in np.flatnonzero(why != b"")}
+    return {
+        int(index): text.decode("utf-8", "replace") for index, text in zip(indices, why.tolist(), strict=True) if text
+    }
 
 
 def _check_ranks(batch_size: int, rank: int, world_size: int) -> None:

@@ -210,7 +210,11 @@ def bad_seen_with(images: Path, plain: int) -> int:
 
     found = scan_images(images)
     names = [found.relative_path(index) for index in range(len(found))]
-    bad = [i for i, name in enumerate(names) if name.startswith(b"bad/") or name in {b"plain/%03d.jpg" % n for n in range(plain)}]
+    bad = [
+        i
+        for i, name in enumerate(names)
+        if name.startswith(b"bad/") or name in {b"plain/%03d.jpg" % n for n in range(plain)}
+    ]
     return int(np.isin(epoch_order(len(found), 0, 0)[:48], bad).sum())
 
 
