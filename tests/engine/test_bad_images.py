@@ -274,6 +274,7 @@ def test_linear_training_lists_both_and_judges_only_what_decodes(tmp_path, label
     assert linear_eval(config, load=str(tmp_path / "run"), evaluate_only=True) == 0
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (result["images"], result["bad_images"], result["top1"]) == (7, 2, top1)
+    assert result["top5"] == 1.0  # of three classes; with stand-ins counted it would be 9 of 7
     assert read_list(tmp_path / "run" / "bad_images.txt") == listed
     assert "on 7 images of 3 classes (2 more cannot be decoded and are left out)" in capsys.readouterr().out
 
