@@ -56,17 +56,25 @@ class ImagesConfig(Section):
     list_file: str | None = Field(None, description="text file that lists images relative to root; null takes them all")
 
 
-class PretrainDataConfig(ImagesConfig):
-    transforms: Transforms = Field(description="augmentations, drawn twice for each image")
+class LoadingConfig(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    max_bad_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="of an epoch's images may be undecodable (ten always may, unless it is 0); more stop the run",
+    )
 
 
-class LinearDataConfig(Section):
+class PretrainDataConfig(LoadingConfig, ImagesConfig):
+    transforms: Transforms = Field(description="augmentations, drawn twice for each image")
+
+
+class LinearDataConfig(LoadingConfig):
     train: ImagesConfig
     val: ImagesConfig
     train_transforms: Transforms
     val_transforms: Transforms
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
 
 class SGDConfig(Section):

@@ -9,10 +9,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import paddle
 import paddle.distributed
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -136,6 +139,15 @@ def total(values: Sequence[float]) -> list[float]:
 def mean(values: paddle.Tensor) -> list[float]:
     """The mean of a small tensor over the processes, as numbers."""
     return [value / world_size() for value in total(values.astype("float64").numpy().tolist())]
+
+
+def joined(items: list[T]) -> list[T]:
+    """The items of all processes (plain values, few), in the order of the ranks, everywhere."""
+    if world_size() == 1 or not any_of(bool(items)):
+        return items
+    parts: list[list[T]] = []
+    paddle.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 def any_of(flag: bool) -> bool:

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _CROP_TRIES = 10
+_LONGEST_STRIP = 100  # longer side over shorter side
 # Pillow cuts the fraction off, OpenCV rounds: half a level less makes them agree (0.499 keeps whole numbers).
 _CUT_OFF = -0.499
 _THREE = np.array([0, 1, 0], np.float32)  # the kernel that changes nothing
@@ -368,13 +369,22 @@ class RandomHorizontalFlip(_Transform):
 
 
 class Resize(_Transform):
-    """The shorter side becomes ``size`` pixels, the longer one follows."""
+    """The shorter side becomes ``size`` pixels, the longer one follows.
+
+    Of an image more than a hundred times as long as wide the ends are cut off first: a strip of 20,000×1 pixels would
+    become 3.9 GB of which a centre crop takes the middle.
+    """
 
     name: Literal["Resize"] = "Resize"
     size: _Size
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
+        longest = _LONGEST_STRIP * min(height, width)
+        if max(height, width) > longest:
+            top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+            image = image[top : top + longest, left : left + longest]
+            height, width = image.shape[:2]
         if height <= width:
             return resize(image, self.size, max(1, int(self.size * width / height)))
         return resize(image, max(1, int(self.size * height / width)), self.size)

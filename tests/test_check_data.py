@@ -57,7 +57,7 @@ def test_bad_images_are_counted_named_and_listed(folder, tmp_path):
     done = run(folder, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "bad      2 images: 1 damaged, cut short or no image, 1 the file is empty" in done.stdout
-    assert "caf\\udce9.jpg: damaged" in done.stdout
+    assert "caf\\xe9.jpg: damaged" in done.stdout
     assert f"{folder}/in/3.png: the file is empty (0 bytes)" in done.stdout
     listing = (tmp_path / "bad_images.txt").read_bytes()
     lines = [line for line in listing.splitlines() if not line.startswith(b"#")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from passl_densecl.data.check import Report, check_images
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import plural, printable
-from passl_densecl.errors import InputError
+from passl_densecl.data.words import one_line, plural, print_anything
+from passl_densecl.errors import InputError, RunError
 
 SHOWN = 10  # bad images that are named on the terminal
 DEFAULT_OUTPUT = "bad_images.txt"
@@ -99,16 +100,24 @@ def complain(images: ImageSet, report: Report) -> None:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.reasons().most_common())
     print(f"bad      {len(report.bad):,} {plural(len(report.bad), 'image')}: {reasons}")
     for index, reason in report.bad[:SHOWN]:
-        print(f"         {printable(images.path(index))}: {reason}")
+        print(f"         {one_line(images.path(index))}: {reason}")
     if len(report.bad) > SHOWN:
         print(f"         and {len(report.bad) - SHOWN:,} more")
 
 
 def write_list(output: Path, images: ImageSet, report: Report) -> None:
-    """Paths in the bytes of the file system, so that every name comes out as it is; the form of a list file."""
+    """Paths in the bytes of the file system, so that every name comes out as it is; the form of a list file.
+
+    A name that no line of such a file can hold, because of a line end in it for example, is escaped behind a '#'.
+    """
     lines = []
     for index, reason in report.bad:
-        lines += [b"# " + reason.encode("utf-8", "backslashreplace"), images.relative_path(index)]
+        path = images.relative_path(index)
+        lines.append(b"# " + reason.encode("utf-8", "backslashreplace"))
+        if path.splitlines() == [path.strip()] and not path.startswith(b"#"):
+            lines.append(path)
+        else:
+            lines.append(b"# escaped: " + one_line(os.fsdecode(path)).encode())
     try:
         output.write_bytes(b"".join(line + b"\n" for line in lines))
     except OSError as error:
@@ -119,12 +128,13 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         return 0 if check(args) else 1
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"check_data.py: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 3
     except KeyboardInterrupt:
         return 130
 
 
 if __name__ == "__main__":
+    print_anything()
     sys.exit(main())

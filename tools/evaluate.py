@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluations import correspondence, dense, knn, linear, lowshot, multihead, semi, svm
 from evaluations.common import add_backbone_options, check_common, save
 
-from passl_densecl.errors import InputError
+from passl_densecl.data.words import print_anything
+from passl_densecl.errors import InputError, RunError
 
 VERBS = {
     "knn": knn, "linear": linear, "multihead": multihead, "svm": svm, "lowshot": lowshot, "semi": semi, "dense": dense,
@@ -55,8 +56,12 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     try:
         sys.exit(main())
     except (InputError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)

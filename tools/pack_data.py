@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.packing import Packed, pack_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import plural, printable
-from passl_densecl.errors import InputError
+from passl_densecl.data.words import one_line, plural, print_anything, printable
+from passl_densecl.errors import InputError, RunError
 
 SHOWN = 3  # bad images that are named
 
@@ -93,9 +93,9 @@ def report(args: argparse.Namespace, images: ImageSet, packed: Packed, seconds: 
         + size
     )
     if packed.bad:
-        print(f"warning  {len(packed.bad):,} cannot be read; training puts their neighbours in their place:")
+        print(f"warning  {len(packed.bad):,} cannot be read; training puts others in their place:")
         for index, reason in packed.bad[:SHOWN]:
-            print(f"         {printable(images.path(index))}: {reason}")
+            print(f"         {one_line(images.path(index))}: {reason}")
         if len(packed.bad) > SHOWN:
             print(f"         and {len(packed.bad) - SHOWN:,} more; tools/check_data.py names them all")
     key = "data.train.root" if args.labelled else "data.root"
@@ -106,14 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         pack(args)
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"pack_data.py: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 3
     except KeyboardInterrupt:
         return 130
     return 0
 
 
 if __name__ == "__main__":
+    print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit like others: what is unfinished is removed
     sys.exit(main())

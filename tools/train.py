@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from passl_densecl.config import LinearConfig, PretrainConfig, dump_config, load_config
+from passl_densecl.data.words import print_anything
 from passl_densecl.errors import InputError, RunError
 
 
@@ -68,6 +69,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     try:
         sys.exit(main())
     except (InputError, FloatingPointError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from passl_densecl.data.image_set import ImageSet
 from passl_densecl.data.images import COUNTED_AS, UndecodableImage, decode_bytes, extension
 from passl_densecl.data.parallel import Death, in_processes
+from passl_densecl.errors import RunError
 
 __all__ = ["Report", "check_images", "contents"]
 
@@ -66,6 +67,8 @@ def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, in
             pixels = decode_bytes(data, images.path(index))
         except UndecodableImage as failure:
             return failure.reason
+        except RunError:
+            return "needs more memory than there is"
         return _Found(*contents(data), pixels.shape[1], pixels.shape[0], len(data))
 
     report = Report()

@@ -6,18 +6,22 @@ A data set pairs an :class:`ImageSet` with transforms. Its keys are (epoch, inde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from passl_densecl.data.image_set import ImageSet, check_decodable
-from passl_densecl.data.images import EXTENSIONS, UndecodableImage, decode, decode_bytes
+from passl_densecl.data.images import EXTENSIONS, UndecodableImage, decode, decode_bytes, memory_is_named
 from passl_densecl.data.jpeg import upright_size
 from passl_densecl.data.scan import scan_images
+from passl_densecl.data.words import one_line
+from passl_densecl.errors import RunError
 from passl_densecl.transforms import RandomResizedCrop, apply, resized_crop
 
 __all__ = [
     "EXTENSIONS",
+    "WHY",
     "ImageSet",
     "LabelledDataset",
     "PairDataset",
@@ -28,18 +32,24 @@ __all__ = [
     "scan_images",
 ]
 
-_REPLACEMENT_TRIES = 20
+WHY = np.dtype("S240")
+"""Bytes of UTF-8 that say why an image could not be decoded; empty for one that could."""
+
+_TRIES = 20
 Transforms = Sequence[Callable[[np.ndarray, np.random.Generator], np.ndarray]]
 
 
 class PairDataset:
     """Two views of every image, for pre-training.
 
-    ``dataset[epoch, index]`` → (query, key, index, bad): two uint8 H×W×3 arrays, and two int64 numbers. ``bad`` is -1,
-    or ``index`` when that image could not be decoded and the next one that can stands in for it.
+    ``dataset[epoch, index]`` → (query, key, index, why): two uint8 H×W×3 arrays, an int64 number and a text. ``why`` is
+    empty, or says (in UTF-8) why the image could not be decoded, and then another one stands in for it.
+
+    An image that cannot be decoded is always replaced by the same one, some way along the set: of a hundred bad files in
+    a row each gets a stand-in of its own. All draws stay those of ``index``, so no other image's views change.
 
     Raises (on access):
-        UndecodableImage: neither the image nor the 19 after it can be decoded.
+        RunError: neither the image nor any of its 19 stand-ins can be decoded, or the memory ran out.
     """
 
     def __init__(self, image_set: ImageSet, transforms: Transforms, seed: int) -> None:
@@ -50,22 +60,22 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.image_set)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.int64, np.int64]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.int64, np.ndarray]:
         epoch, index = key
         seeds = [[self.seed, epoch, index, view] for view in (0, 1)]
-        (query, key_view), used = _views_or_next(self.image_set, index, self.transforms, seeds)
-        return query, key_view, np.int64(index), np.int64(-1 if used == index else index)
+        (query, key_view), _, why = _views_or_others(self.image_set, index, self.transforms, seeds)
+        return query, key_view, np.int64(index), why
 
 
 class LabelledDataset:
     """One view of every image and its label, for linear evaluation, k-NN and the like.
 
-    ``dataset[epoch, index]`` → (image, label, index, bad): a uint8 H×W×3 array and three int64 numbers. ``label`` is -1
-    when the set has no labels. An image that cannot be decoded is replaced, label and all, by the next one that can;
-    ``bad`` is then ``index``, else -1. With deterministic transforms use epoch 0 throughout.
+    ``dataset[epoch, index]`` → (image, label, index, why): a uint8 H×W×3 array, two int64 numbers and a text. ``label`` is
+    -1 when the set has no labels. An image that cannot be decoded is replaced as in :class:`PairDataset`, label and all;
+    ``why`` then says why, else it is empty. With deterministic transforms use epoch 0 throughout.
 
     Raises (on access):
-        UndecodableImage: neither the image nor the 19 after it can be decoded.
+        RunError: neither the image nor any of its 19 stand-ins can be decoded, or the memory ran out.
     """
 
     def __init__(self, image_set: ImageSet, transforms: Transforms, seed: int) -> None:
@@ -76,28 +86,48 @@ class LabelledDataset:
     def __len__(self) -> int:
         return len(self.image_set)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.int64]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.ndarray]:
         epoch, index = key
         seeds = [[self.seed, epoch, index, 0]]
-        (image,), used = _views_or_next(self.image_set, index, self.transforms, seeds)
+        (image,), used, why = _views_or_others(self.image_set, index, self.transforms, seeds)
         label = -1 if self.image_set.labels is None else self.image_set.labels[used]
-        return image, np.int64(label), np.int64(index), np.int64(-1 if used == index else index)
+        return image, np.int64(label), np.int64(index), why
 
 
-def _views_or_next(
+def _views_or_others(
     image_set: ImageSet, index: int, transforms: Transforms, seeds: Sequence[Sequence[int]]
-) -> tuple[list[np.ndarray], int]:
-    """Views of the image, or of the first of those after it (around the end) that decodes; and which one it is."""
+) -> tuple[list[np.ndarray], int, np.ndarray]:
+    """Views of the image or of the first of its stand-ins that decodes, which one that is, and why not the image."""
     first: UndecodableImage | None = None
-    tries = min(_REPLACEMENT_TRIES, len(image_set))
-    for step in range(tries):
-        used = (index + step) % len(image_set)
+    for used in _stand_ins(index, len(image_set)):
         try:
-            return _views(image_set.read(used), image_set.path(used), transforms, seeds), used
+            with memory_is_named(image_set.path(used)):
+                views = _views(image_set.read(used), image_set.path(used), transforms, seeds)
         except UndecodableImage as failure:
             first = first or failure
+        else:
+            return views, used, _as_array(first.reason if first else "")
     assert first is not None
-    raise UndecodableImage(first.path, f"{first.reason}; nor can any of the {tries - 1} images after it be decoded")
+    raise RunError(
+        f"{first}; nor can any of {min(_TRIES, len(image_set)) - 1} others in its place be decoded. Is the disk with "
+        f"{one_line(image_set.root)} still there? python tools/check_data.py {one_line(image_set.root)} looks at all of it"
+    )
+
+
+def _stand_ins(index: int, count: int) -> Iterator[int]:
+    """The image, and in the order of preference those that may stand in for it: all different, far from it and each other.
+
+    Steps of about 0.618 of the set (golden ratio), because bad files often lie side by side.
+    """
+    stride = max(1, round(count * 0.618))
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return ((index + number * stride) % count for number in range(min(_TRIES, count)))
+
+
+def _as_array(why: str) -> np.ndarray:
+    """A text that every sample of a batch has room for; see WHY."""
+    return np.array(why.encode("utf-8", "backslashreplace")[: WHY.itemsize], WHY)
 
 
 def _views(data: bytes, path: str, transforms: Transforms, seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:

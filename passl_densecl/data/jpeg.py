@@ -5,6 +5,7 @@ from __future__ import annotations
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # among 0xC0 to 0xCF: tables and a reserved marker
 _START_OF_SCAN, _END_OF_IMAGE, _APP1, _FILL = 0xDA, 0xD9, 0xE1, 0xFF
 _ORIENTATION_TAG = 0x0112
+_LONG = 4  # a TIFF type: four bytes; orientations and small sizes are of two
 
 
 def upright_size(data: bytes) -> tuple[int, int] | None:
@@ -36,14 +37,23 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
 
 def _orientation(tiff: bytes) -> int:
     """1 to 8; from 5 on height and width change places. 1 where nothing is said."""
+    value = tiff_value(tiff, _ORIENTATION_TAG)
+    return value if value is not None and 1 <= value <= 8 else 1
+
+
+def tiff_value(tiff: bytes, tag: int) -> int | None:
+    """The first number under a tag in the first directory of TIFF or Exif data; None when it is not there.
+
+    Source: TIFF 6.0, section 2.
+    """
     order = "little" if tiff[:2] == b"II" else "big"
     directory = int.from_bytes(tiff[4:8], order)
     for entry in range(int.from_bytes(tiff[directory : directory + 2], order)):
         start = directory + 2 + 12 * entry
-        if int.from_bytes(tiff[start : start + 2], order) == _ORIENTATION_TAG:
-            value = int.from_bytes(tiff[start + 8 : start + 10], order)
-            return value if 1 <= value <= 8 else 1
-    return 1
+        if int.from_bytes(tiff[start : start + 2], order) == tag:
+            size = 4 if int.from_bytes(tiff[start + 2 : start + 4], order) == _LONG else 2
+            return int.from_bytes(tiff[start + 8 : start + 8 + size], order)
+    return None
 
 
 def _number(data: bytes, position: int) -> int:

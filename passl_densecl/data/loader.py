@@ -32,7 +32,7 @@ import paddle
 
 from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, Transforms
 from passl_densecl.data.parallel import available_cores, keep_freed_memory, leave_signals_to_main, signals_held
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, RunError
 
 __all__ = [
     "EvaluationLoader",
@@ -56,13 +56,13 @@ class PairBatch:
     Attributes:
         query, key: uint8 tensors, N×H×W×3, on the current device.
         indices: (N,) int64, which images of the set these are.
-        bad: those among ``indices`` that could not be decoded and were replaced.
+        bad: those among ``indices`` that could not be decoded and were replaced, and why.
     """
 
     query: paddle.Tensor
     key: paddle.Tensor
     indices: np.ndarray
-    bad: list[int]
+    bad: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class LabelledBatch:
         images: uint8 tensor, N×H×W×3, on the current device.
         labels: (N,) int64 tensor; -1 where the set has no labels.
         indices: (N,) int64, which images of the set these are.
-        bad: those among ``indices`` that could not be decoded and were replaced.
+        bad: those among ``indices`` that could not be decoded and were replaced, and why.
     """
 
     images: paddle.Tensor
     labels: paddle.Tensor
     indices: np.ndarray
-    bad: list[int]
+    bad: dict[int, str]
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -162,8 +162,8 @@ class PairLoader(_TrainingLoader):
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, (query, key, indices, bad) in self._arrays(start, stop):
-            yield step, PairBatch(_tensor(query), _tensor(key), indices.copy(), _bad(bad))
+        for step, (query, key, indices, why) in self._arrays(start, stop):
+            yield step, PairBatch(_tensor(query), _tensor(key), indices.copy(), _bad(indices, why))
 
 
 class LabelledLoader(_TrainingLoader):
@@ -230,8 +230,8 @@ class EvaluationLoader:
 
 
 def _labelled(arrays: Sequence[np.ndarray]) -> LabelledBatch:
-    images, labels, indices, bad = arrays
-    return LabelledBatch(_tensor(images), _tensor(labels), indices.copy(), _bad(bad))
+    images, labels, indices, why = arrays
+    return LabelledBatch(_tensor(images), _tensor(labels), indices.copy(), _bad(indices, why))
 
 
 def _tensor(array: np.ndarray) -> paddle.Tensor:
@@ -239,8 +239,10 @@ def _tensor(array: np.ndarray) -> paddle.Tensor:
     return paddle.to_tensor(array)
 
 
-def _bad(indices: np.ndarray) -> list[int]:
-    return indices[indices >= 0].tolist()
+def _bad(indices: np.ndarray, why: np.ndarray) -> dict[int, str]:
+    return {
+        int(index): text.decode("utf-8", "replace") for index, text in zip(indices, why.tolist(), strict=True) if text
+    }
 
 
 def _check_ranks(batch_size: int, rank: int, world_size: int) -> None:
@@ -287,7 +289,14 @@ class _Layout(NamedTuple):
         """Room for a batch in memory that processes forked from here on share with this one."""
         arrays = []
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
-            memory = mmap.mmap(-1, rows * math.prod(shape) * dtype.itemsize)
+            size = rows * math.prod(shape) * dtype.itemsize
+            try:
+                memory = mmap.mmap(-1, size)
+            except OSError as error:
+                raise RunError(
+                    f"no room for a batch of {size / 2**20:,.0f} MiB ({error.strerror}); set fewer data.num_workers, or a "
+                    "smaller batch_size"
+                ) from error
             arrays.append(np.frombuffer(memory, dtype).reshape(rows, *shape))
         return tuple(arrays)
 
@@ -355,8 +364,12 @@ class _Workers:
             for process in self._processes:
                 with signals_held():
                     process.start()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise RunError(
+                    f"cannot start {num_workers} data workers ({error.strerror}); set fewer data.num_workers (0 for none)"
+                ) from error
             raise
         for _, theirs in pipes:
             theirs.close()
@@ -398,7 +411,7 @@ class _Workers:
 
         Raises:
             Exception: what the data set raised in the worker.
-            RuntimeError: the worker is dead.
+            RunError: the worker is dead.
         """
         connection = self._connections[number]
         if connection not in wait([connection, self._processes[number].sentinel]):
@@ -411,15 +424,19 @@ class _Workers:
             error, trace = failure
             raise error from RuntimeError(f"in data worker {number}:\n{trace}")
 
-    def _death(self, number: int) -> RuntimeError:
+    def _death(self, number: int) -> RunError:
         process = self._processes[number]
         process.join(1)
         code = process.exitcode
-        cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        advice = "with num_workers 0 the cause shows"
         if code == -signal.SIGKILL:
-            advice = "probably the memory ran out: try fewer num_workers"
-        return RuntimeError(f"data worker {number} died ({cause}); {advice}")
+            cause = "was killed (signal 9), as the system does when the memory runs out"
+            advice = f"set fewer data.num_workers than {len(self._processes)}, or a smaller batch_size"
+        elif code is not None and code < 0:
+            cause = f"died of signal {-code} ({signal.strsignal(-code) or 'unknown'})"
+            advice = "an image may kill its decoder: python tools/check_data.py names it; with data.num_workers 0 the cause shows"
+        else:
+            cause, advice = f"ended with exit code {code}", "with data.num_workers 0 the cause shows"
+        return RunError(f"data worker {number} {cause}: {advice}. A training run continues with --resume auto")
 
 
 def _end(processes: Sequence[BaseProcess], connections: Sequence[Connection]) -> None:
@@ -465,7 +482,7 @@ def _work(
 def _portable(error: Exception) -> tuple[Exception, str]:
     """The exception and its traceback in a form that survives the way to another process."""
     trace = traceback.format_exc()
-    if isinstance(error, (InputError, OSError)):
+    if isinstance(error, (InputError, RunError, OSError)):
         return error, trace
     return RuntimeError(f"{type(error).__name__}: {error}"), trace
 

@@ -18,6 +18,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
+from passl_densecl.errors import InputError, RunError
+
 __all__ = [
     "Death",
     "available_cores",
@@ -63,7 +65,8 @@ def in_processes(function: Callable[[int], T], count: int, num_workers: int) -> 
     generator ends the processes.
 
     Raises:
-        RuntimeError: ``function`` raised an exception; its traceback is in the message.
+        InputError, RunError: ``function`` did.
+        RuntimeError: it raised another exception, whose traceback is in the message.
     """
     context = multiprocessing.get_context("fork")
     current = np.frombuffer(mmap.mmap(-1, 8 * num_workers), np.int64)  # shared: the number that each one is at
@@ -106,6 +109,8 @@ def in_processes(function: Callable[[int], T], count: int, num_workers: int) -> 
                 answer = _answer(worker)
                 if isinstance(answer, str):
                     raise RuntimeError(f"in a worker process:\n{answer}")
+                if isinstance(answer, (InputError, RunError)):
+                    raise answer
                 if isinstance(answer, list):
                     chunk.results.update(zip(chunk.missing, answer, strict=True))
                 elif isinstance(answer, Death):
@@ -135,8 +140,8 @@ def in_processes(function: Callable[[int], T], count: int, num_workers: int) -> 
                 worker.connection.close()
 
 
-def _answer(worker: _Worker[Any]) -> list[Any] | str | Death | None:
-    """Results, a traceback, a death, or None when there is nothing yet."""
+def _answer(worker: _Worker[Any]) -> list[Any] | str | InputError | RunError | Death | None:
+    """Results, an error or its traceback, a death, or None when there is nothing yet."""
     alive = worker.process.is_alive()  # asked first: what a process sends before it ends is in the pipe by then
     try:
         if worker.connection.poll():
@@ -168,11 +173,13 @@ def _work(
             numbers = connection.recv()
         except (EOFError, OSError):
             return
-        answer: list[Any] | str = []
+        answer: list[Any] | str | InputError | RunError = []
         try:
             for number in numbers:
                 current[place] = number
                 answer.append(function(number))
+        except (InputError, RunError) as error:
+            answer = error
         except Exception:
             answer = traceback.format_exc()
         try:

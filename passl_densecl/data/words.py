@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 
-__all__ = ["listed", "plural", "printable", "suggestion"]
+__all__ = ["listed", "one_line", "plural", "print_anything", "printable", "suggestion"]
 
 
 def listed(names: Sequence[str], limit: int = 3) -> str:
@@ -28,3 +30,24 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def printable(path: str) -> str:
     """File names may hold bytes that are no UTF-8; a message must not fail because of them."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(name: str) -> str:
+    """Any file name as one line of text in which no two names look alike: control characters, line ends among them, bytes
+    that are no UTF-8, and the backslash that escapes them, become ``\\n``, ``\\xe9``, ``\\\\``.
+    """
+    return "".join(_escaped(letter) for letter in name)
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python carries a byte that is no UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if letter == "\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+        return letter.encode("unicode_escape").decode("ascii")
+    return letter
+
+
+def print_anything() -> None:
+    """From here on what a terminal's encoding has no letter for (names in Chinese, where it is Latin-1) is printed escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

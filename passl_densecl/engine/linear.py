@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 
@@ -17,6 +18,7 @@ from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
 from passl_densecl.disk import make_writable, whole_file
+from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
 from passl_densecl.engine.pretrain import (
@@ -28,7 +30,6 @@ from passl_densecl.engine.pretrain import (
     output_bytes,
     parents_of,
     read_fitting_backbone,
-    report_bad_images,
     restore_scaler,
     scaler_state,
     warn_of_amp,
@@ -131,7 +132,11 @@ def _train(
         train_set, config.data.train_transforms, seed=config.seed, batch_size=config.batch_size,
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
     )  # fmt: skip
-    last, stopwatch, bad_images = steps_per_epoch * config.epochs, Stopwatch(), set[int]()
+    last, stopwatch = steps_per_epoch * config.epochs, Stopwatch()
+    bad_images = BadImages(
+        config.run_dir, train_set, config.data.max_bad_share, log,
+        resumed=start is not None, in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
+    )  # fmt: skip
     with StopRequest() as stop:
         for step, batch in loader.steps(first, last):
             optimizer.set_lr(
@@ -147,26 +152,31 @@ def _train(
 
             done = step + 1
             stopwatch.step(loader.wait_seconds)
-            report_bad_images(batch.bad, bad_images, train_set, log)
-            if done % config.log_every_steps == 0 or done % steps_per_epoch == 0:
+            bad_images.add(batch.bad)
+            ending = done % steps_per_epoch == 0
+            epoch, images_per_epoch = (done - 1) // steps_per_epoch + 1, steps_per_epoch * config.batch_size
+            if done % config.log_every_steps == 0 or ending:
+                bad_images.meet(epoch, images_per_epoch, ends=ending)
                 top1 = (logits.argmax(axis=1) == batch.labels).astype("float32").mean()
                 report = dist.mean(paddle.stack([loss.detach(), top1]))
                 _log_step(config, log, stopwatch, report, done, steps_per_epoch, optimizer.get_lr())
-            ending = done % steps_per_epoch == 0
             before = best
             if ending:
-                best = _validate(config, model, val_set, workers, done // steps_per_epoch, done, best, log)
+                best = _validate(config, model, val_set, workers, epoch, done, best, bad_images, log)
                 stopwatch = Stopwatch()
             stopping = stop.agreed()
             name = checkpoint_name(done, steps_per_epoch, config, last, stopping)
-            if ending and best["epoch"] == done // steps_per_epoch:
+            if ending and best["epoch"] == epoch:
                 name = f"epoch_{best['epoch']:04d}"
+            if name and not ending:
+                bad_images.meet(epoch, images_per_epoch, ends=False, write=True)
             if name and dist.is_main():
                 state = {
                     "task": "linear",
                     "classes": list(train_set.classes),
                     "best": best,
                     "scaler": scaler_state(scaler),
+                    "bad_in_epoch": bad_images.in_epoch,
                 }
                 saved = checkpoints.save(
                     name, done, model.state_dict(), optimizer_state(optimizer, model), state,
@@ -204,14 +214,18 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
     load_strict(model, arrays, source=load)
     log = _ConsoleLog() if dist.is_main() else SilentLog()
     warn_of_amp(config.amp, log)
-    top1, top5, images = evaluate(config, model, val_set, _workers(config)[0], log)
+    make_writable(config.run_dir, "output_dir")
+    bad_images = BadImages(config.run_dir, val_set, config.data.max_bad_share, log, resumed=True)
+    top1, top5, images = evaluate(config, model, val_set, _workers(config)[0], bad_images, log)
     if dist.is_main():
-        result = {"weights": str(path), "images": images, "classes": count, "top1": top1, "top5": top5}
-        make_writable(config.run_dir, "output_dir")
+        result = {"weights": str(path), "images": images, "bad_images": len(val_set) - images, "classes": count}
+        result |= {"top1": top1, "top5": top5}
         target = config.run_dir / "evaluation.json"
         with whole_file(target) as file:
             file.write((json.dumps(result, indent=1) + "\n").encode())
-        print(f"top-1 {top1:.2%}  top-5 {top5:.2%}  on {images:,} images of {count} classes · {target}")
+        print(
+            f"top-1 {top1:.2%}  top-5 {top5:.2%}  on {images:,} images of {count} classes{left_out(val_set, images)} · {target}"
+        )
     dist.stop()
     return 0
 
@@ -236,25 +250,28 @@ def evaluate(
     model: LinearClassifier,
     val_set: ImageSet,
     workers: int,
+    bad_images: BadImages,
     log: SilentLog,
     title: str = "evaluate",
 ) -> tuple[float, float, int]:
-    """Exact (top-1, top-5, image count) over all processes: every image counts once. The model is left in train mode."""
+    """Exact (top-1, top-5, number of images) over all processes: every image that can be decoded counts once, the others
+    are left out. The model is left in train mode. Raises RunError when too many cannot be decoded.
+    """
     loader = EvaluationLoader(
         val_set, config.data.val_transforms, batch_size=max(1, config.batch_size // dist.world_size()),
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
     )  # fmt: skip
     model.eval()
     right1 = right5 = seen = 0
-    bad: set[int] = set()
     own = math.ceil(len(val_set) / dist.world_size())
     for batch in loader:
         with amp_context(config.amp):
             logits = model(batch.images)
         ranked = logits.astype("float32").topk(min(5, logits.shape[1]), axis=1)[1]
-        hits = (ranked == batch.labels.unsqueeze(1)).astype("int64").sum(axis=0).tolist()
+        good = ~np.isin(batch.indices, list(batch.bad))  # an image that stands in for a bad one has its own turn
+        hits = (ranked == batch.labels.unsqueeze(1)).numpy()[good].sum(axis=0).tolist()
         right1, right5, seen = right1 + hits[0], right5 + sum(hits), seen + len(batch.indices)
-        report_bad_images(batch.bad, bad, val_set, log)
+        bad_images.add(batch.bad, val_set)
         log.progress(title, seen, own, "")
     model.train()
     right1, right5, seen = (int(value) for value in dist.total([right1, right5, seen]))
@@ -262,6 +279,7 @@ def evaluate(
         raise RuntimeError(
             f"evaluated {seen} of {len(val_set)} images: the processes do not agree on the validation set"
         )
+    seen -= bad_images.judge(val_set)
     return right1 / seen, right5 / seen, seen
 
 
@@ -276,6 +294,12 @@ def _best_of(start: Checkpoint, checkpoints: Checkpoints, log: SilentLog) -> dic
         )
         return dict(NO_BEST)
     return best
+
+
+def left_out(images: ImageSet, judged: int) -> str:
+    """What a line of results says of images that could not be decoded; usually nothing."""
+    bad = len(images) - judged
+    return f" ({bad:,} more cannot be decoded and are left out)" if bad else ""
 
 
 def load_pretrained(model: LinearClassifier, path: str, expected: BackboneConfig, log: SilentLog) -> None:
@@ -334,10 +358,11 @@ def _workers(config: LinearConfig) -> tuple[int, str]:
 
 def _validate(
     config: LinearConfig, model: LinearClassifier, val_set: ImageSet, workers: int, epoch: int, done: int,
-    best: dict[str, Any], log: SilentLog,
+    best: dict[str, Any], bad_images: BadImages, log: SilentLog,
 ) -> dict[str, Any]:  # fmt: skip
-    top1, top5, _ = evaluate(config, model, val_set, workers, log, title=f"epoch {epoch}/{config.epochs} val")
-    log.line("val", f"epoch {epoch}/{config.epochs}  top-1 {top1:.2%}  top-5 {top5:.2%}")
+    title = f"epoch {epoch}/{config.epochs} val"
+    top1, top5, judged = evaluate(config, model, val_set, workers, bad_images, log, title)
+    log.line("val", f"epoch {epoch}/{config.epochs}  top-1 {top1:.2%}  top-5 {top5:.2%}{left_out(val_set, judged)}")
     log.metrics({"step": done, "epoch": epoch, "val_top1": top1, "val_top5": top5})
     return {"epoch": epoch, "top1": top1, "name": f"epoch_{epoch:04d}"} if top1 > best["top1"] else best
 

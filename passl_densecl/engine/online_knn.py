@@ -21,6 +21,8 @@ from passl_densecl.evaluation.knn import Neighbours, nearest, vote
 from passl_densecl.models import DenseCL
 from passl_densecl.transforms import CenterCrop, Resize
 
+_BAD = -1  # in place of a label
+
 
 class OnlineKNN:
     """Evaluates every few epochs, before the first and after the last one. Without a config it is never due."""
@@ -82,26 +84,34 @@ class OnlineKNN:
         finally:
             backbone.train()
         vectors, labels = (_gather(part, len(self._queries)) for part in (queries.vectors, queries.labels))
-        own = nearest(bank.vectors, bank.labels, vectors, self._config.k)
+        kept, judged = bank.labels != _BAD, labels != _BAD
+        own = nearest(bank.vectors[kept], bank.labels[kept], vectors, self._config.k)
         stacks = [dist.gather_rows(paddle.to_tensor(part[None])).numpy() for part in own]
         found = Neighbours.merge([Neighbours(*one) for one in zip(*stacks, strict=True)], self._config.k)
-        top1 = float((vote(found, self._config.k, self._config.temperature) == labels).mean())
+        top1 = float((vote(found, self._config.k, self._config.temperature) == labels)[judged].mean())
+        (bad,) = dist.total([len(bank.bad) + len(queries.bad)])
+        left_out = f"; {bad:,.0f} images cannot be decoded and are left out" if bad else ""
         seconds = time.perf_counter() - began
         epoch = done // self._steps_per_epoch
         self._log.line(
-            "knn", f"epoch {epoch}/{self._epochs}  {self._config.k}-NN top-1 {top1:.2%}  ({duration(seconds)})"
+            "knn",
+            f"epoch {epoch}/{self._epochs}  {self._config.k}-NN top-1 {top1:.2%}  ({duration(seconds)}){left_out}",
         )
         self._log.metrics({"step": done, "epoch": epoch, "knn_top1": top1, "seconds": seconds})
         return top1
 
     def _features(self, model: DenseCL, images: ImageSet, done: int) -> Features:
+        """Those of this process's part; the rows of images that cannot be decoded have the label _BAD."""
         assert self._config is not None
         title = f"epoch {done // self._steps_per_epoch}/{self._epochs} knn"
-        return pooled_features(
+        found = pooled_features(
             model.query_encoder.backbone, images, self._transforms, self._config.batch_size, num_workers=self._num_workers,
             rank=dist.rank(), world_size=dist.world_size(),
             progress=lambda seen, total: self._log.progress(title, seen, total // dist.world_size(), ""),
         )  # fmt: skip
+        first = len(images) * dist.rank() // dist.world_size()
+        found.labels[[index - first for index in found.bad]] = _BAD
+        return found
 
 
 def _gather(rows: np.ndarray, count: int) -> np.ndarray:

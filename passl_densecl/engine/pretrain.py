@@ -22,6 +22,7 @@ from passl_densecl.config import (
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import PairLoader, choose_workers
 from passl_densecl.engine import checkpoint as checkpoint_files
+from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
 from passl_densecl.engine.online_knn import OnlineKNN
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
@@ -114,7 +115,11 @@ def _train(
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
     )  # fmt: skip
     last = steps_per_epoch * config.epochs
-    chance, bad_images = math.log(queue_len + 1), set[int]()
+    chance = math.log(queue_len + 1)
+    bad_images = BadImages(
+        config.run_dir, images, config.data.max_bad_share, log,
+        resumed=start is not None, in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
+    )  # fmt: skip
     if neighbours.due(first) and (start is None or start.state.get("knn_missing")):
         neighbours.run(model, first)
     stopwatch = Stopwatch()
@@ -147,10 +152,15 @@ def _train(
 
             done = step + 1
             stopwatch.step(loader.wait_seconds)
-            report_bad_images(batch.bad, bad_images, images, log)
+            bad_images.add(batch.bad)
             stopping = stop.agreed()
             name = checkpoint_name(done, steps_per_epoch, config, last, stopping)
             log_due = done % config.log_every_steps == 0 or done in (1, last)
+            ends = done % steps_per_epoch == 0
+            if log_due or name or ends:
+                bad_images.meet(
+                    (done - 1) // steps_per_epoch + 1, steps_per_epoch * config.batch_size, ends=ends, write=bool(name)
+                )
             report: list[float] = []
             if log_due or name:
                 report = dist.mean(paddle.stack(reports).mean(axis=0))
@@ -167,7 +177,8 @@ def _train(
                 saved = checkpoints.save(
                     name, done, model.state_dict(), optimizer_state(optimizer, model),
                     {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
-                     "scaler": scaler_state(scaler), "knn_missing": neighbours.due(done) and stopping},
+                     "scaler": scaler_state(scaler), "knn_missing": neighbours.due(done) and stopping,
+                     "bad_in_epoch": bad_images.in_epoch},
                     card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
                     must=stopping or done == last, log=log,
                 )  # fmt: skip
@@ -442,14 +453,6 @@ def checkpoint_name(done: int, steps_per_epoch: int, config: RunConfig, last: in
     if stopping or (every.every_steps and done % every.every_steps == 0):
         return f"epoch_{epoch:04d}" if within == 0 else f"step_{done:08d}"
     return None
-
-
-def report_bad_images(bad: list[int], known: set[int], images: ImageSet, log: SilentLog) -> None:
-    """Say, once each, which images cannot be decoded."""
-    for index in bad:
-        if index not in known:
-            known.add(index)
-            log.line("warning", f"cannot decode {images.path(index)!r}; its neighbour in the list takes its place")
 
 
 def check_finite(report: Sequence[float], done: int, lr: float, config: RunConfig) -> None:

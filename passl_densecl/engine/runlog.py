@@ -80,8 +80,8 @@ class RunLog(SilentLog):
         sys.stdout.flush()
         sys.stderr.flush()
         self._redirect(self._file.descriptor)
-        sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False)
-        sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False)
+        sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False, errors="backslashreplace")
+        sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False, errors="backslashreplace")
         faulthandler.enable(sys.stderr)
         warnings.showwarning = self._warning
         self._visualdl: Any = None

@@ -29,7 +29,7 @@ class Features(NamedTuple):
 
     vectors: np.ndarray  # (N, C) float32
     labels: np.ndarray  # (N,) int64, -1 throughout when the set has none
-    bad: list[int]  # indices of images that could not be decoded; a neighbour, label and all, stands in
+    bad: list[int]  # indices of images that could not be decoded; another one, label and all, stands in
 
 
 def load_backbone(
@@ -116,7 +116,8 @@ def pooled_features(
         progress: called with (images done, images in all) after each batch.
 
     Raises:
-        InputError: the transforms leave images of different sizes, or too many files in a row cannot be decoded.
+        InputError: the transforms leave images of different sizes.
+        RunError: neither an image nor any of its stand-ins can be decoded, or the memory ran out.
     """
     loader = EvaluationLoader(
         image_set, transforms, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers

@@ -39,7 +39,7 @@ class Pair:
     """An image and the two views of it that one epoch takes."""
 
     index: int  # of the image in its set
-    original: np.ndarray | None  # uint8 RGB, perhaps reduced; None when the file is bad and its neighbour stands in
+    original: np.ndarray | None  # uint8 RGB, perhaps reduced; None when the file is bad and another one stands in
     query: np.ndarray  # uint8 RGB (size, size, 3)
     key: np.ndarray
     crops: tuple[Crop, Crop] | None  # in pixels of the original as drawn; None where the transforms cut none at first
@@ -56,7 +56,7 @@ def training_pairs(
 
     Raises:
         InputError: an epoch that the run does not have, or fewer images than that.
-        UndecodableImage: twenty files in a row are bad.
+        RunError: neither an image nor any of its stand-ins can be decoded.
     """
     if not 1 <= epoch <= config.epochs:
         raise InputError(f"--epoch {epoch}: the run has epochs 1 to {config.epochs}")
@@ -65,8 +65,8 @@ def training_pairs(
     dataset = PairDataset(images, config.data.transforms, config.seed)
     pairs = []
     for number, index in enumerate(epoch_order(len(images), config.seed, epoch - 1)[:count].tolist()):
-        query, key, _, bad = dataset[epoch - 1, index]
-        original, crops = (None, None) if bad >= 0 else _original(config, images, epoch - 1, index)
+        query, key, _, why = dataset[epoch - 1, index]
+        original, crops = (None, None) if why.item() else _original(config, images, epoch - 1, index)
         pairs.append(Pair(index, original, query, key, crops))
         if progress is not None:
             progress(number + 1, count)

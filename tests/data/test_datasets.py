@@ -14,8 +14,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from passl_densecl import transforms as T
+from passl_densecl.data import datasets
 from passl_densecl.data.datasets import (
     EXTENSIONS,
+    WHY,
     LabelledDataset,
     PairDataset,
     UndecodableImage,
@@ -23,7 +25,7 @@ from passl_densecl.data.datasets import (
     decode,
     scan_images,
 )
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, RunError
 
 
 def picture(seed: int = 0, height: int = 40, width: int = 56) -> np.ndarray:
@@ -401,12 +403,12 @@ def six(tmp_path):
 
 def test_pairs_come_from_seed_epoch_index_and_view(six):
     data = PairDataset(six, RECIPE, seed=4)
-    query, key, index, bad = data[2, 3]
+    query, key, index, why = data[2, 3]
     assert len(data) == 6
     assert query.shape == key.shape == (24, 24, 3)
     assert query.dtype == key.dtype == np.uint8
-    assert (index, bad) == (3, -1)
-    assert index.dtype == bad.dtype == np.int64
+    assert (index, why.item()) == (3, b"")
+    assert (index.dtype, why.dtype) == (np.int64, WHY)
     for view, image in enumerate((query, key)):
         expected = T.apply(RECIPE, decode(six.path(3)), np.random.default_rng([4, 2, 3, view]))
         assert (image == expected).all()
@@ -427,40 +429,71 @@ def test_views_without_augmentation_are_the_image(six):
 def test_labelled_samples(tmp_path, six):
     root = write_all(tmp_path / "labelled", "cat/0.png", "dog/1.png")
     data = LabelledDataset(scan_images(root, labelled=True), (T.CenterCrop(size=32),), seed=0)
-    image, label, index, bad = data[0, 1]
+    image, label, index, why = data[0, 1]
     assert (image == T.center_crop(picture(1), 32)).all()
-    assert (label, index, bad) == (1, 1, -1)
+    assert (label, index, why.item()) == (1, 1, b"")
     assert label.dtype == np.int64
     assert LabelledDataset(six, (), seed=0)[0, 1][1] == -1  # no labels
 
 
-def test_an_undecodable_image_is_replaced_by_the_next(tmp_path, six):
-    for number in (2, 3, 5):
+def test_an_undecodable_image_is_replaced(tmp_path, six):
+    """By the one that 5, the step of 6 images (coprime, near 0.618 of them), leads to."""
+    before = PairDataset(six, (), seed=0)[0, 4]
+    for number in (1, 2, 5):
         Path(six.path(number)).write_bytes(b"broken")
     data = PairDataset(six, (), seed=0)
-    for asked, used in ((2, 4), (3, 4), (5, 0)):
-        query, key, index, bad = data[0, asked]
+    for asked, used in ((1, 0), (2, 0), (5, 4)):
+        query, key, index, why = data[0, asked]
         assert (query == picture(used)).all()
         assert (key == picture(used)).all()
-        assert (index, bad) == (asked, asked)
-    assert data[0, 4][3] == -1
+        assert index == asked
+        assert why.item() == b"damaged, cut short or no image (6 bytes, first b'brok')"
+    assert all((one == other).all() for one, other in zip(before, data[0, 4], strict=True))
 
     root = write_all(tmp_path / "labelled", "cat/0.png", "dog/1.png")
-    (root / "cat" / "0.png").write_bytes(b"broken")
-    image, label, index, bad = LabelledDataset(scan_images(root, labelled=True), (), seed=0)[0, 0]
+    (root / "cat" / "0.png").write_bytes(b"")
+    image, label, index, why = LabelledDataset(scan_images(root, labelled=True), (), seed=0)[0, 0]
     assert (image == picture(1)).all()  # the label goes with the pixels
-    assert (label, index, bad) == (1, 0, 0)
+    assert (label, index, why.item()) == (1, 0, b"the file is empty (0 bytes)")
+
+
+def test_a_stand_in_has_the_draws_of_the_image_that_it_stands_for(six):
+    Path(six.path(1)).write_bytes(b"")
+    query, key, _, _ = PairDataset(six, RECIPE, seed=4)[2, 1]
+    for view, image in enumerate((query, key)):
+        assert (image == T.apply(RECIPE, picture(0), np.random.default_rng([4, 2, 1, view]))).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 30, 100, 4096, 1_281_167])
+def test_stand_ins_are_different_and_far_apart(count):
+    found = [list(datasets._stand_ins(index, count)) for index in (0, 1, count - 1)]
+    for index, tried in zip((0, 1, count - 1), found, strict=True):
+        assert tried[0] == index % count
+        assert len(set(tried)) == len(tried) == min(20, count)
+    if count > 1000:
+        ordered = np.sort(found[0])
+        assert np.diff(ordered).min() > count / 50
+
+
+def test_a_folder_of_bad_files_side_by_side_is_no_end(tmp_path):
+    """40 downloads in a row that failed, and each has a stand-in of its own."""
+    for number in range(200):
+        write(tmp_path / f"{number:03d}.png", number)
+    for number in range(80, 120):
+        (tmp_path / f"{number:03d}.png").write_bytes(b"")
+    data = PairDataset(scan_images(tmp_path), (), seed=0)
+    taken = [data[0, index][0].tobytes() for index in range(80, 120)]
+    assert len(set(taken)) == 40
 
 
 def test_when_nothing_decodes_the_search_ends(tmp_path):
     for number in range(30):
         (tmp_path / f"{number:02d}.png").write_bytes(b"broken")
-    with refused("07.png", "19 images after it"):
+    with pytest.raises(RunError, match=r"07\.png.*19 others in its place.*tools/check_data\.py"):
         PairDataset(scan_images(tmp_path), (), seed=0)[0, 7]
-    write(tmp_path / "26.png", 1)
+    last = list(datasets._stand_ins(7, 30))[-1]
+    write(tmp_path / f"{last:02d}.png", 1)
     assert (PairDataset(scan_images(tmp_path), (), seed=0)[0, 7][0] == picture(1)).all()  # the 20th try
-    with refused("06.png"):
-        PairDataset(scan_images(tmp_path), (), seed=0)[0, 6]
 
 
 def test_real_photographs_decode_as_in_pillow(shared):

@@ -246,7 +246,8 @@ def test_evaluation_is_exact_for_one_and_for_two_processes(undisturbed, data, tm
     one = json.loads((alone.run_dir / "evaluation.json").read_text())
     top1, top5 = exact(undisturbed, data, alone)
     assert one == {
-        "weights": str(checkpoint / "model.pdparams"), "images": VAL_IMAGES, "classes": CLASSES, "top1": top1, "top5": top5,
+        "weights": str(checkpoint / "model.pdparams"), "images": VAL_IMAGES, "bad_images": 0, "classes": CLASSES,
+        "top1": top1, "top5": top5,
     }  # fmt: skip
     assert top1 <= top5
     assert top5 > 5 / CLASSES  # better than chance, so that a wrong label would show

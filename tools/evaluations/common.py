@@ -154,8 +154,8 @@ def warn_of_bad(images: ImageSet, bad: Sequence[int]) -> None:
     if bad:
         import sys
 
-        print(f"warning  {len(bad):,} images cannot be decoded, such as {images.path(bad[0])!r}; the one after each took "
-              "its place, label and all", file=sys.stderr)  # fmt: skip
+        print(f"warning  {len(bad):,} images cannot be decoded, such as {images.path(bad[0])!r}; another one took the place "
+              "of each, label and all", file=sys.stderr)  # fmt: skip
 
 
 # ---------------------------------------------------------------- what users see
