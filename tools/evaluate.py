@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluations import correspondence, dense, knn, linear, lowshot, multihead, semi, svm
 from evaluations.common import add_backbone_options, check_common, save
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, RunError
 
 VERBS = {
     "knn": knn, "linear": linear, "multihead": multihead, "svm": svm, "lowshot": lowshot, "semi": semi, "dense": dense,
@@ -57,6 +57,9 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (InputError, FloatingPointError) as error:
+    except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)
