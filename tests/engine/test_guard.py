@@ -12,18 +12,23 @@ import paddle
 import pytest
 
 from passl_densecl.config import PretrainConfig, load_config
+from passl_densecl.data.datasets import scan_images
 from passl_densecl.data.loader import PairLoader
 from passl_densecl.engine import checkpoint as checkpoint_files
 from passl_densecl.engine import guard as guards
+from passl_densecl.engine.finetune import Recipe, finetune
 from passl_densecl.engine.guard import Guard
+from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.optim import optimizer_state, scaler_state
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.engine.replay import replay
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.models import DenseCL, densecl
+from passl_densecl.transforms import CenterCrop
 from tests.engine.runs import arrays, metrics, train, write_config
 from tests.engine.test_amp import scalers_of_a_gpu  # noqa: F401
 from tests.engine.test_distributed import launch
+from tests.engine.test_linear import linear_config
 
 TINY = {
     "model__hidden_dim": 16, "model__out_dim": 8, "batch_size": 8, "micro_batch_size": 4, "epochs": 2, "device": "cpu",
@@ -196,7 +201,9 @@ def test_the_steps_between_are_felt(damaged):
     assert {name.split(".")[0] for name in changed} >= {
         "query_encoder", "key_encoder", "global_queue", "dense_queue", "velocity of query_encoder",
     }  # fmt: skip
-    assert {"global_queue.pointer", "key_encoder.backbone.bn1._mean", "key_encoder.backbone.conv1.weight"} <= set(changed)
+    assert {"global_queue.pointer", "key_encoder.backbone.bn1._mean", "key_encoder.backbone.conv1.weight"} <= set(
+        changed
+    )
 
 
 def test_too_many_end_the_run_and_a_resumed_one_equals_one_that_never_saw_them(damaged, skipping, tmp_path, photos):
@@ -225,7 +232,9 @@ def test_too_many_end_the_run_and_a_resumed_one_equals_one_that_never_saw_them(d
         assert [name for name in expected if not np.array_equal(ours[name], expected[name])] == []
         assert ours.keys() == expected.keys()
         # The card too: neither the limit nor the skipped steps are part of the recipe.
-        assert (run / "checkpoints/epoch_0002" / file).read_bytes() == (skipping / "checkpoints/epoch_0002" / file).read_bytes()
+        assert (run / "checkpoints/epoch_0002" / file).read_bytes() == (
+            skipping / "checkpoints/epoch_0002" / file
+        ).read_bytes()
     lines = {line["step"]: line for line in metrics(run)}
     assert len(lines) == len(metrics(run)) == 10
     assert [line["nonfinite_steps"] for line in lines.values()] == [0, 1, 1, 2, 3, 3, 4, 5, 6, 6]
@@ -248,7 +257,10 @@ def test_what_is_kept(damaged):
     assert found[3] == {"keys"}
     assert reports[3]["nonfinite"]["keys"] == ["dense_mean"]
     assert found[4] == {"losses", "gradients"}
-    assert [(loss["micro_batch"], loss["global_loss"]) for loss in reports[4]["nonfinite"]["losses"]] == [(0, "nan"), (1, "nan")]
+    assert [(loss["micro_batch"], loss["global_loss"]) for loss in reports[4]["nonfinite"]["losses"]] == [
+        (0, "nan"),
+        (1, "nan"),
+    ]
     assert found[5] == {"statistics"}
     assert reports[5]["nonfinite"]["statistics"] == ["query_encoder.backbone.bn1._variance"]
     report = reports[1]
@@ -287,7 +299,9 @@ def test_replay_finds_where_it_begins(damaged):
         assert replay(config, folder, say=said.append) == 0
     text = "\n".join(said)
     path = json.loads((folder / "report.json").read_text())["images"][1]["path"]
-    assert said[0].startswith(f"replay   step 4 of epoch 1, from {folder}: 8 images in 2 micro-batches, loss_lambda 0.5")
+    assert said[0].startswith(
+        f"replay   step 4 of epoch 1, from {folder}: 8 images in 2 micro-batches, loss_lambda 0.5"
+    )
     assert "state    all 220 arrays are finite before the step" in said
     assert (
         "forward  first not finite: the output of query_encoder.backbone.conv1, in micro-batch 0, for 1 of 4 images "
@@ -352,7 +366,9 @@ def test_weights_that_overflow_are_not_saved(tmp_path, photos):
     """Gradients are finite, learning rate times gradient is not."""
     optimizer = {"lr": 3e38, "reference_batch_size": 1}
     config = tiny(tmp_path, photos, optimizer=optimizer, checkpoint={"every_steps": 1})
-    with pytest.raises(RunError, match=r"step 1: weights are not finite, though the gradients were \(.* more\)") as error:
+    with pytest.raises(
+        RunError, match=r"step 1: weights are not finite, though the gradients were \(.* more\)"
+    ) as error:
         pretrain(config)
     assert "they were not saved. There is no checkpoint yet" in str(error.value)
     assert not (config.run_dir / "checkpoints").exists()
@@ -366,7 +382,10 @@ def test_a_disk_that_does_not_take_the_dump_ends_no_run(tmp_path, photos):
         damage = Damage(patch, {1: "gradient"})
         assert pretrain(config) == 0
     assert not differing(damage.before[1], damage.after[1])
-    assert "changed nothing (1 of at most 10 in a run); what it was could not be kept: " in (config.run_dir / "train.log").read_text()
+    assert (
+        "changed nothing (1 of at most 10 in a run); what it was could not be kept: "
+        in (config.run_dir / "train.log").read_text()
+    )
 
 
 @pytest.mark.usefixtures("scalers_of_a_gpu")
@@ -451,3 +470,37 @@ def test_two_processes_skip_what_only_one_of_them_met(tmp_path, photos):
     assert replay(loaded, folders[0], say=said.append) == 0  # one process takes what two had
     assert said[-1].startswith("result   everything is finite this time")
     assert len([line for line in said if line.startswith("losses")]) == 2
+
+
+def test_linear_evaluation_ends_before_it_saves(tmp_path, photos):
+    """It skips no steps: only one layer is trained, so a loss that is not finite is the learning rate's doing."""
+    for name in ("train", "val"):
+        (tmp_path / name).symlink_to(photos)
+    for name, checkpoint, message in (
+        (
+            "weights",
+            {"every_steps": 1},
+            r"step 1: not finite: the classifier's weights \(.*\)\. Nothing of it was saved",
+        ),
+        (
+            "loss",
+            {},
+            r"step 2: not finite: the loss \(nan\)\. Nothing of it was saved\. Continue from the last checkpoint",
+        ),
+    ):
+        config = linear_config(tmp_path, tmp_path, name=name, optimizer__lr=1e38, checkpoint=checkpoint)
+        with pytest.raises(RunError, match=message):
+            linear_eval(config, pretrained="random")
+        assert not (config.run_dir / "checkpoints").exists()
+
+
+def test_fine_tuning_ends_too(photos):
+    images = scan_images(str(photos), None, labelled=True)
+    backbone = densecl.build_backbone(18, 4, 0, 2)
+    with pytest.raises(
+        RunError,
+        match=r"step 2: not finite: the loss \((nan|inf)\)\. .*Lower the learning rates \(now 0\.01 and 1e\+38\)",
+    ):
+        finetune(
+            backbone, images, images, [CenterCrop(size=32)], [CenterCrop(size=32)], Recipe(batch_size=8, head_lr=1e38)
+        )

@@ -114,7 +114,9 @@ def test_processes_that_cannot_share_the_micro_batches(config, monkeypatch, proc
 
 def test_a_loss_that_is_not_finite():
     check_finite("the loss", [1.0, 2.0], 7, "Do this")
-    with pytest.raises(RunError, match=r"^step 7: not finite: the loss \(nan, 2\)\. Nothing of it was saved\. Do this$"):
+    with pytest.raises(
+        RunError, match=r"^step 7: not finite: the loss \(nan, 2\)\. Nothing of it was saved\. Do this$"
+    ):
         check_finite("the loss", [float("nan"), 2.0], 7, "Do this")
     with pytest.raises(RunError, match=r"\(inf\)"):
         check_finite("the loss", [float("inf")], 7, "Do this")
