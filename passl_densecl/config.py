@@ -125,6 +125,22 @@ class RunConfig(Section):
         return []
 
 
+class GuardConfig(Section):
+    """What a run does when a step's numbers are not finite: a loss, a gradient, a key or a BatchNorm statistic.
+
+    Such a step changes nothing but the step counter. They are counted over the whole run, resumes included, not in a row:
+    a run that skips every other step should stop as well. The step that exceeds the limit ends the run (exit code 3). One
+    that float16's loss scaling skips by itself, to find its scale, does not count.
+    """
+
+    max_nonfinite_steps: int = Field(default=10, ge=0, description="of the whole run; 0 stops at the first one")
+    keep_dumps: int = Field(
+        default=3,
+        ge=0,
+        description="of so many, the first, the batch and the state before the step are kept, for --replay",
+    )
+
+
 class EvaluationConfig(Section):
     """k-NN accuracy of the query encoder while it trains."""
 
@@ -147,6 +163,7 @@ class PretrainConfig(RunConfig):
         32, description="images that one BatchNorm sees; gradients are summed over the rest"
     )
     evaluation: EvaluationConfig | None = Field(None, description="k-NN accuracy every few epochs; null for none")
+    guard: GuardConfig = Field(default_factory=GuardConfig)
 
     @property
     def micro_batch_count(self) -> int:

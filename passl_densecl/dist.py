@@ -179,23 +179,35 @@ class ChainedStatistics:
         ]
         self._sizes = [statistic.shape[0] for statistic in self._statistics]
         self._own_decay = momentum**updates_per_step
+        self._before: paddle.Tensor | None = None
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around all training-mode forward passes of one step."""
-        if world_size() == 1 or not self._statistics:
+        """Around all training-mode forward passes of one step, which `undo` takes back afterwards."""
+        if not self._statistics:
             yield
             return
-        before = self._joined()
+        before = self._before = self.joined()
         yield
+        if world_size() == 1:
+            return
         with paddle.no_grad():
             later = world_size() - 1 - rank()
-            seen = (self._joined() - before * self._own_decay) * self._own_decay**later
+            seen = (self.joined() - before * self._own_decay) * self._own_decay**later
             paddle.distributed.all_reduce(seen)
-            joined = before * self._own_decay ** world_size() + seen
-            for statistic, values in zip(self._statistics, paddle.split(joined, self._sizes), strict=True):
-                statistic.set_value(values)
+            self._put(before * self._own_decay ** world_size() + seen)
+
+    def undo(self) -> None:
+        """Put the statistics back, to the bit, to what they were before the last step."""
+        if self._before is not None:
+            self._put(self._before)
 
     @paddle.no_grad()
-    def _joined(self) -> paddle.Tensor:
+    def joined(self) -> paddle.Tensor:
+        """All of them in one vector."""
         return paddle.concat(self._statistics)
+
+    @paddle.no_grad()
+    def _put(self, joined: paddle.Tensor) -> None:
+        for statistic, values in zip(self._statistics, paddle.split(joined, self._sizes), strict=True):
+            statistic.set_value(values)

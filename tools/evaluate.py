@@ -59,7 +59,7 @@ if __name__ == "__main__":
     print_anything()
     try:
         sys.exit(main())
-    except (InputError, FloatingPointError) as error:
+    except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except RunError as error:

@@ -44,6 +44,11 @@ def arguments() -> argparse.Namespace:
         help="linear: a trained classifier; pretrain: a whole training state that a new run starts from, at step 0",
     )
     parser.add_argument("--evaluate-only", action="store_true", help="linear: evaluate --load, train nothing")
+    parser.add_argument(
+        "--replay",
+        metavar="FOLDER",
+        help="pretrain: compute a step that was not finite once more, from RUN/nonfinite/step_…, and say where it begins",
+    )
     parser.add_argument("--check", action="store_true", help="validate, print the resolved config, touch no device")
     return parser.parse_args()
 
@@ -57,10 +62,16 @@ def main() -> int:
     if isinstance(config, PretrainConfig):
         if args.evaluate_only:
             raise InputError(f"--evaluate-only goes with linear evaluation, but {args.config} has task: pretrain")
+        if args.replay:
+            from passl_densecl.engine.replay import replay
+
+            return replay(config, args.replay)
         from passl_densecl.engine.pretrain import pretrain
 
         return pretrain(config, resume=args.resume, load=args.load, pretrained=args.pretrained)
     assert isinstance(config, LinearConfig)
+    if args.replay:
+        raise InputError(f"--replay goes with pre-training, but {args.config} has task: linear")
     from passl_densecl.engine.linear import linear_eval
 
     return linear_eval(
@@ -72,7 +83,7 @@ if __name__ == "__main__":
     print_anything()
     try:
         sys.exit(main())
-    except (InputError, FloatingPointError) as error:
+    except InputError as error:
         if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # every process meets the same error; one says it
             print(error, file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,7 @@ from paddle.vision.models import ResNet
 
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader
+from passl_densecl.engine.guard import check_finite
 from passl_densecl.engine.optim import trained
 from passl_densecl.models import normalize
 from passl_densecl.models.resnet import rng_of
@@ -52,7 +53,8 @@ def finetune(
     """Train the backbone (which is changed) and a new classifier on all images of `train`; judge them on all of `val`.
 
     Raises:
-        InputError: fewer training images than a batch; FloatingPointError when the loss is not finite.
+        InputError: fewer training images than a batch.
+        RunError: the loss is not finite; nothing of it is in the weights then.
     """
     classes = len(val.classes)
     head = nn.Linear(backbone.inplanes, classes)  # which Paddle leaves at the channels of the last stage
@@ -70,14 +72,13 @@ def finetune(
     for step, batch in loader.steps(0, last):
         factor = 0.1 ** ((step >= 0.6 * last) + (step >= 0.8 * last))
         loss = F.cross_entropy(head(backbone(normalize(batch.images)).mean(axis=[2, 3])), batch.labels)
+        remedy = f"Lower the learning rates (now {recipe.lr:g} and {recipe.head_lr:g})"
+        check_finite("the loss", [float(loss)], step + 1, remedy)
         loss.backward()
         for rate, optimizer in optimizers:
             optimizer.set_lr(rate * factor)
             optimizer.step()
             optimizer.clear_grad()
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError(f"step {step + 1}: the loss is not finite; lower the learning rates "
-                                     f"(now {recipe.lr:g} and {recipe.head_lr:g})")  # fmt: skip
         if progress is not None:
             progress("fine-tune", step + 1, last)
     backbone.eval()

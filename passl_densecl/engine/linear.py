@@ -20,18 +20,22 @@ from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_w
 from passl_densecl.disk import make_writable, whole_file
 from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
-from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
+from passl_densecl.engine.guard import check_finite
+from passl_densecl.engine.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    restore_scaler,
+    scaler_state,
+)
 from passl_densecl.engine.pretrain import (
     amp_context,
-    check_finite,
     check_same_start,
     checkpoint_name,
     find_start,
     output_bytes,
     parents_of,
     read_fitting_backbone,
-    restore_scaler,
-    scaler_state,
     warn_of_amp,
 )
 from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
@@ -170,6 +174,9 @@ def _train(
                 name = f"epoch_{best['epoch']:04d}"
             if name and not ending:
                 bad_images.meet(epoch, images_per_epoch, ends=False, write=True)
+            if name:  # a loss between two log lines leaves its mark in the weights, which all processes share
+                weights = [float(weight.sum()) for weight in model.fc.parameters()]
+                check_finite("the classifier's weights", weights, done, _remedy(optimizer.get_lr()))
             if name and dist.is_main():
                 state = {
                     "task": "linear",
@@ -367,12 +374,16 @@ def _validate(
     return {"epoch": epoch, "top1": top1, "name": f"epoch_{epoch:04d}"} if top1 > best["top1"] else best
 
 
+def _remedy(lr: float) -> str:
+    return f"Continue from the last checkpoint with --resume auto and a lower optimizer.lr (the rate is {lr:g} now)"
+
+
 def _log_step(
     config: LinearConfig, log: SilentLog, stopwatch: Stopwatch, report: list[float], done: int, steps_per_epoch: int,
     lr: float,
 ) -> None:  # fmt: skip
     loss, top1 = report
-    check_finite(report, done, lr, config)
+    check_finite("the loss", [loss], done, _remedy(lr))
     rate, waited, eta = stopwatch.read(config.batch_size, steps_per_epoch * config.epochs - done)
     epoch, within = divmod(done - 1, steps_per_epoch)
     log.progress(

@@ -1,4 +1,4 @@
-"""SGD, and its state under the names of the weights it belongs to."""
+"""SGD and the loss scaling of float16, and their states as plain data."""
 
 from __future__ import annotations
 
@@ -53,3 +53,20 @@ def load_optimizer_state(
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; the checkpoint is of another experiment"
         )
     optimizer.set_state_dict({weights[name].name + _STATE: paddle.to_tensor(value) for name, value in state.items()})
+
+
+def restore_scaler(scaler: paddle.amp.GradScaler, saved: dict[str, float] | None) -> None:
+    """Put what `scaler_state` gave back; nothing when the scaler is off, or was off in the run that saved."""
+    if scaler.is_enable() and saved:
+        scale = np.asarray([saved["scale"]], "float32")
+        scaler.load_state_dict(scaler.state_dict() | saved | {"scale": scale})  # type: ignore[arg-type]
+
+
+def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, float]:
+    """What changes in a GradScaler over a run, as plain numbers; empty when it is off."""
+    if not scaler.is_enable():
+        return {}
+    state = scaler.state_dict()
+    return {"scale": float(np.asarray(state["scale"]).ravel()[0])} | {
+        key: int(state[key]) for key in ("incr_count", "decr_count")
+    }

@@ -24,10 +24,18 @@ from passl_densecl.data.loader import PairLoader, choose_workers
 from passl_densecl.engine import checkpoint as checkpoint_files
 from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
+from passl_densecl.engine.guard import Guard
 from passl_densecl.engine.online_knn import OnlineKNN
-from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
+from passl_densecl.engine.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    restore_scaler,
+    scaler_state,
+)
 from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
 from passl_densecl.engine.signals import StopRequest
+from passl_densecl.engine.watchdog import Watchdog, similarity
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform
@@ -114,8 +122,12 @@ def _train(
         images, config.data.transforms, seed=config.seed, batch_size=config.batch_size,
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
     )  # fmt: skip
+    guard = Guard(
+        config, model, optimizer, scaler, statistics, images, log, steps_per_epoch=steps_per_epoch,
+        skipped=start.state.get("nonfinite_steps", 0) if start is not None else 0, parents=parents,
+    )  # fmt: skip
+    watchdog = Watchdog(config, queue_len, workers, log)
     last = steps_per_epoch * config.epochs
-    chance = math.log(queue_len + 1)
     bad_images = BadImages(
         config.run_dir, images, config.data.max_bad_share, log,
         resumed=start is not None, in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
@@ -145,10 +157,14 @@ def _train(
                             loss = (1 - loss_lambda) * losses[0] + loss_lambda * losses[2]
                         scaler.scale(loss / local_micro_batches).backward()
                     reports.append(paddle.stack([loss.detach(), *(value.detach() for value in losses)]))
-            scaler.step(optimizer)
-            scaler.update()
+            good = guard.finite(reports, keys)
+            if good:
+                scaler.step(optimizer)
+                scaler.update()
+                model.enqueue(keys)
+            else:
+                guard.skip(step, batch, reports, keys, loss_lambda)
             optimizer.clear_grad()
-            model.enqueue(keys)
 
             done = step + 1
             stopwatch.step(loader.wait_seconds)
@@ -161,24 +177,24 @@ def _train(
                 bad_images.meet(
                     (done - 1) // steps_per_epoch + 1, steps_per_epoch * config.batch_size, ends=ends, write=bool(name)
                 )
-            report: list[float] = []
-            if log_due or name:
-                report = dist.mean(paddle.stack(reports).mean(axis=0))
-                check_finite(report, done, optimizer.get_lr(), config)
-            if log_due:
-                _log_step(
-                    config, log, stopwatch, report, done=done, steps_per_epoch=steps_per_epoch, chance=chance,
-                    lr=optimizer.get_lr(), loss_lambda=loss_lambda, fill=min(1.0, done * config.batch_size / queue_len),
+            if good and log_due:
+                values = _log_step(
+                    config, log, stopwatch, dist.mean(paddle.stack(reports).mean(axis=0)), done=done,
+                    steps_per_epoch=steps_per_epoch, lr=optimizer.get_lr(), loss_lambda=loss_lambda, queue_len=queue_len,
+                    similar=similarity(keys), skipped=guard.skipped,
                 )  # fmt: skip
+                watchdog.look(values)
             if neighbours.due(done) and not stopping:
                 neighbours.run(model, done)
                 stopwatch.skip()
+            if name:
+                guard.check_weights(done)
             if name and dist.is_main():
                 saved = checkpoints.save(
                     name, done, model.state_dict(), optimizer_state(optimizer, model),
                     {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
                      "scaler": scaler_state(scaler), "knn_missing": neighbours.due(done) and stopping,
-                     "bad_in_epoch": bad_images.in_epoch},
+                     "bad_in_epoch": bad_images.in_epoch, "nonfinite_steps": guard.skipped},
                     card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
                     must=stopping or done == last, log=log,
                 )  # fmt: skip
@@ -356,23 +372,6 @@ def check_strides(option: str, path: str, expected: BackboneConfig) -> None:
             )
 
 
-def restore_scaler(scaler: paddle.amp.GradScaler, saved: dict[str, float] | None) -> None:
-    """Put what `scaler_state` gave back; nothing when the scaler is off, or was off in the run that saved."""
-    if scaler.is_enable() and saved:
-        scale = np.asarray([saved["scale"]], "float32")
-        scaler.load_state_dict(scaler.state_dict() | saved | {"scale": scale})  # type: ignore[arg-type]
-
-
-def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, float]:
-    """What changes in a GradScaler over a run, as plain numbers; empty when it is off."""
-    if not scaler.is_enable():
-        return {}
-    state = scaler.state_dict()
-    return {"scale": float(np.asarray(state["scale"]).ravel()[0])} | {
-        key: int(state[key]) for key in ("incr_count", "decr_count")
-    }
-
-
 def _describe(
     config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_epoch: int, log: SilentLog, *, queues_are_full: bool
 ) -> None:  # fmt: skip
@@ -455,34 +454,28 @@ def checkpoint_name(done: int, steps_per_epoch: int, config: RunConfig, last: in
     return None
 
 
-def check_finite(report: Sequence[float], done: int, lr: float, config: RunConfig) -> None:
-    """Raises FloatingPointError, with what to do, when a loss is not finite; before anything of it is saved."""
-    if not all(math.isfinite(value) for value in report):
-        raise FloatingPointError(
-            f"step {done}: the loss is not finite ({', '.join(f'{value:g}' for value in report)}); nothing of it was saved. "
-            f"Continue from the last checkpoint with --resume and a lower optimizer.lr (now {lr:g})"
-            + (", or amp.dtype: bfloat16" if config.amp.enabled else "")
-        )
-
-
 def _log_step(
     config: PretrainConfig, log: SilentLog, stopwatch: Stopwatch, report: list[float], *, done: int,
-    steps_per_epoch: int, chance: float, lr: float, loss_lambda: float, fill: float,
-) -> None:  # fmt: skip
-    """One line and one object of metrics."""
+    steps_per_epoch: int, lr: float, loss_lambda: float, queue_len: int, similar: dict[str, float], skipped: int,
+) -> dict[str, float]:  # fmt: skip
+    """One line and one object of metrics, which comes back."""
     loss, global_loss, global_top1, *dense = report
+    fill = min(1.0, done * config.batch_size / queue_len)
     rate, waited, eta = stopwatch.read(config.batch_size, steps_per_epoch * config.epochs - done)
     epoch, within = divmod(done - 1, steps_per_epoch)
     values = {"step": done, "epoch": epoch + 1, "loss": loss, "global_loss": global_loss, "global_top1": global_top1}
     if dense:
         values |= {"dense_loss": dense[0], "dense_top1": dense[1]}
-    values |= {"chance": chance, "lr": lr, "loss_lambda": loss_lambda, "queue_fill": fill}
+    values |= {"chance": math.log(queue_len + 1), "lr": lr, "loss_lambda": loss_lambda, "queue_fill": fill}
+    values |= {**similar, "nonfinite_steps": skipped}
     values |= {"images_per_second": rate, "data_share": waited, "peak_memory_mb": peak_memory_mb()}
     parts = f"loss {loss:.2f} (global {global_loss:.2f}, dense {dense[0]:.2f})" if dense else f"loss {loss:.2f}"
     top1 = f"top-1 {global_top1:.1%} and {dense[1]:.1%} dense" if dense else f"top-1 {global_top1:.1%}"
     filling = f"  queue {fill:.0%}" if fill < 1 else ""
+    filling += f"  {skipped} not finite" if skipped else ""
     log.progress(
         f"epoch {epoch + 1}/{config.epochs}", within + 1, steps_per_epoch,
         f"{parts}  {top1}{filling}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}", record=True,
     )  # fmt: skip
     log.metrics(values)
+    return values

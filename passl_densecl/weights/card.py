@@ -28,8 +28,8 @@ FOREIGN = "file without a card"  # the kind of a parent that this project did no
 MAX_BYTES = 2**20
 _MAGIC = "passl_densecl card "
 
-# Where a run's images lie, what it ran on and how often it was saved say nothing about its weights.
-_PLACES = ("output_dir", "device", "checkpoint", "log_every_steps")
+# Where a run's images lie, what it ran on, how often it was saved and when it gives up say nothing about its weights.
+_PLACES = ("output_dir", "device", "checkpoint", "log_every_steps", "guard")
 _DATA_PLACES = ("root", "list_file", "train", "val", "num_workers")
 
 

@@ -1,0 +1,171 @@
+"""A step whose numbers were not finite, once more: on one process, from what the guard kept, looking where it begins."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from passl_densecl import dist
+from passl_densecl.config import PretrainConfig
+from passl_densecl.engine import checkpoint as checkpoint_files
+from passl_densecl.engine.checkpoint import Checkpoint
+from passl_densecl.engine.guard import BATCH, LOSSES, REPORT
+from passl_densecl.engine.optim import build_optimizer, trained
+from passl_densecl.engine.pretrain import amp_context, build_model, key_order, restore
+from passl_densecl.engine.runlog import set_device
+from passl_densecl.errors import InputError
+from passl_densecl.models import DenseCL
+
+
+def replay(config: PretrainConfig, folder: str | Path, *, say: Callable[[str], None] = print) -> int:
+    """Compute the step in `folder` (RUN/nonfinite/step_…) again and say what is not finite. Returns the exit code, 0.
+
+    One process takes the whole batch, whatever number the run had. The files of the run are only read. Raises InputError
+    when something is missing or the config is another experiment's.
+    """
+    if dist.world_size() > 1:
+        raise InputError(f"--replay runs in one process, not in {dist.world_size()}: leave the launcher away")
+    folder = Path(folder)
+    report, batch = _read(folder)
+    start = checkpoint_files.read(folder)
+    if len(batch["indices"]) != config.batch_size:
+        raise InputError(
+            f"--replay {folder}: a batch of {len(batch['indices'])}, the config says {config.batch_size}; give the config.yaml "
+            "in the run's folder"
+        )
+    set_device(config.device)
+    model, scaler = _restored(config, start)
+    say(
+        f"replay   step {report['step']:,} of epoch {report['epoch']}, from {folder}: {config.batch_size} images in "
+        f"{config.micro_batch_count} micro-batches, loss_lambda {report['loss_lambda']:g}, lr {report['lr']:g}"
+    )
+    broken = [name for name, value in start.model.items() if not np.isfinite(value).all()]
+    say(f"state    {_some(broken, len(start.model), 'arrays')} before the step")
+    order = key_order(config, start.step)
+    names = np.array(report["images"])
+    images = {"key_encoder": names if order is None else names[order], "query_encoder": names}
+    watch = _watched(model, {name: paths.tolist() for name, paths in images.items()}, config.micro_batch_size)
+    with warnings.catch_warnings(), watch as found:
+        warnings.simplefilter("ignore")  # Paddle's, about BatchNorm; a run has them in train.log
+        losses = _step(config, model, scaler, batch, start.step, float(report["loss_lambda"]), say)
+    gradients = {name: weight.grad for name, weight in trained(model).items() if weight.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient.numpy()).all()]
+    say(f"forward  {found[0] if found else 'every output of every layer is finite'}")
+    # Backward goes from the last layer to the first.
+    say(f"backward {_some(bad[::-1], len(gradients), 'gradients')}")
+    if not broken and not bad and np.isfinite(losses).all():
+        say(
+            "result   everything is finite this time. The batch and the weights are innocent: suspect the device (memory errors, "
+            "overheating), another process of the run, or mixed precision on another device"
+        )
+    return 0
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The report and the arrays of the batch. Raises InputError."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        with np.load(folder / BATCH, allow_pickle=False) as file:
+            batch = {name: file[name] for name in ("query", "key", "indices")}
+        paths = [image["path"] for image in report["images"]]
+        return {key: report[key] for key in ("step", "epoch", "lr", "loss_lambda")} | {"images": paths}, batch
+    except FileNotFoundError as error:
+        raise InputError(
+            f"--replay {folder}: {Path(str(error.filename)).name} is missing; give a folder such as "
+            "RUN/nonfinite/step_00001234. Of a run's later such steps only the report is kept (guard.keep_dumps)"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise InputError(f"--replay {folder}: cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _restored(config: PretrainConfig, start: Checkpoint) -> tuple[DenseCL, paddle.amp.GradScaler]:
+    """The model before the step, and the loss scaling that it was computed with."""
+    keys = start.model.get("global_queue.keys")
+    model = build_model(config, len(keys) if keys is not None else config.batch_size)
+    scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
+    restore(start, model, build_optimizer(config.optimizer, model), scaler)
+    model.train()
+    return model, scaler
+
+
+def _step(
+    config: PretrainConfig, model: DenseCL, scaler: paddle.amp.GradScaler, batch: dict[str, np.ndarray], step: int,
+    loss_lambda: float, say: Callable[[str], None],
+) -> np.ndarray:  # fmt: skip
+    """Losses and gradients as in the training loop; (micro-batches, 3 or 5) losses come back."""
+    query, size, table = paddle.to_tensor(batch["query"]), config.micro_batch_size, []
+    keys = model.encode_keys(
+        paddle.to_tensor(batch["key"]),
+        micro_batch_size=size,
+        order=key_order(config, step),
+        amp=amp_context(config.amp),
+    )
+    for index in range(config.micro_batch_count):
+        part = slice(index * size, (index + 1) * size)
+        losses = model(query[part], keys.local.rows(part), amp_context(config.amp))
+        loss = (1 - loss_lambda) * losses[0] + loss_lambda * losses[2] if len(losses) > 2 else losses[0]
+        scaler.scale(loss / config.micro_batch_count).backward()
+        table.append([float(loss), *(float(value) for value in losses)])
+        shown = "  ".join(f"{name} {value:.6g}" for name, value in zip(LOSSES, table[-1], strict=False))
+        say(f"losses   micro-batch {index} (images {part.start} to {part.stop - 1}): {shown}")
+    return np.array(table)
+
+
+@contextmanager
+def _watched(model: DenseCL, images: dict[str, list[str]], size: int) -> Iterator[list[str]]:
+    """Within it, the first layer whose output is not finite is named; `images`: what each encoder sees, in its order."""
+    found: list[str] = []
+    hooks = []
+    for encoder, names in images.items():
+        layer, seen = getattr(model, encoder), [0]  # micro-batches that the encoder has begun
+        hooks.append(layer.register_forward_pre_hook(_counter(seen)))
+        for name, part in layer.named_sublayers():
+            if not part.sublayers():
+                hooks.append(part.register_forward_post_hook(_watcher(f"{encoder}.{name}", found, names, seen, size)))
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def _counter(seen: list[int]) -> Callable[..., None]:
+    def count(*_: object) -> None:
+        seen[0] += 1
+
+    return count
+
+
+def _watcher(name: str, found: list[str], images: list[str], seen: list[int], size: int) -> Callable[..., None]:
+    def look(layer: paddle.nn.Layer, inputs: tuple[paddle.Tensor, ...], output: paddle.Tensor) -> None:
+        if found:  # only the first one tells something, and a look takes time
+            return
+        rows = np.flatnonzero(~np.isfinite(output.astype("float32").flatten(1).numpy()).all(axis=1))
+        if not len(rows):
+            return
+        weights = [
+            key for key, value in layer.named_parameters()
+            if not key.startswith("_") and not np.isfinite(value.numpy()).all()  # the call has moved BatchNorm's statistics
+        ]  # fmt: skip
+        had = "finite" if np.isfinite(inputs[0].astype("float32").numpy()).all() else "not finite either"
+        first = (seen[0] - 1) * size
+        of = [images[first + row] for row in rows]
+        found.append(
+            f"first not finite: the output of {name}, in micro-batch {seen[0] - 1}, for {len(of)} of {size} images "
+            f"({', '.join(of[:3])}{', …' if len(of) > 3 else ''}); its input was {had}"
+            + (f", its {' and '.join(weights)} not" if weights else "")
+        )
+
+    return look
+
+
+def _some(names: list[str], count: int, what: str) -> str:
+    if not names:
+        return f"all {count} {what} are finite"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} of {count} {what} are not finite: {', '.join(names[:3])}{more}"
