@@ -223,6 +223,7 @@ class Guard:
             name, before, self._model.state_dict(), optimizer_state(self._optimizer, self._model),
             {"task": "pretrain", "scaler": scaler_state(self._scaler), "nonfinite_steps": self.skipped - 1},
             card=run_card(self._config, epoch=before // self._steps_per_epoch, step=before, parents=self._parents),
+            must=True,
         )  # fmt: skip
 
 
