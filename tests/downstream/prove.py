@@ -9,40 +9,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+from steps import Arrays, compare, image, random_weights, run
 
 from passl_densecl.downstream.engines import Kind
 from passl_densecl.downstream.matching import Network
 from passl_densecl.downstream.prepare import Prepared, coco_layout, prepare
 from passl_densecl.downstream.yaml_files import dump, put, read_yaml
-from passl_densecl.weights import backbone_shapes, read_arrays, write_pickle
-from passl_densecl.weights.vocabulary import translations
+from passl_densecl.weights import read_arrays, write_pickle
 
 HERE = Path(__file__).resolve().parent
 DEPTHS = (18, 34, 50, 101, 152)
-Arrays = dict[str, np.ndarray]
-
-
-def random_weights(depth: int, seed: int = 0) -> Arrays:
-    """A backbone whose every tensor differs from what a new network has, BatchNorm's statistics included."""
-    rng, arrays = np.random.default_rng(seed), {}
-    for name, shape in backbone_shapes(depth).items():
-        if len(shape) == 4:
-            values = rng.standard_normal(shape) * (2 / (shape[0] * shape[2] * shape[3])) ** 0.5
-        elif name.endswith("_variance"):
-            values = rng.uniform(0.5, 1.5, shape)
-        elif name.endswith("weight"):
-            values = rng.uniform(0.2, 0.8, shape)
-        else:
-            values = rng.standard_normal(shape) * 0.1
-        arrays[name] = values.astype("float32")
-    return arrays
 
 
 def last_map(arrays: Arrays, depth: int, image: np.ndarray) -> np.ndarray:
@@ -55,21 +35,6 @@ def last_map(arrays: Arrays, depth: int, image: np.ndarray) -> np.ndarray:
     network.eval()
     with paddle.no_grad():
         return network(paddle.to_tensor(image)).numpy()
-
-
-def image() -> np.ndarray:
-    return np.random.default_rng(7).standard_normal((1, 3, 128, 160)).astype("float32")
-
-
-def compare(engine: Kind, state: dict, arrays: Arrays, network: Network) -> int:
-    """How many tensors of an engine's model equal those that went in, bit for bit; a name that is missing is none."""
-    names = dict(zip(network.names(), network.plain_names(), strict=True))
-    ours = translations(engine, network.depth)
-    return sum(
-        name in state and np.array_equal(state[name].numpy(), arrays[ours[plain]])
-        for name, plain in names.items()
-        if plain in ours
-    )
 
 
 # Steps: each gives one line for the summary, or raises.
@@ -238,27 +203,8 @@ def main() -> int:
         print(f"proved {step(scratch, argument or data)}", flush=True)
         return 0
     write_pickle(scratch / "r50.pdparams", random_weights(50))
-    return 1 if [name for name in STEPS if not run(name, scratch, data, args.time_limit)] else 0
-
-
-def run(name: str, scratch: Path, data: str, limit: float) -> bool:
-    """One step in a process of its own; its log goes to a file, its result to the summary."""
-    command = [sys.executable, __file__, "--scratch", str(scratch), "--step", name, *(["--data", data] if data else [])]
-    log, start = scratch / f"{name}.log", time.monotonic()
-    with log.open("w") as file:
-        try:
-            code = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=False, cwd=scratch,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            code = f"not done after {limit:.0f} s"
-    lines = log.read_text(errors="replace").splitlines()
-    proved = [line.removeprefix("proved ") for line in lines if line.startswith("proved ")]
-    is_good = code == 0 and len(proved) == 1
-    told = proved[0] if is_good else f"{name} FAILED ({code}): {lines[-1] if lines else 'no output'} (see {log})"
-    print(f"{'ok' if is_good else 'NO':3} {time.monotonic() - start:4.0f} s  {told}", flush=True)
-    return is_good
+    arguments = ["--data", data] if data else []
+    return 1 if [name for name in STEPS if not run(__file__, name, scratch, arguments, args.time_limit)] else 0
 
 
 if __name__ == "__main__":
