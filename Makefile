@@ -17,7 +17,7 @@ ADELAIDET ?=
 .PHONY: help demo demo-detect install test test-fast test-all test-downstream test-detectron2 lint format benchmark reproduce clean
 
 help:            ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## the environment: paddlepaddle (CPU), this package, what tests and demo need
 
@@ -68,7 +68,7 @@ $(DETECTRON2)/.installed: tests/downstream/requirements_detectron2.txt
 	cp -r $(SOURCE) $(DETECTRON2)/detectron2
 	MAX_JOBS=1 $(DETECTRON2)/bin/python -m pip install --quiet --no-build-isolation --no-deps $(DETECTRON2)/detectron2
 	$(if $(ADELAIDET),cp -r $(ADELAIDET) $(DETECTRON2)/AdelaiDet)
-	$(if $(ADELAIDET),sed -i 's/AND_HALF(\(input\|grad\)\.type()/AND_HALF(\1.scalar_type()/' \
+	$(if $(ADELAIDET),sed -i '/AT_DISPATCH/s/\.type()/.scalar_type()/' \
 	  $(DETECTRON2)/AdelaiDet/adet/layers/csrc/BezierAlign/BezierAlign_cpu.cpp)
 	$(if $(ADELAIDET),MAX_JOBS=1 $(DETECTRON2)/bin/python -m pip install --quiet --no-build-isolation --no-deps $(DETECTRON2)/AdelaiDet)
 	@touch $@
