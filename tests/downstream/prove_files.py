@@ -31,6 +31,7 @@ def digest(array: np.ndarray) -> str:
 
 def write(scratch: Path) -> None:
     """Every target's file, and what must come out of it: the same values under other names."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works from a checkout, installed or not
     from steps import random_weights
 
     from passl_densecl.weights import write_pickle
