@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ENGINES ?= .venv-downstream
+DETECTRON2 ?= .venv-detectron2
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN = $(VENV)/bin/python
 DEMO_OUTPUT ?= output/demo
 DATA ?=
@@ -9,11 +11,13 @@ DATA ?=
 ABLATION ?=
 DENSE ?=
 WEIGHTS ?=
+SOURCE ?=
+ADELAIDET ?=
 
-.PHONY: help demo demo-detect install test test-fast test-all test-downstream lint format benchmark reproduce clean
+.PHONY: help demo demo-detect install test test-fast test-all test-downstream test-detectron2 lint format benchmark reproduce clean
 
 help:            ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## the environment: paddlepaddle (CPU), this package, what tests and demo need
 
@@ -39,14 +43,34 @@ demo-detect: $(ENGINES)/.installed  ## FCOS from WEIGHTS=W and from random weigh
 	$(if $(and $(DATA),$(WEIGHTS)),,$(error say which: make demo-detect DATA=DIR WEIGHTS=W, with images in COCO's layout in DIR))
 	$(ENGINES)/bin/python tools/demo_detect.py --data $(DATA) --weights $(WEIGHTS) --output output/demo_detect
 
-test-downstream: $(ENGINES)/.installed  ## PaddleDetection and PaddleClas from PyPI train from our weights (DATA=DIR: COCO layout)
+test-downstream: $(ENGINES)/.installed  ## PaddleDetection, -Clas and -Seg from PyPI train from our weights (DATA=DIR: COCO layout)
 	PYTHONPATH=$(CURDIR) $(ENGINES)/bin/python tests/downstream/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
 
 $(ENGINES)/.installed: tests/downstream/requirements.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
 	$(ENGINES)/bin/python -m pip install --quiet -r tests/downstream/requirements.txt
-	$(ENGINES)/bin/python -m pip install --quiet --no-deps paddledet==2.6.0 paddleclas==2.6.0
+	$(ENGINES)/bin/python -m pip install --quiet --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0
+	@touch $@
+
+test-detectron2: install $(DETECTRON2)/.installed  ## detectron2 built from SOURCE=DIR (ADELAIDET=DIR too) trains from our weights: slow
+	PYTHONPATH=$(CURDIR) $(RUN) tests/downstream/prove_detectron2.py --reference --scratch output/detectron2 \
+	  --source $(SOURCE) $(if $(ADELAIDET),--adelaidet $(ADELAIDET))
+	PYTHONPATH=$(CURDIR) $(DETECTRON2)/bin/python tests/downstream/prove_detectron2.py --scratch output/detectron2 \
+	  $(if $(ADELAIDET),--adelaidet $(ADELAIDET)) $(if $(DATA),--data $(DATA))
+
+# Copies are built: a checkout stays as it is. AdelaiDet's C++ names a type in a way that new versions of torch refuse, twice.
+$(DETECTRON2)/.installed: tests/downstream/requirements_detectron2.txt
+	$(if $(SOURCE),,$(error say where detectron2 is: make test-detectron2 SOURCE=DIR, a checkout))
+	$(PYTHON) -m venv $(DETECTRON2)
+	$(DETECTRON2)/bin/python -m pip install --quiet --extra-index-url $(TORCH_INDEX) -r tests/downstream/requirements_detectron2.txt
+	rm -rf $(DETECTRON2)/detectron2 $(DETECTRON2)/AdelaiDet
+	cp -r $(SOURCE) $(DETECTRON2)/detectron2
+	MAX_JOBS=1 $(DETECTRON2)/bin/python -m pip install --quiet --no-build-isolation --no-deps $(DETECTRON2)/detectron2
+	$(if $(ADELAIDET),cp -r $(ADELAIDET) $(DETECTRON2)/AdelaiDet)
+	$(if $(ADELAIDET),sed -i '/AT_DISPATCH/s/\.type()/.scalar_type()/' \
+	  $(DETECTRON2)/AdelaiDet/adet/layers/csrc/BezierAlign/BezierAlign_cpu.cpp)
+	$(if $(ADELAIDET),MAX_JOBS=1 $(DETECTRON2)/bin/python -m pip install --quiet --no-build-isolation --no-deps $(DETECTRON2)/AdelaiDet)
 	@touch $@
 
 lint: install    ## style, format and types
@@ -69,4 +93,4 @@ reproduce: install  ## random weights, MoCo-v2 and DenseCL at one budget: hours 
 	$(RUN) tools/reproduce.py --data $(DATA) $(if $(ABLATION),--ablation $(ABLATION)) $(if $(DENSE),--dense "$(DENSE)")
 
 clean:           ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(ENGINES) $(DEMO_OUTPUT) output/downstream log .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) $(DETECTRON2) $(DEMO_OUTPUT) output/downstream output/detectron2 log .pytest_cache .ruff_cache

@@ -261,6 +261,14 @@ def test_c4_finds_res5_in_its_head(weights50):
     assert count_matches(weights50["paddledetection"], Network("paddledetection", 50, res5_in_head=True)).whole
 
 
+def test_c4_is_refused_where_its_head_cannot_take_the_weights(clones, weights, tmp_path):
+    """detectron2 builds res5 in the head from bottleneck blocks even for ResNet-18: names match, shapes do not."""
+    with pytest.raises(InputError, match="ResNet-18 have no place there"):
+        prepare("detectron2", weights, tmp_path, model="faster_rcnn_voc")
+    path = placed("detectron2", "faster_rcnn_voc", clones, lambda c: put(c, ("MODEL", "RESNETS", "DEPTH"), 18))
+    assert "MODEL.RESNETS.DEPTH" in [finding.key for finding in check(path).findings]
+
+
 def test_a_config_with_other_weights_is_flagged(clones):
     path = placed("paddledetection", "fcos", clones, lambda c: put(c, ("pretrain_weights",), "https://x/y.pdparams"))
     assert [finding.key for finding in check(path).findings] == ["pretrain_weights"]
@@ -309,16 +317,18 @@ def test_mistakes_in_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("engine", "model"), SHIPPED)
-def test_what_prepare_writes_passes_its_own_check(engine, model, clones, weights, tmp_path):
-    done = prepare(engine, weights, tmp_path, model=model, gpus=4, engine_dir=clones / engine)
+def test_what_prepare_writes_passes_its_own_check(engine, model, clones, weights, weights50, tmp_path):
+    depth = 50 if model == "faster_rcnn_voc" and engine == "detectron2" else 18  # C4 is for bottleneck blocks
+    start = weights if depth == 18 else weights50["paddle"]
+    done = prepare(engine, start, tmp_path, model=model, gpus=4, engine_dir=clones / engine)
     checked = check(done.config, gpus=4)
     assert checked.findings == ()
     assert checked.match == done.match
     assert done.match.whole
     assert checked.network is not None
-    assert checked.network.depth == 18
+    assert checked.network.depth == depth
     assert str(done.config) in done.command
-    assert f"r18.yml ({model})" in "\n".join(done.lines())
+    assert f"r{depth}.yml ({model})" in "\n".join(done.lines())
     assert any("shortcut convolution" in note for note in done.notes) == (engine == "paddledetection")
 
 
@@ -394,7 +404,7 @@ class OldNumpy(pickle.Unpickler):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_weights_load_where_numpy_is_old_and_nothing_else_is_there(engine, weights, tmp_path):
-    done = prepare(engine, weights, tmp_path)
+    done = prepare(engine, weights, tmp_path, model="mask_rcnn" if engine == "detectron2" else None)
     table = OldNumpy(io.BytesIO(done.conversion.output.read_bytes())).load()
     table = table.get("model", table)
     values = [value for value in table.values() if isinstance(value, np.ndarray)]
@@ -441,7 +451,7 @@ def test_preparing_needs_neither_paddle_nor_torch(weights, tmp_path):
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from passl_densecl.downstream.prepare import prepare\n"
         "from passl_densecl.downstream.check import check\n"
-        f"print(prepare('detectron2', {str(weights)!r}, {str(tmp_path)!r}).match.whole)\n"
+        f"print(prepare('detectron2', {str(weights)!r}, {str(tmp_path)!r}, model='mask_rcnn').match.whole)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
@@ -458,6 +468,9 @@ def test_the_pages_show_the_same_commands_and_the_tools_accept_them():
         words = shlex.split(line)
         if words[0] == "make":
             assert f"\n{words[1]}:" in makefile
+            continue
+        if words[1] == "tests/downstream/prove_files.py":
+            assert (ROOT / words[1]).is_file()
             continue
         assert words[:2] == ["python", "tools/transfer.py"]
         args = tool["parse_arguments"](words[2:])
@@ -578,5 +591,5 @@ def test_without_paddleseg_the_plug_in_says_so(monkeypatch):
 
 def test_safe_yaml_reads_what_prepare_writes(weights, tmp_path):
     """PaddleSeg and detectron2 read with plain loaders: no tags of ours may be left."""
-    for engine in ("paddleseg", "detectron2", "adelaidet", "paddleclas"):
-        assert yaml.safe_load(prepare(engine, weights, tmp_path / engine).config.read_text())
+    for engine, model in (("paddleseg", None), ("detectron2", "mask_rcnn"), ("adelaidet", None), ("paddleclas", None)):
+        assert yaml.safe_load(prepare(engine, weights, tmp_path / engine, model=model).config.read_text())

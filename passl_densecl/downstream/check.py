@@ -15,7 +15,7 @@ from passl_densecl.downstream.engines import ENGINES, MEAN, STD, Kind
 from passl_densecl.downstream.matching import Match, Network, count_matches
 from passl_densecl.downstream.yaml_files import entries, find, resolve
 from passl_densecl.errors import InputError
-from passl_densecl.weights.vocabulary import STAGE_BLOCKS
+from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, STAGE_BLOCKS
 
 Config = dict[str, Any]
 
@@ -319,6 +319,14 @@ def _detectron2_rules(config: Config, gpus: int) -> Iterator[Finding]:
                 "not the network of the published results",
                 f"MODEL.{part}.NORM SyncBN",
             )
+    network = _detectron2_network(config, "detectron2")
+    if network is not None and network.res5_in_head and network.depth not in BOTTLENECK_DEPTHS:
+        yield Finding(
+            "MODEL.RESNETS.DEPTH",
+            str(network.depth),
+            "the head builds res5 from bottleneck blocks, whatever the depth: that stage starts from noise",
+            "50 or 101 for C4, or an FPN",
+        )
     if find(model, "ROI_HEADS", "NAME") == "Res5ROIHeads":
         yield Finding(
             "MODEL.ROI_HEADS.NAME",

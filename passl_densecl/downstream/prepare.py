@@ -116,6 +116,11 @@ def prepare(
     output.mkdir(parents=True, exist_ok=True)
     conversion = convert(weights, output / f"{Path(weights).stem or 'weights'}_{engine}{what.suffix}", what.target)
     depth = conversion.told.depth
+    if _has_c4(engine, content) and depth not in BOTTLENECK_DEPTHS:
+        raise InputError(
+            f"--model {model}: {what.title} builds res5 in the head from bottleneck blocks, whatever the depth; weights of a "
+            f"ResNet-{depth} have no place there. Take --model mask_rcnn, or weights of a ResNet-50 or deeper"
+        )
     notes = list(conversion.notes)
     rate = _WRITERS[engine](content, conversion.output.resolve(), depth, scale, root)
     if engine == "paddledetection" and depth not in BOTTLENECK_DEPTHS:  # elsewhere it is a setting, and set
@@ -136,8 +141,12 @@ def prepare(
 
 
 def _network(engine: Kind, content: dict[str, Any], depth: int) -> Network:
-    is_c4 = engine == "detectron2" and "Res5" in str(find(content, "MODEL", "ROI_HEADS", "NAME", default=""))
+    is_c4 = _has_c4(engine, content)
     return Network(engine, depth, has_fpn=not is_c4, res5_in_head=is_c4)
+
+
+def _has_c4(engine: Kind, content: dict[str, Any]) -> bool:
+    return engine == "detectron2" and "Res5" in str(find(content, "MODEL", "ROI_HEADS", "NAME", default=""))
 
 
 def _clone(engine: Engine, folder: str | os.PathLike[str] | None) -> Path | None:
