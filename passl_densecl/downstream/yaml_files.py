@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from passl_densecl.config import check_aliases
 from passl_densecl.errors import InputError
 
 BASES = ("_BASE_", "_base_")  # of PaddleDetection, detectron2 and AdelaiDet; of PaddleSeg
@@ -65,12 +66,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, is no YAML, or is not a table of keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        check_aliases(yaml.compose(text, Loader=_Loader))
+        content = yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # TypeError: a key that is a list
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, the file holds {type(content).__name__}")
