@@ -70,7 +70,9 @@ class PretrainModelConfig(BackboneConfig):
 
 class ImagesConfig(Section):
     root: PathText = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
-    list_file: PathText | None = Field(None, description="text file that lists images relative to root; null takes them all")
+    list_file: PathText | None = Field(
+        None, description="text file that lists images relative to root; null takes them all"
+    )
 
 
 class PretrainDataConfig(ImagesConfig):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from passl_densecl.errors import shown
+
 __all__ = ["listed", "plural", "printable", "suggestion"]
 
 
@@ -26,5 +28,5 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def printable(path: str) -> str:
-    """File names may hold bytes that are no UTF-8; a message must not fail because of them."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    """File names may hold bytes that are no UTF-8, and what a terminal obeys; a message shows both as escapes."""
+    return shown(path.encode("utf-8", "backslashreplace").decode("utf-8"))

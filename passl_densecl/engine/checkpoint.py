@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from passl_densecl.disk import sync_folder, whole_file
+from passl_densecl.disk import parse_json, sync_folder, whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import Card, read_arrays, write_pickle
 from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
@@ -89,10 +89,19 @@ def complete(folder: Path) -> list[Path]:
         if path.name.startswith(".") or not (path / MODEL).is_file() or not (path / STATE).is_file():
             continue
         try:
-            steps.append((int(json.loads((path / STATE).read_text(encoding="utf-8"))["step"]), path))
-        except (ValueError, KeyError, TypeError, OSError):
+            steps.append((_read_state(path)[0], path))
+        except (ValueError, OSError):
             continue
     return [path for _, path in sorted(steps)]
+
+
+def _read_state(path: Path) -> tuple[int, dict[str, Any]]:
+    """The step of a checkpoint folder, and what else its state.json says. Raises ValueError or OSError."""
+    state = parse_json((path / STATE).read_text(encoding="utf-8"))
+    step = state.pop("step", None) if isinstance(state, dict) else None
+    if type(step) is not int or not 0 <= step < 2**53:
+        raise ValueError("expected an object with the step, a whole number")
+    return step, state
 
 
 def read(path: Path) -> Checkpoint:
@@ -110,8 +119,7 @@ def read(path: Path) -> Checkpoint:
         if not (path / part).is_file():
             raise InputError(f"checkpoint {str(path)!r}: {part} is missing; choose another checkpoint of the run")
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        step = int(state.pop("step"))
-    except (ValueError, KeyError, TypeError) as error:
+        step, state = _read_state(path)
+    except (ValueError, OSError) as error:
         raise InputError(f"checkpoint {str(path)!r}: {STATE} cannot be read ({error})") from None
     return Checkpoint(path, step, read_arrays(path / MODEL), read_arrays(path / OPTIMIZER), state)

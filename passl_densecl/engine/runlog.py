@@ -24,6 +24,8 @@ import paddle
 import passl_densecl
 from passl_densecl import dist
 from passl_densecl.config import Config, dump_config
+from passl_densecl.disk import parse_json
+from passl_densecl.errors import shown
 
 # Numbers of metrics.jsonl that differ between two identical runs.
 TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
@@ -74,8 +76,9 @@ class RunLog(SilentLog):
 
     def line(self, label: str, text: str) -> None:
         self._end_bar()
-        print(f"{label:<8} {text}", file=sys.stdout)
-        self._file.write(f"{label:<8} {text}\n")
+        line = shown(f"{label:<8} {text}")
+        print(line, file=sys.stdout)
+        self._file.write(line + "\n")
 
     def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
         if self._interactive:
@@ -102,9 +105,9 @@ class RunLog(SilentLog):
         path = self.run_dir / "metrics.jsonl"
         self._metrics.close()
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed

@@ -7,7 +7,6 @@ module of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from passl_densecl.disk import did_you_mean, opened
+from passl_densecl.disk import did_you_mean, opened, parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import Card
 from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card, write_pickle
@@ -251,7 +250,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _step(folder: Path) -> int | None:
     try:
-        step = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))["step"]
+        step = parse_json((folder / STATE_NAME).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if type(step) is int else None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import Card, run_card
 from passl_densecl.weights.files import STATE_NAME, WEIGHTS_NAME, read_card, read_weights, weights_file
@@ -163,7 +163,7 @@ def recorded_classes(file: Path, count: int | None = None) -> tuple[str, ...] | 
 def _state_beside(file: Path) -> dict[str, Any]:
     """The numbers and classes of the checkpoint's state.json that are of use; what is not as expected is left out."""
     try:
-        state = json.loads((file.parent / STATE_NAME).read_text(encoding="utf-8"))
+        state = parse_json((file.parent / STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(state, dict):

@@ -248,6 +248,9 @@ class Reader:
         """Read a few cases unwatched, for what is imported, compiled and cached at the first use."""
         from hypothesis import HealthCheck, Phase, given, seed, settings
 
+        for case in self._target.first:
+            self._read(case)
+
         @seed(0)
         @settings(
             max_examples=60,
@@ -300,7 +303,8 @@ class Reader:
             kind = re.sub(r"'[^']*'|\d+", "…", str(error).splitlines()[0])
             return signature(error, f"escape: {kind}"), f"escape: {error}\n{traceback.format_exc()}"
         except Exception as error:
-            return signature(error, type(error).__name__), traceback.format_exc(limit=-20).replace("\0", "\\0")
+            text = traceback.format_exc(limit=-20).replace("\0", "\\0")
+            return signature(error, type(error).__name__), f"{type(error).__name__}: {str(error)[:200]!r}\n{text}"
         now = self._listing()
         if now != self._outside:
             changed = sorted(set(now.items()) ^ set(self._outside.items()))
@@ -324,8 +328,13 @@ READERS = {
 
 
 def import_everything(name: str) -> None:
+    import codecs
     import importlib
 
+    for codec in ("ascii", "latin1", "unicode_escape", "raw_unicode_escape", "utf-8-sig", "utf-16", "utf-32", "cp437"):
+        codecs.lookup(codec)
+    for module in ("numpy.ma", "xml.etree.ElementTree", "html.parser"):
+        importlib.import_module(module)
     for module in READERS[name]:
         importlib.import_module(f"passl_densecl.{module}")
 

@@ -101,6 +101,8 @@ class Guard:
         elif event in _CHANGES:
             for path in arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]:
                 self._check_path(event, path)
+        elif event == "compile" and arguments[1] == "<unknown>":  # ast.parse, which runs nothing
+            return
         elif event in _RUNS or event.startswith(_REACHES_OUT):
             self._armed = False  # repr may import
             what = f"{event} {str(arguments)[:100]}"
