@@ -310,5 +310,7 @@ def _categories(path: Path) -> int:
     try:
         categories = parse_json(path.read_text(encoding="utf-8"))["categories"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a COCO annotation file ({error!r})") from None
+        raise InputError(f"{path}: not a COCO annotation file ({type(error).__name__}: {error})") from None
+    if not isinstance(categories, list):
+        raise InputError(f"{path}: not a COCO annotation file: its categories are no list")
     return len(categories)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,11 @@ def resolve(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key in BASES:
         names = content.pop(key, [])
-        for name in [names] if isinstance(names, str) else names:
-            base = path.parent / Path(name).expanduser()
+        names = names if isinstance(names, list) else [names]
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: {key}: expected the name of a file, or a list of names")
+        for name in names:
+            base = path.parent / os.path.expanduser(name)
             if not base.is_file():
                 raise InputError(
                     f"{path}: its base {name} is not at {base}; put the file into the engine's clone (configs/densecl/), or give "
@@ -128,7 +132,7 @@ def find(content: object, *keys: str, default: Any = None) -> Any:
     if isinstance(content, str) and content[:1] in "([":
         try:
             return ast.literal_eval(content)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return content
     return content
 

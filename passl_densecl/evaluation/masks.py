@@ -169,7 +169,10 @@ def read_voc_masks(folder: str | os.PathLike[str], split: str) -> MaskSet:
     listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         raise InputError(f"{root}: expected a VOC folder with {listing.relative_to(root)}, such as VOCdevkit/VOC2012")
-    names = tuple(sorted(listing.read_text(encoding="utf-8").split()))
+    try:
+        names = tuple(sorted(listing.read_text(encoding="utf-8").split()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{listing}: cannot be read as text ({error})") from None
     images = tuple(str(root / "JPEGImages" / f"{name}.jpg") for name in names)
     masks = tuple(str(root / "SegmentationClass" / f"{name}.png") for name in names)
     missing = [path for path in (*images, *masks) if not os.path.isfile(path)]

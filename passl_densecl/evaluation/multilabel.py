@@ -77,7 +77,7 @@ def _from_annotations(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, l
     for name in names:
         try:
             objects = ElementTree.parse(folder / f"{name}.xml").getroot().iter("object")
-        except (OSError, ElementTree.ParseError) as error:
+        except (OSError, ValueError, ElementTree.ParseError) as error:
             raise InputError(f"{folder / f'{name}.xml'}: {error}") from None
         found: dict[str, int] = {}
         for one in objects:

@@ -65,6 +65,7 @@ def main() -> int:
 def run(name: str, cases: int, seed: int, keep: Path) -> int:
     """Fuzz one target in child processes, a new one where one dies; gives the number of different failures."""
     began, done, found, deaths = time.monotonic(), 0, [], 0
+    _minute[0] = 0
     with tempfile.TemporaryDirectory(prefix="passl-fuzz-") as folder:
         scratch = Path(folder)
         while done < cases and deaths < 10:
@@ -121,10 +122,17 @@ def messages(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+_minute = [0]  # of the last line about progress, on an output that is no terminal
+
+
 def progress(name: str, done: int, cases: int, began: float) -> None:
+    seconds = time.monotonic() - began
     if sys.stdout.isatty():
         bar = "━" * (30 * done // cases)
-        print(f"\r{name:<10} {bar:<30} {done:,}/{cases:,}  {time.monotonic() - began:.0f} s", end="", flush=True)
+        print(f"\r{name:<10} {bar:<30} {done:,}/{cases:,}  {seconds:.0f} s", end="", flush=True)
+    elif int(seconds) // 60 > _minute[0]:
+        _minute[0] = int(seconds) // 60
+        print(f"{name:<10} {done:,}/{cases:,}  {seconds:.0f} s", flush=True)
 
 
 def kept(name: str, what: str, case: Path, keep: Path) -> tuple[Path, str]:
@@ -331,9 +339,22 @@ def import_everything(name: str) -> None:
     import codecs
     import importlib
 
-    for codec in ("ascii", "latin1", "unicode_escape", "raw_unicode_escape", "utf-8-sig", "utf-16", "utf-32", "cp437"):
+    for codec in (
+        "ascii",
+        "latin1",
+        "unicode_escape",
+        "raw_unicode_escape",
+        "utf-8-sig",
+        "utf-16",
+        "utf-16-le",
+        "utf-16-be",
+        "utf-32",
+        "utf-32-le",
+        "utf-32-be",
+        "cp437",
+    ):
         codecs.lookup(codec)
-    for module in ("numpy.ma", "xml.etree.ElementTree", "html.parser"):
+    for module in ("numpy.ma", "xml.etree.ElementTree", "html.parser", "pwd"):
         importlib.import_module(module)
     for module in READERS[name]:
         importlib.import_module(f"passl_densecl.{module}")

@@ -336,7 +336,7 @@ def draw(stages: list[dict[str, Any]], path: Path) -> None:
         axes[0][column].set(title=f"{stage['title']}: {stage['steps']:,} steps", ylabel="MiB", ylim=(0, None))
         axes[1][column].set(ylabel="open files", xlabel="minutes", ylim=(0, None))
         for axis in axes[:, column]:
-            axis.axvspan(0, 60 * WARM_UP * stage["hours"], color="0.92", zorder=0)
+            axis.axvspan(0, 60 * WARM_UP * stage["hours"], color="0.92", zorder=0, label="warm-up, not counted")
         axes[0][column].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
