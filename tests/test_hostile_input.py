@@ -233,6 +233,14 @@ def test_a_voc_list_with_nul_in_a_name(tmp_path):
         read_voc(tmp_path, "train")
 
 
+def test_voc_lists_of_which_one_is_empty(tmp_path):
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "cat_train.txt").write_text("")
+    (tmp_path / "ImageSets" / "Main" / "dog_train.txt").write_text("a 1\n")
+    with pytest.raises(InputError, match="do not list the same images"):
+        read_voc(tmp_path, "train")
+
+
 def test_a_voc_list_that_is_no_text(tmp_path):
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_bytes(b"\xbf\n")
@@ -275,6 +283,33 @@ def test_a_text_that_is_no_tuple(text):
     from passl_densecl.downstream.yaml_files import find
 
     assert find({"a": text}, "a") == text
+
+
+# --- identity cards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [7, None, [1], "x"])
+def test_a_recipe_whose_data_is_no_section(data, tmp_path):
+    from passl_densecl.weights import write_weights
+    from passl_densecl.weights.load import recorded_config
+
+    card = {"kind": "backbone", "config": {"task": "pretrain", "name": "x", "data": data}}
+    write_weights(tmp_path / "w.pdparams", {"a": np.ones(2, "f4")}, card=card)
+    with pytest.raises(InputError, match="expected a section of keys"):
+        recorded_config(tmp_path / "w.pdparams")
+
+
+@pytest.mark.parametrize("parents", [7, "x", {"a": 1}, [7]])
+def test_parents_that_are_no_list_of_files(parents, tmp_path):
+    from passl_densecl.weights import write_weights
+    from passl_densecl.weights.info import describe_file, render
+
+    write_weights(
+        tmp_path / "w.pdparams", {"a": np.ones(2, "f4")}, card={"kind": "back\x1b[2Jbone", "parents": parents}
+    )
+    text = render(describe_file(tmp_path / "w.pdparams"))
+    assert "card     back\\x1b[2Jbone" in text
+    assert "made from" not in text
 
 
 # --- packs -------------------------------------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def _card_lines(card: dict[str, Any] | None) -> list[str]:
     if isinstance(classes := card.get("classes"), list):
         more = f" and {len(classes) - _MANY} more" if len(classes) > _MANY else ""
         lines.append(f"  {'classes':<12} {len(classes)}: {', '.join(map(str, classes[:_MANY]))}{more}")
-    for parent in card.get("parents") or []:
+    parents = card.get("parents")
+    for parent in parents if isinstance(parents, list) else []:
         if isinstance(parent, dict):
             lines.append(
                 f"  {'made from':<12} {parent.get('file')} ({parent.get('kind')}), sha256 {parent.get('sha256')}"

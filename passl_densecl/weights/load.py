@@ -139,7 +139,8 @@ def recorded_config(file: Path) -> Config | None:
     from passl_densecl.config import parse_config
 
     folders = {"root": "."} if card.config.get("task") == "pretrain" else {"train": {"root": "."}, "val": {"root": "."}}
-    recipe = {**card.config, "data": {**folders, **card.config.get("data", {})}}
+    data = card.config.get("data", {})
+    recipe = {**card.config, "data": {**folders, **data} if isinstance(data, dict) else data}  # the check names others
     return parse_config(recipe, source=f"{file}, the recipe in its identity card")
 
 
