@@ -312,6 +312,16 @@ def test_parents_that_are_no_list_of_files(parents, tmp_path):
     assert "made from" not in text
 
 
+def test_one_long_name_does_not_widen_every_line(tmp_path):
+    from passl_densecl.weights import write_weights
+    from passl_densecl.weights.info import describe_file, render
+
+    write_weights(tmp_path / "w.pdparams", {"x" * 5000: np.ones(1), **{f"a{n}": np.ones(1) for n in range(100)}})
+    text = render(describe_file(tmp_path / "w.pdparams"))
+    assert "x" * 5000 in text
+    assert len(text) < 40_000
+
+
 # --- packs -------------------------------------------------------------------------------------------------------------------
 
 PAGE = 4096
