@@ -261,7 +261,7 @@ class Reader:
 
         @seed(0)
         @settings(
-            max_examples=60,
+            max_examples=30,
             deadline=None,
             database=None,
             phases=(Phase.generate,),

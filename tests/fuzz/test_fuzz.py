@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 FUZZ = ROOT / "tests" / "fuzz" / "fuzz.py"
 
 
-@pytest.mark.parametrize("name", ["configs", "overrides", "weights", "packs"])
+@pytest.mark.parametrize("name", ["configs", "overrides", "weights", "packs", "lists"])
 def test_a_sample(name, tmp_path):
     done = subprocess.run(
-        [sys.executable, FUZZ, name, "--cases", "60", "--seed", "0", "--keep", tmp_path],
+        [sys.executable, FUZZ, name, "--cases", "50", "--seed", "0", "--keep", tmp_path],
         capture_output=True, text=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{name:<10}      60 cases" in done.stdout
+    assert f"{name:<10}      50 cases" in done.stdout
 
 
 GUARDED = """
