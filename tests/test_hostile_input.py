@@ -322,6 +322,41 @@ def test_one_long_name_does_not_widen_every_line(tmp_path):
     assert len(text) < 40_000
 
 
+# --- pickles -----------------------------------------------------------------------------------------------------------------
+
+DOUBLED = b"2\x86" * 40  # DUP, TUPLE2: a tuple of itself and itself, forty times
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"]" + DOUBLED + b"K\x01R",  # a call with it: the text of the message would have been 2^40 long
+        b"N" + DOUBLED + b"K\x01R",
+        b"}N" + DOUBLED + b"K\x01s",  # as a key: 2^40 hashes
+        b"\x8f(N" + DOUBLED + b"\x90",
+        b"}(N" + b"p1\n0(g1\ng1\nt" * 40 + b"K\x01u",
+        b"}" + b"cbuiltins\ntuple\n(]N" + b"a" + b"tR" + b"cbuiltins\ntuple\n]N\x85a\x85R" + b"K\x01s",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pdparams", ".pth"])
+def test_a_tuple_that_doubles_itself(program, suffix, tmp_path):
+    import zipfile
+
+    from passl_densecl.weights import read_weights
+
+    path = tmp_path / f"w{suffix}"
+    data = b"\x80\x04" + program + b"."
+    if suffix == ".pth":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", data)
+    else:
+        path.write_bytes(data)
+    began = time.process_time()
+    with pytest.raises(InputError, match="damaged or hostile"):
+        read_weights(path)
+    assert time.process_time() - began < 2
+
+
 # --- packs -------------------------------------------------------------------------------------------------------------------
 
 PAGE = 4096

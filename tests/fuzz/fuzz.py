@@ -187,16 +187,19 @@ def child(name: str, scratch: Path, cases: int, seed: int) -> int:
 
         try:
             each()
-        except Exception as error:
+        except (Exception, Enough):
             if not hunt.found:
                 raise
-            del error
         if not hunt.found:
             break  # hypothesis has no more of them
         tell(failure=hunt.what, folder=str(scratch / "smallest"))
         known.add(hunt.signature)
     tell()
     return 0
+
+
+class Enough(KeyboardInterrupt):
+    """Small enough: hypothesis would go on for minutes, and lets nothing else through."""
 
 
 class Hunt:
@@ -213,7 +216,9 @@ class Hunt:
     def judge(self, case: Any, failure: tuple[str, str] | None) -> None:
         """Raises when the case fails in the way that is hunted."""
         self._tries += self.found
-        if failure is None or failure[0] in self._known or self._tries > SMALLER_TRIES:
+        if self._tries > SMALLER_TRIES:
+            raise Enough
+        if failure is None or failure[0] in self._known:
             return
         if self.found and failure[0] != self.signature:
             return

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SECONDS = 4.0  # of processor time, for one case
-MEMORY = 2**30  # bytes of address space that may be added to what the process has when it starts
+MEMORY = 2**30  # bytes of address space that a case may add to what the process has before it
 RISE = 200 * 2**20  # bytes of memory in use that one case may add
 
 # What runs code, or begins to. `exec` and `compile` also come with every import, so all modules are imported before.
@@ -52,8 +52,6 @@ class Guard:
         self.escapes: list[str] = []
         sys.addaudithook(self._audit)
         signal.signal(signal.SIGVTALRM, self._too_long)
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + MEMORY, hard))
 
     @contextmanager
     def watch(self, seconds: float = SECONDS) -> Iterator[None]:
@@ -63,6 +61,8 @@ class Guard:
         before = _memory("VmHWM")
         self._late = 0
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1.0)
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + MEMORY, hard))
         self._armed = True
         try:
             yield
@@ -72,6 +72,7 @@ class Guard:
         finally:
             self._armed = False
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # making cases takes memory as well
         rise = _memory("VmHWM") - before
         if rise > RISE:
             self.escapes.append(f"memory: {rise >> 20} MiB more")
