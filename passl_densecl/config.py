@@ -7,14 +7,16 @@ value, what was expected and, where a name is close, a suggestion. Nothing here 
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from passl_densecl.errors import InputError
 from passl_densecl.schedules import Schedule
@@ -25,10 +27,25 @@ QUEUE_LEN_MAX = 65_536  # the paper's queue, and the ceiling of queue_len: auto
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+def _a_path(text: str) -> str:
+    if "\0" in text:  # spaces, newlines and the like are the file system's business
+        raise ValueError("a path without NUL in it")
+    return text
+
+
+def _a_folder_name(text: str) -> str:
+    if text.startswith(".") or not text.isprintable() or len(os.fsencode(text)) > 200:
+        raise ValueError("a name of at most 200 bytes, with nothing invisible in it and no dot in front")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_a_path)]
 Transforms = Annotated[tuple[Transform, ...], Field(strict=False, min_length=1)]
 
 
@@ -52,8 +69,10 @@ class PretrainModelConfig(BackboneConfig):
 
 
 class ImagesConfig(Section):
-    root: str = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
-    list_file: str | None = Field(None, description="text file that lists images relative to root; null takes them all")
+    root: PathText = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
+    list_file: PathText | None = Field(
+        None, description="text file that lists images relative to root; null takes them all"
+    )
 
 
 class LoadingConfig(Section):
@@ -79,7 +98,7 @@ class LinearDataConfig(LoadingConfig):
 
 class SGDConfig(Section):
     name: Literal["SGD"] = "SGD"
-    lr: float = Field(gt=0, description="learning rate for reference_batch_size")
+    lr: float = Field(gt=0, le=1e6, description="learning rate for reference_batch_size")
     reference_batch_size: Count = Field(256, description="lr is scaled by batch_size over this")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0001, ge=0)
@@ -99,8 +118,11 @@ class CheckpointConfig(Section):
 class RunConfig(Section):
     """What every run has, whatever its task."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir")
-    output_dir: str = Field("output", min_length=1)
+    # It names a folder: one that lies in output_dir (".." does not), and that every terminal can show.
+    name: Annotated[str, AfterValidator(_a_folder_name)] = Field(
+        min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir"
+    )
+    output_dir: PathText = Field("output", min_length=1)
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     batch_size: Count = Field(description="images of one optimiser step, over all devices")
@@ -144,8 +166,8 @@ class GuardConfig(Section):
 class EvaluationConfig(Section):
     """k-NN accuracy of the query encoder while it trains."""
 
-    train: str = Field(description="labelled images (one folder a class, or a pack of them): the bank")
-    val: str = Field(description="labelled images to classify")
+    train: PathText = Field(description="labelled images (one folder a class, or a pack of them): the bank")
+    val: PathText = Field(description="labelled images to classify")
     every_epochs: Count = 1
     size: Annotated[int, Field(ge=32)] | None = Field(
         None, description="pixels of the centre crop; null takes the size of the training views"
@@ -172,7 +194,8 @@ class PretrainConfig(RunConfig):
     def problems(self) -> list[tuple[str, str]]:
         found = []
         if self.batch_size % self.micro_batch_size:
-            fitting = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
+            low = [d for d in range(1, math.isqrt(self.batch_size) + 1) if self.batch_size % d == 0]
+            fitting = [*low, *(self.batch_size // d for d in low)]
             best = min(fitting, key=lambda d: abs(d - self.micro_batch_size))
             found.append(
                 (
@@ -205,6 +228,38 @@ _CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": Pr
 # ---------------------------------------------------------------- reading
 
 
+_INTEGER_BITS = 128
+_MOST_VALUES = 100_000  # of a file, aliases written out; ours have a hundred
+
+
+def check_aliases(root: yaml.Node | None) -> None:
+    """Refuse a file whose aliases (`*name`) unfold to an immense one, or to one without an end.
+
+    A few lines of YAML can stand for more values than any memory holds; what walks through them all never comes back.
+    Raises yaml.constructor.ConstructorError.
+    """
+    sizes: dict[int, int] = {}
+    waiting = [root] if root is not None else []
+    opened: set[int] = set()
+    while waiting:
+        node = waiting[-1]
+        value = [] if isinstance(node, yaml.ScalarNode) else node.value
+        inside = [part for entry in value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        new = [part for part in inside if id(part) not in sizes]
+        if new and id(node) not in opened:
+            opened.add(id(node))
+            waiting += new
+            continue
+        waiting.pop()
+        if any(id(part) in opened and id(part) not in sizes for part in inside):
+            raise yaml.constructor.ConstructorError(None, None, "an alias of what it stands in", node.start_mark)
+        sizes[id(node)] = 1 + sum(sizes[id(part)] for part in inside)
+        if sizes[id(node)] > _MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"aliases that unfold to more than {_MOST_VALUES:,} values", node.start_mark
+            )
+
+
 class _Reader(yaml.SafeLoader):
     """YAML as people mean it: 1e-4 is a number, only true/false are booleans, a repeated key is an error."""
 
@@ -216,14 +271,21 @@ class _Reader(yaml.SafeLoader):
         first_line: dict[Any, int] = {}
         for key_node, _ in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if isinstance(key, (list, dict)):
+            if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in first_line:
                 self.repeated.append((str(key), f"given twice, in lines {first_line[key]} and {line}; keep one"))
             first_line.setdefault(key, line)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > _INTEGER_BITS:  # Python refuses to print very large ones, in a message too
+            raise yaml.constructor.ConstructorError(None, None, "a number that is too large", node.start_mark)
+        return value
 
+
+_Reader.add_constructor("tag:yaml.org,2002:int", _Reader.construct_yaml_int)
 _Reader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp", ":merge"))]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -244,7 +306,9 @@ def _parse(text: str, what: str) -> tuple[Any, list[tuple[str, str]]]:
     try:
         reader = _Reader(text)
         try:
-            return reader.get_single_data(), reader.repeated
+            node = reader.get_single_node()
+            check_aliases(node)
+            return None if node is None else reader.construct_document(node), reader.repeated
         finally:
             reader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -316,9 +380,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]
             missing = ".".join(parents[: depth + 1])
             return [(f"-o {key}", f"the file has no section {missing!r}")]
     if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
+        position = _position(last, node)
+        if position is None:
             return [(f"-o {key}", f"expected a position from 0 to {len(node) - 1}, got {last!r}")]
-        node[int(last)] = value
+        node[position] = value
     else:
         node[last] = value
     return problems
@@ -327,7 +392,15 @@ def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]
 def _child(node: Any, part: str) -> Any:
     if isinstance(node, dict):
         return node.get(part)
-    return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+    position = _position(part, node)
+    return None if position is None else node[position]
+
+
+def _position(part: str, node: list[Any]) -> int | None:
+    """The place in a list that a part of a key names; None when there is none."""
+    if not re.fullmatch(r"[0-9]{1,9}", part) or int(part) >= len(node):
+        return None
+    return int(part)
 
 
 # ---------------------------------------------------------------- explaining
@@ -376,7 +449,7 @@ _WANTED = {
     "too_short": "a list of {min_length} or more", "too_long": "a list of {max_length} at most",
     "greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}", "less_than_equal": "at most {le:g}",
-    "string_too_short": "a text that is not empty", "string_pattern_mismatch": "one word without slashes or spaces",
+    "string_too_short": "a text that is not empty", "string_pattern_mismatch": "one word without slashes or spaces", "string_unicode": "a text of whole characters",
     "finite_number": "a finite number",
 }  # fmt: skip
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from passl_densecl.errors import InputError
 
@@ -121,6 +122,14 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError for whatever is wrong with it, nesting without end included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def did_you_mean(path: Path) -> str:

@@ -266,7 +266,7 @@ _Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Transform(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RandomResizedCrop(_Transform):

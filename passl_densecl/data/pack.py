@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from passl_densecl.data.lmdb_check import check_lmdb
 from passl_densecl.data.words import printable
-from passl_densecl.disk import sync_folder
+from passl_densecl.disk import parse_json, sync_folder
 from passl_densecl.errors import InputError
 
 __all__ = ["Pack", "Records", "find_pack", "open_pack", "write_pack"]
@@ -37,6 +38,7 @@ _LABELS = b"passl_densecl.labels"
 _MAGIC = struct.pack("=I", 0xBEEFC0DE)
 _MAP_BYTES = 2**28  # room for the file at first; doubled whenever it is full
 _COMMIT_BYTES = 2**25
+_LONGEST_PATH = 2**16
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def open_pack(file: str) -> Pack:
     """
     file = os.path.abspath(file)
     version = _version(file)
+    _check_sound(file)
     with _lock:
         header, paths, labels = (_get(file, version, key) for key in (_HEADER, _PATHS, _LABELS))
         if header is None or paths is None:
@@ -89,17 +92,34 @@ def open_pack(file: str) -> Pack:
         raise InputError(
             f"{printable(file)} is an LMDB file, but no finished pack of images; make one with tools/pack_data.py"
         )
-    about = json.loads(header)
-    if about["format"] != 1:
-        raise InputError(f"{printable(file)} has format {about['format']}, expected 1: it needs a newer passl_densecl")
-    return Pack(
-        file,
-        version,
-        paths.split(b"\0"),
-        None if labels is None else np.frombuffer(labels, "<i8").astype(np.int64),
-        tuple(about["classes"] or ()),
-        about["shorter_side"],
-    )
+    return _described(file, version, header, paths.split(b"\0"), labels)
+
+
+def _described(file: str, version: tuple[int, int], header: bytes, paths: list[bytes], labels: bytes | None) -> Pack:
+    """The pack that its own records describe. Raises InputError when they do not fit together."""
+    try:
+        about = parse_json(header)
+        found, classes, side = about["format"], about["classes"] or [], about["shorter_side"]
+        numbers = None if labels is None else np.frombuffer(labels, "<i8").astype(np.int64)
+    except (ValueError, TypeError, KeyError):
+        raise _damaged(file, "its header") from None
+    if found != 1:
+        raise InputError(f"{printable(file)} has format {found!r:.40}, expected 1: it needs a newer passl_densecl")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise _damaged(file, "its classes")
+    if side is not None and not (type(side) is int and 0 < side < 2**31):
+        raise _damaged(file, "its shorter_side")
+    if about.get("images") != len(paths) or any(not path or len(path) > _LONGEST_PATH for path in paths):
+        raise _damaged(file, "its paths")
+    if numbers is not None:
+        fits = len(numbers) == len(paths) and numbers.min(initial=0) >= 0 and numbers.max(initial=-1) < len(classes)
+        if not fits:
+            raise _damaged(file, "its labels")
+    return Pack(file, version, paths, numbers, tuple(classes), side)
+
+
+def _damaged(file: str, what: str) -> InputError:
+    return InputError(f"{printable(file)} is damaged: {what} cannot be what it was made with; pack the images again")
 
 
 class Records:
@@ -174,6 +194,14 @@ def _version(file: str) -> tuple[int, int]:
     except OSError as error:
         raise InputError(f"cannot read {printable(file)}: {error.strerror or error}") from error
     return status.st_size, status.st_mtime_ns
+
+
+def _check_sound(file: str) -> None:
+    """LMDB trusts what it maps: a damaged file would kill the process, or each worker in turn."""
+    _check_whole(file)
+    problem = check_lmdb(file)
+    if problem is not None:
+        raise InputError(f"{printable(file)} is {problem}; copy it again, or pack the images again")
 
 
 def _check_whole(file: str) -> None:

@@ -7,6 +7,8 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from passl_densecl.errors import shown
+
 __all__ = ["listed", "one_line", "plural", "print_anything", "printable", "suggestion"]
 
 
@@ -28,8 +30,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def printable(path: str) -> str:
-    """File names may hold bytes that are no UTF-8; a message must not fail because of them."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    """File names may hold bytes that are no UTF-8, and what a terminal obeys; a message shows both as escapes."""
+    return shown(path.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def one_line(name: str) -> str:

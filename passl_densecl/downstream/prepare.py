@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from passl_densecl.disk import parse_json
 from passl_densecl.downstream.engines import ENGINES, Engine, Kind
 from passl_densecl.downstream.matching import Match, Network, count_matches
 from passl_densecl.downstream.yaml_files import BASES, Tagged, dump, find, put, read_yaml
@@ -317,7 +317,9 @@ def coco_layout(root: Path) -> tuple[tuple[str, str], tuple[str, str]]:
 
 def _categories(path: Path) -> int:
     try:
-        categories = json.loads(path.read_text(encoding="utf-8"))["categories"]
+        categories = parse_json(path.read_text(encoding="utf-8"))["categories"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a COCO annotation file ({error!r})") from None
+        raise InputError(f"{path}: not a COCO annotation file ({type(error).__name__}: {error})") from None
+    if not isinstance(categories, list):
+        raise InputError(f"{path}: not a COCO annotation file: its categories are no list")
     return len(categories)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from passl_densecl.config import check_aliases
 from passl_densecl.errors import InputError
 
 BASES = ("_BASE_", "_base_")  # of PaddleDetection, detectron2 and AdelaiDet; of PaddleSeg
@@ -65,12 +67,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, is no YAML, or is not a table of keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        check_aliases(yaml.compose(text, Loader=_Loader))
+        content = yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # TypeError: a key that is a list
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, the file holds {type(content).__name__}")
@@ -89,8 +93,11 @@ def resolve(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key in BASES:
         names = content.pop(key, [])
-        for name in [names] if isinstance(names, str) else names:
-            base = path.parent / Path(name).expanduser()
+        names = names if isinstance(names, list) else [names]
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: {key}: expected the name of a file, or a list of names")
+        for name in names:
+            base = path.parent / os.path.expanduser(name)
             if not base.is_file():
                 raise InputError(
                     f"{path}: its base {name} is not at {base}; put the file into the engine's clone (configs/densecl/), or give "
@@ -125,7 +132,7 @@ def find(content: object, *keys: str, default: Any = None) -> Any:
     if isinstance(content, str) and content[:1] in "([":
         try:
             return ast.literal_eval(content)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return content
     return content
 

@@ -19,7 +19,7 @@ import numpy as np
 import paddle
 
 from passl_densecl import dist
-from passl_densecl.disk import HashedFile, sync_folder
+from passl_densecl.disk import HashedFile, parse_json, sync_folder
 from passl_densecl.engine.runlog import SilentLog
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.weights import Card, read_arrays
@@ -334,10 +334,10 @@ def _raise_refusal(error: InputError) -> None:
 
 def _state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if type(state["step"]) is not int:
-            raise TypeError(f"step: {state['step']!r}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        state = parse_json((path / STATE).read_text(encoding="utf-8"))
+        if type(state["step"]) is not int or not 0 <= state["step"] < 2**53:
+            raise ValueError(f"step: {state['step']!r:.100}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path / STATE} is damaged ({type(error).__name__}: {error!s:.100})") from error
     return state
 

@@ -25,9 +25,9 @@ import paddle
 import passl_densecl
 from passl_densecl import dist
 from passl_densecl.config import Config, dump_config
-from passl_densecl.disk import make_writable, whole_file
+from passl_densecl.disk import make_writable, parse_json, whole_file
 from passl_densecl.engine.logfile import LogFile
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, shown
 
 # Numbers of metrics.jsonl that differ between two identical runs.
 TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
@@ -90,8 +90,9 @@ class RunLog(SilentLog):
         self._interactive = sys.stdout.isatty()
 
     def line(self, label: str, text: str) -> None:
-        self._print(f"{label:<8} {text}")
-        self._file.write(f"{label:<8} {text}\n")
+        text = shown(f"{label:<8} {text}")
+        self._print(text)
+        self._file.write(text + "\n")
         self._watch()
 
     def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
@@ -127,7 +128,7 @@ class RunLog(SilentLog):
             kept = []
             for line in content.splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    if parse_json(line)["step"] <= step:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # the line that was being written when the run was killed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 import zlib
@@ -18,6 +17,7 @@ import numpy as np
 from passl_densecl.data.datasets import EXTENSIONS, UndecodableImage, decode
 from passl_densecl.data.images import read_file
 from passl_densecl.data.words import listed, plural
+from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.multilabel import VOC_CLASSES
 
@@ -169,7 +169,10 @@ def read_voc_masks(folder: str | os.PathLike[str], split: str) -> MaskSet:
     listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         raise InputError(f"{root}: expected a VOC folder with {listing.relative_to(root)}, such as VOCdevkit/VOC2012")
-    names = tuple(sorted(listing.read_text(encoding="utf-8").split()))
+    try:
+        names = tuple(sorted(listing.read_text(encoding="utf-8").split()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{listing}: cannot be read as text ({error})") from None
     images = tuple(str(root / "JPEGImages" / f"{name}.jpg") for name in names)
     masks = tuple(str(root / "SegmentationClass" / f"{name}.png") for name in names)
     missing = [path for path in (*images, *masks) if not os.path.isfile(path)]
@@ -183,7 +186,7 @@ def _read_categories(
     path: Path, group: bool, ignore: Sequence[int]
 ) -> tuple[tuple[str, ...], dict[int, int], dict[str, dict[int, int]] | None]:
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tree: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         kinds = sorted(tree["categories"], key=lambda kind: kind["id"])
         key = "supercategory" if group else "name"
         titles = list(dict.fromkeys(str(kind[key]) for kind in kinds if kind["id"] not in ignore))

@@ -53,7 +53,7 @@ def read_voc(folder: str | os.PathLike[str], split: str) -> MultiLabelSet:
             rows = [line.split() for line in _lines(lists / f"{name}_{split}.txt")]
             if any(len(row) != 2 or row[1] not in ("1", "-1", "0") for row in rows):
                 raise InputError(f"{lists / f'{name}_{split}.txt'}: expected a name and 1, -1 or 0 on every line")
-            if names and names != [row[0] for row in rows]:
+            if columns and names != [row[0] for row in rows]:
                 raise InputError(f"{lists}: {found[0]}_{split}.txt and {name}_{split}.txt do not list the same images")
             names, columns = [row[0] for row in rows], [*columns, [int(row[1]) for row in rows]]
         targets = np.array(columns, np.int8).T
@@ -77,7 +77,7 @@ def _from_annotations(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, l
     for name in names:
         try:
             objects = ElementTree.parse(folder / f"{name}.xml").getroot().iter("object")
-        except (OSError, ElementTree.ParseError) as error:
+        except (OSError, ValueError, ElementTree.ParseError) as error:
             raise InputError(f"{folder / f'{name}.xml'}: {error}") from None
         found: dict[str, int] = {}
         for one in objects:

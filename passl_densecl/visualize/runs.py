@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from passl_densecl.config import Config, load_config
+from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 
+_LARGEST = 1e300  # what is no smaller is no measurement, and overflows in a figure
 CONFIG, METRICS, ENVIRONMENT, LOG = "config.yaml", "metrics.jsonl", "environment.json", "train.log"
 
 
@@ -91,7 +91,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     unread = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             unread += bool(line.strip())
             continue
@@ -124,14 +124,14 @@ def _results(path: Path) -> dict[str, dict[str, Any]]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from passl_densecl.disk import sha256_of
+from passl_densecl.disk import parse_json, sha256_of
 from passl_densecl.errors import InputError
 
 MODEL, OPTIMIZER, STATE, CHECKSUMS = "model.pdparams", "optimizer.pdopt", "state.json", "checksums.json"
@@ -48,8 +48,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def recorded_step(checkpoint: Path) -> int | None:
     """The optimiser steps that a checkpoint's `state.json` says, or None."""
     try:
-        step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        step = parse_json((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if type(step) is int else None
 
@@ -66,12 +66,12 @@ def checksums(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
     """File name → (bytes, SHA-256) as written; None for a checkpoint without them. Raises InputError when they are damaged."""
     path = checkpoint / CHECKSUMS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         found = {name: (content[name]["bytes"], content[name]["sha256"]) for name in FILES}
         sound = all(type(size) is int and re.fullmatch("[0-9a-f]{64}", digest) for size, digest in found.values())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error!s:.100}"
         raise InputError(f"{path} is damaged ({reason}): nothing can be said about the files beside it") from error
     if not sound:

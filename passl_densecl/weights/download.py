@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import passl_densecl
+from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.weights.progress import Display, display, megabytes
 
@@ -401,7 +402,7 @@ class _Part:
 
     def _read_note(self) -> dict[str, object]:
         try:
-            note = json.loads(self._note_path.read_text(encoding="utf-8"))
+            note = parse_json(self._note_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) else {}

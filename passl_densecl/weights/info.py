@@ -15,6 +15,7 @@ from passl_densecl.disk import sha256_of
 from passl_densecl.weights.files import describe, read_weights, weights_file
 
 _SHOWN_HASH = 12  # hexadecimal digits
+_WIDEST = 100  # letters of a column; a longer name stands out of it
 _MANY = 8  # entries of a list of numbers, from which on it is summed up
 
 
@@ -82,11 +83,11 @@ def render(info: FileInfo) -> str:
         f"arrays   {len(info.tensors):,} with {info.number_count:,} numbers; sha256 is of the values",
     ]
     shown = [(each.name, str(list(each.shape)), each.dtype, each.sha256[:_SHOWN_HASH]) for each in info.tensors]
-    widths = [max((len(row[column]) for row in shown), default=0) for column in range(4)]
+    widths = [min(_WIDEST, max((len(row[column]) for row in shown), default=0)) for column in range(4)]
     lines += ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in shown]
     if info.others:
         lines.append(f"others   {len(info.others):,} that are no arrays")
-        width = max(len(name) for name, _ in info.others)
+        width = min(_WIDEST, max(len(name) for name, _ in info.others))
         lines += [f"  {name:<{width}}  {words}" for name, words in info.others]
     if info.not_read:
         lines.append(f"not read objects of {', '.join(info.not_read)}: no program of a file is run here")
@@ -103,7 +104,8 @@ def _card_lines(card: dict[str, Any] | None) -> list[str]:
     if isinstance(classes := card.get("classes"), list):
         more = f" and {len(classes) - _MANY} more" if len(classes) > _MANY else ""
         lines.append(f"  {'classes':<12} {len(classes)}: {', '.join(map(str, classes[:_MANY]))}{more}")
-    for parent in card.get("parents") or []:
+    parents = card.get("parents")
+    for parent in parents if isinstance(parents, list) else []:
         if isinstance(parent, dict):
             lines.append(
                 f"  {'made from':<12} {parent.get('file')} ({parent.get('kind')}), sha256 {parent.get('sha256')}"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import Card, run_card
 from passl_densecl.weights.checkpoints import MODEL, STATE
@@ -140,7 +140,8 @@ def recorded_config(file: Path) -> Config | None:
     from passl_densecl.config import parse_config
 
     folders = {"root": "."} if card.config.get("task") == "pretrain" else {"train": {"root": "."}, "val": {"root": "."}}
-    recipe = {**card.config, "data": {**folders, **card.config.get("data", {})}}
+    data = card.config.get("data", {})
+    recipe = {**card.config, "data": {**folders, **data} if isinstance(data, dict) else data}  # the check names others
     return parse_config(recipe, source=f"{file}, the recipe in its identity card")
 
 
@@ -164,7 +165,7 @@ def recorded_classes(file: Path, count: int | None = None) -> tuple[str, ...] | 
 def _state_beside(file: Path) -> dict[str, Any]:
     """The numbers and classes of the checkpoint's state.json that are of use; what is not as expected is left out."""
     try:
-        state = json.loads((file.parent / STATE).read_text(encoding="utf-8"))
+        state = parse_json((file.parent / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(state, dict):

@@ -180,6 +180,15 @@ def _bytes(data: object = b"") -> bytes:
     return bytes(data)
 
 
+def _tuple(items: object = ()) -> tuple:
+    found = tuple(items) if isinstance(items, (list, tuple)) else None
+    if found is None or any(isinstance(item, tuple) for item in found):  # see PlainUnpickler._nest
+        raise UnfitError(f"a tuple made of {describe(items)}")
+    return found
+
+
+_NESTED = 10_000  # entries of a tuple, those of tuples inside of it included
+
 ADMITTED: dict[str, Callable[..., object]] = {
     "numpy.ndarray": ArrayStandIn,
     "numpy.dtype": DtypeStandIn,
@@ -193,7 +202,7 @@ ADMITTED: dict[str, Callable[..., object]] = {
     "collections.OrderedDict": DictStandIn,  # keeps its order as well, and has no attributes that a file could set
     "builtins.dict": dict,
     "builtins.list": list,
-    "builtins.tuple": tuple,
+    "builtins.tuple": _tuple,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
     "builtins.complex": complex,
@@ -214,6 +223,7 @@ class PlainUnpickler(pickle._Unpickler):
     def __init__(self, file: BoundedReader, path: Path, budget: Budget) -> None:
         super().__init__(file, encoding="latin1")
         self._path, self._budget = path, budget
+        self._nested: dict[int, tuple[int, tuple]] = {}  # id of a tuple → (entries, the tuple)
 
     def find_class(self, module: str, name: str) -> Admitted | StandIn:
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"
@@ -239,6 +249,37 @@ class PlainUnpickler(pickle._Unpickler):
 
     def get_extension(self, code: int) -> NoReturn:
         raise UnfitError(f"extension {code} of the process that wrote it")
+
+    def _nest(self, items: tuple) -> None:
+        """Put a tuple on the stack. Eighty bytes of a file can double one forty times, and the first that asks for its
+        hash or its text would never come back; lists cannot be hashed, and nothing asks for their text."""
+        size = 1 + sum(self._nested.get(id(item), (1, None))[0] for item in items)
+        if size > max(_NESTED, len(items) + 1):
+            raise UnfitError(f"a tuple that unfolds to more than {_NESTED:,} entries")
+        self._nested[id(items)] = (size, items)  # kept, so that its id stays its own
+        self.append(items)  # type: ignore[attr-defined]
+
+    def load_tuple(self: Any) -> None:
+        self._nest(tuple(self.pop_mark()))
+
+    def load_short_tuple(self: Any, count: int) -> None:
+        items = tuple(self.stack[-count:])
+        if len(items) != count:
+            raise UnfitError("a tuple of more than there is")
+        del self.stack[-count:]
+        self._nest(items)
+
+    def load_reduce(self: Any) -> None:
+        arguments, make = self.stack.pop(), self.stack.pop()
+        if not isinstance(arguments, tuple) or not callable(make):  # Python's own message would hold the text of both
+            raise UnfitError("a call of what cannot be called")
+        self.append(make(*arguments))
+
+    dispatch[pickle.TUPLE[0]] = load_tuple
+    dispatch[pickle.TUPLE1[0]] = lambda self: self.load_short_tuple(1)
+    dispatch[pickle.TUPLE2[0]] = lambda self: self.load_short_tuple(2)
+    dispatch[pickle.TUPLE3[0]] = lambda self: self.load_short_tuple(3)
+    dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_bytearray8(self: Any) -> None:
         (count,) = struct.unpack("<Q", self.read(8))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import passl_densecl
-from passl_densecl.disk import sha256_of, whole_file
+from passl_densecl.disk import parse_json, sha256_of, whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights.download import DownloadError, Limits, UnfitError, fetch, only_one, writing
 
@@ -265,7 +265,7 @@ def convert_once(model: Entry, source: Path, convert: Convert, *, progress: bool
 def _stamped(stamp: Path, target: Path) -> dict[str, str] | None:
     """What ``target`` was made from; None when it is not there, unfinished or not what was made."""
     try:
-        made = json.loads(stamp.read_text(encoding="utf-8"))
+        made = parse_json(stamp.read_text(encoding="utf-8"))
         if made.pop("result") == sha256_of(target):
             return made
     except (InputError, OSError, ValueError, LookupError, AttributeError, TypeError):
