@@ -189,7 +189,7 @@ def test_a_state_that_is_none(state, tmp_path):
         write_pickle(folder / name, {"a": np.ones(2, "f4")})
     (folder / "state.json").write_bytes(state.encode("latin1"))
     assert checkpoint.complete(folder.parent) == []
-    with pytest.raises(InputError, match=r"state\.json cannot be read"):
+    with pytest.raises(InputError, match=r"state\.json is damaged"):
         checkpoint.read(folder)
     assert weights_file(tmp_path / "run") == folder / "model.pdparams"
 
