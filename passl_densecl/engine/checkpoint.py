@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,7 @@ class Checkpoints:
         """
         final, temporary = self.folder / name, self.folder / f".{name}.tmp"
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".*.tmp"):
-            shutil.rmtree(leftover)
+        self._clean()
         temporary.mkdir()
         write_pickle(temporary / MODEL, {key: np.asarray(value) for key, value in model.items()}, card=card)
         write_pickle(temporary / OPTIMIZER, dict(optimizer), card=card.replace(kind=OPTIMIZER_STATE))
@@ -65,10 +65,46 @@ class Checkpoints:
             self._remove(final)
         os.replace(temporary, final)
         sync_folder(self.folder)
+        self._prune(keep_also)
+        return final
+
+    def tidy(self, keep_also: str | None = None) -> None:
+        """Do what a run did not come to when it was killed in `save`."""
+        if self.folder.is_dir():
+            self._clean()
+            self._prune(keep_also)
+
+    def set_aside(self, step: int) -> Path | None:
+        """Move those of later steps, which a run that goes on from `step` has given up, to a folder; it, or None.
+
+        Left where they are, they would count as the newest: `keep` would drop the run's own, and a resume take them.
+        """
+        later = [path for path in complete(self.folder) if _step(path) > step]
+        if not later:
+            return None
+        aside = self.folder / f"set_aside_{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.mkdir(exist_ok=True)
+        for path in reversed(later):
+            os.replace(path, aside / path.name)
+        sync_folder(self.folder)
+        return aside
+
+    def clear(self) -> None:
+        """Remove all of them; killed half-way, none is left that could be continued from."""
+        for folder in (self.folder, self.folder.with_name(f".{self.folder.name}.tmp")):
+            if folder.is_dir():
+                doomed = folder.with_name(f".{self.folder.name}.tmp")
+                os.replace(folder, doomed)
+                shutil.rmtree(doomed)
+
+    def _clean(self) -> None:
+        for leftover in self.folder.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+
+    def _prune(self, keep_also: str | None) -> None:
         for old in complete(self.folder)[: -self.keep]:
             if old.name != keep_also:
                 self._remove(old)
-        return final
 
     def _remove(self, old: Path) -> None:
         """Drop one; killed half-way, what remains is under a temporary name and goes with the next save."""
@@ -89,10 +125,14 @@ def complete(folder: Path) -> list[Path]:
         if path.name.startswith(".") or not (path / MODEL).is_file() or not (path / STATE).is_file():
             continue
         try:
-            steps.append((int(json.loads((path / STATE).read_text(encoding="utf-8"))["step"]), path))
+            steps.append((_step(path), path))
         except (ValueError, KeyError, TypeError, OSError):
             continue
     return [path for _, path in sorted(steps)]
+
+
+def _step(path: Path) -> int:
+    return int(json.loads((path / STATE).read_text(encoding="utf-8"))["step"])
 
 
 def read(path: Path) -> Checkpoint:

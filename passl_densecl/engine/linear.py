@@ -17,11 +17,13 @@ from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
+from passl_densecl.engine.lock import locked
 from passl_densecl.engine.optim import build_optimizer, load_optimizer_state, optimizer_state
 from passl_densecl.engine.pretrain import (
     amp_context,
     check_finite,
     checkpoint_name,
+    enter_folder,
     find_start,
     output_bytes,
     parents_of,
@@ -44,13 +46,14 @@ RANDOM = "random"
 
 def linear_eval(
     config: LinearConfig, *, pretrained: str | None = None, load: str | None = None, evaluate_only: bool = False,
-    resume: str | None = None,
+    resume: str | None = None, overwrite: bool = False,
 ) -> int:  # fmt: skip
     """Train a classifier on the frozen backbone `pretrained` and evaluate it each epoch. Returns the exit code.
 
     `pretrained` is any file or folder with a backbone (extracted, with a prefix, or a training checkpoint), or "random".
     `load` is a classifier's checkpoint to start from; with `evaluate_only` nothing is trained, a line is printed and
-    `evaluation.json` is written into the run folder. Raises InputError for whatever the user can mend.
+    `evaluation.json` is written into the run folder. `overwrite` is as in `pretrain`. Raises InputError for whatever the
+    user can mend, RunError for what befalls the run.
     """
     if evaluate_only:
         if load is None:
@@ -58,25 +61,28 @@ def linear_eval(
                 "--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)"
             )
         return _evaluate_only(config, load)
-    checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
-    start = find_start(config.run_dir, checkpoints, resume)
-    if start is None and pretrained is None and load is None:
-        raise InputError(
-            "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
-            f"--pretrained {RANDOM} for the baseline of untrained weights"
-        )
-    set_device(config.device)
-    log = open_log(config, resumed=start is not None)
-    try:
-        dist.start()
-        return _train(config, pretrained, load, start, checkpoints, log)
-    finally:
-        log.close()
+    with StopRequest() as stop, locked(config.run_dir) as warning:
+        checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
+        start = find_start(config.run_dir, checkpoints, resume, overwrite)
+        if start is None and pretrained is None and load is None:
+            raise InputError(
+                "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
+                f"--pretrained {RANDOM} for the baseline of untrained weights"
+            )
+        set_device(config.device)
+        log = open_log(config, resumed=start is not None)
+        try:
+            if warning:
+                log.line("warning", warning)
+            with dist.together(config.dist_timeout):
+                return _train(config, pretrained, load, start, checkpoints, log, stop, overwrite)
+        finally:
+            log.close()
 
 
 def _train(
     config: LinearConfig, pretrained: str | None, load: str | None, start: Checkpoint | None, checkpoints: Checkpoints,
-    log: SilentLog,
+    log: SilentLog, stop: StopRequest, overwrite: bool,
 ) -> int:  # fmt: skip
     train_set = scan_images(config.data.train.root, config.data.train.list_file, labelled=True)
     val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=train_set.classes)
@@ -97,7 +103,6 @@ def _train(
         load_optimizer_state(optimizer, model, start.optimizer)
         restore_scaler(scaler, start.state.get("scaler"))
         first, best = start.step, start.state["best"]
-        log.rewind(first)
         log.line("resume", f"{start.path}, step {first:,}")
     elif load is not None:
         load_classifier(model, load, log)
@@ -126,7 +131,8 @@ def _train(
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
     )  # fmt: skip
     last, stopwatch, bad_images = steps_per_epoch * config.epochs, Stopwatch(), set[int]()
-    with StopRequest() as stop:
+    enter_folder(start, checkpoints, log, overwrite, keep_also=best["name"])
+    with stop.at_steps():
         for step, batch in loader.steps(first, last):
             optimizer.set_lr(
                 config.base_lr * config.schedule(step, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
@@ -134,6 +140,7 @@ def _train(
             with amp_context(config.amp):
                 logits = parallel(batch.images)
             loss = F.cross_entropy(logits.astype("float32"), batch.labels)
+            dist.meet()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -161,20 +168,21 @@ def _train(
                     "best": best,
                     "scaler": scaler_state(scaler),
                 }
-                checkpoints.save(
-                    name, done, model.state_dict(), optimizer_state(optimizer, model), state,
-                    card=run_card(
-                        config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
-                    ),
-                    keep_also=best["name"],
-                )  # fmt: skip
+                log.sync()
+                with dist.uninterrupted():
+                    checkpoints.save(
+                        name, done, model.state_dict(), optimizer_state(optimizer, model), state,
+                        card=run_card(
+                            config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
+                        ),
+                        keep_also=best["name"],
+                    )  # fmt: skip
             if stopping and done < last:
                 log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
                 return stop.exit_code
     if fingerprint(model.backbone) != frozen:
         raise RuntimeError("the frozen backbone changed during linear evaluation: its result is not valid")
     log.line("done", f"best top-1 {best['top1']:.2%} in epoch {best['epoch']} · {checkpoints.folder / best['name']}")
-    dist.stop()
     return 0
 
 

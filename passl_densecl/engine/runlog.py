@@ -24,6 +24,7 @@ import paddle
 import passl_densecl
 from passl_densecl import dist
 from passl_densecl.config import Config, dump_config
+from passl_densecl.disk import whole_file
 
 # Numbers of metrics.jsonl that differ between two identical runs.
 TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
@@ -42,7 +43,14 @@ class SilentLog:
         """One object of metrics.jsonl; numbers also become VisualDL scalars over `step`."""
 
     def rewind(self, step: int) -> None:
-        """Forget the metrics of later steps, which a resumed run is going to write again."""
+        """Forget the metrics of later steps, which a resumed run is going to write again; -1 forgets all."""
+
+    def recorded(self, key: str, step: int) -> bool:
+        """Whether metrics.jsonl has this number for this step."""
+        return False
+
+    def sync(self) -> None:
+        """Have the metrics on the disk, as the checkpoint that is written next."""
 
     def close(self) -> None:
         """Finish the bar and the files."""
@@ -108,10 +116,16 @@ class RunLog(SilentLog):
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed
-        temporary = path.with_name("metrics.jsonl.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            file.write("".join(kept).encode())
         self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def recorded(self, key: str, step: int) -> bool:
+        lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return any(key in values and values["step"] == step for values in map(json.loads, lines))
+
+    def sync(self) -> None:
+        os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         self._end_bar()
