@@ -86,5 +86,6 @@ if __name__ == "__main__":
             print(error, file=sys.stderr)
         sys.exit(2)
     except RunError as error:  # each process says what it met: they need not have met the same
-        print(error, file=sys.stderr)
-        sys.exit(3)
+        print(error, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(3)  # and not by way of what is left of Paddle's process group: without the others it may hang or crash
