@@ -22,9 +22,12 @@ from tests.engine.runs import ROOT, command, environment, metrics, write_config
 from tests.reliability.pictures import write_pictures
 from tests.reliability.strike import children
 
-AIMED = [  # (processes, place, which time, whom): 15 steps, a checkpoint each, evaluations at 0, 10 and 15
+# (processes, place, which time, whom). A run has 15 steps with a checkpoint each and evaluations at 0, 10 and 15; its 73rd
+# rename is that of the last checkpoint (after it come only the removal of an older one and an evaluation), its 2nd line of
+# metrics that of step 1, which no checkpoint has yet.
+AIMED = [
     (1, "start", 1, "self"), (1, "step", 7, "self"), (1, "sync", 12, "self"), (1, "rename", 9, "self"),
-    (1, "renamed", 11, "self"), (1, "prune", 3, "self"), (1, "evaluation", 4, "self"), (1, "metrics", 8, "self"),
+    (1, "renamed", 73, "self"), (1, "prune", 3, "self"), (1, "evaluation", 4, "self"), (1, "metrics", 2, "self"),
     (2, "evaluation", 3, "workers"), (2, "renamed", 13, "all"), (2, "prune", 2, "workers"), (2, "model", 1, "all"),
 ]  # fmt: skip
 SETTINGS = {
@@ -82,7 +85,9 @@ def finish(config: Path, processes: int, limit: float = 600) -> None:
     """Resume until it ends well; once must be enough."""
     process = start(config, "--resume", "auto", processes=processes)
     if process.wait(limit) != 0:
-        raise RuntimeError(f"the resumed run ended with exit code {process.returncode}: see {config.with_suffix('.out')}")
+        raise RuntimeError(
+            f"the resumed run ended with exit code {process.returncode}: see {config.with_suffix('.out')}"
+        )
 
 
 def differences(run: Path, expected: Path) -> list[str]:
@@ -91,7 +96,9 @@ def differences(run: Path, expected: Path) -> list[str]:
     ours, theirs = metrics(run), metrics(expected)
     if ours != theirs:
         lines = [[(line["step"], *sorted(line)[:1]) for line in one] for one in (ours, theirs)]
-        found.append(f"metrics.jsonl: {lines[0]} instead of {lines[1]}" if lines[0] != lines[1] else "metrics.jsonl: values")
+        found.append(
+            f"metrics.jsonl: {lines[0]} instead of {lines[1]}" if lines[0] != lines[1] else "metrics.jsonl: values"
+        )
     names = [sorted(entry.name for entry in (one / "checkpoints").iterdir()) for one in (run, expected)]
     if names[0] != names[1]:
         found.append(f"checkpoints: {names[0]} instead of {names[1]}")
@@ -107,7 +114,9 @@ def where(run: Path) -> str:
     if not (run / "train.log").is_file():
         return "start-up: no log yet"
     half = [entry.name for entry in (run / "checkpoints").glob(".*.tmp")] if (run / "checkpoints").is_dir() else []
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    steps = [
+        json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")
+    ]
     place = f"after the metrics of step {steps[-1]}" if steps else "before the first step"
     return place + (f", in the write or removal of {half[0]}" if half else "")
 

@@ -59,7 +59,9 @@ def test_a_second_run_is_refused_and_told_by_whom(holder, tmp_path, photos):
     process = holder(tmp_path / "run")
     config = load_config(write_config(tmp_path, photos), ["device=cpu"])
     for options in ({}, {"resume": "auto"}, {"overwrite": True}):
-        with pytest.raises(InputError, match=rf"run' is in use by a run that goes on: process {process.pid} on .*, since 20"):
+        with pytest.raises(
+            InputError, match=rf"run' is in use by a run that goes on: process {process.pid} on .*, since 20"
+        ):
             pretrain(config, **options)
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [".lock"]  # and wrote nothing
 
@@ -113,7 +115,9 @@ def test_a_run_is_replaced_only_with_overwrite_and_only_when_the_new_one_can_sta
     run = tmp_path / "run"
     before = arrays(run, "epoch_0001")
     (run / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"already holds a run \(epoch_0001\); continue it with --resume, .*--overwrite"):
+    with pytest.raises(
+        InputError, match=r"already holds a run \(epoch_0001\); continue it with --resume, .*--overwrite"
+    ):
         pretrain(load_config(finished, ["device=cpu"]))
     with pytest.raises(InputError, match="not both"):
         pretrain(load_config(finished, ["device=cpu"]), resume="auto", overwrite=True)

@@ -11,7 +11,12 @@ import pytest
 from tests.engine.runs import arrays, metrics, train, write_config
 from tests.reliability.trainers import said, start_trainers, wait_for_step
 
-SHAPE = {"epochs": 3, "batch_size": 8, "checkpoint": {"every_epochs": 1, "every_steps": 2, "keep": 2}, "dist_timeout": 5.0}
+SHAPE = {
+    "epochs": 3,
+    "batch_size": 8,
+    "checkpoint": {"every_epochs": 1, "every_steps": 2, "keep": 2},
+    "dist_timeout": 5.0,
+}
 LAST = "epoch_0003"  # step 15
 
 
@@ -63,5 +68,3 @@ def test_one_is_stopped_then_the_first_is_killed_and_the_run_ends_as_if_not(tmp_
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
     kept = [sorted(entry.name for entry in (run / "checkpoints").iterdir()) for run in (tmp_path / "run", whole)]
     assert kept[0] == kept[1] == [LAST, "step_00000014"]
-
-

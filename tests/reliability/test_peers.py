@@ -86,7 +86,9 @@ def test_a_slow_process_is_waited_for(group):
             who.meet()
             came.append(who)
 
-    threads = [threading.Thread(target=come, args=(who, after)) for who, after in zip(three.all(), (0, 1.5, 0), strict=True)]
+    threads = [
+        threading.Thread(target=come, args=(who, after)) for who, after in zip(three.all(), (0, 1.5, 0), strict=True)
+    ]
     for thread in threads:
         thread.start()
     time.sleep(1.2)  # twice the limit

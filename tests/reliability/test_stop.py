@@ -35,14 +35,28 @@ runpy.run_path("tools/train.py", run_name="__main__")
 """
 
 
-def start_slow(config: Path, module: str, name: str, seconds: int, setup: str = "", owner: str = "owner") -> subprocess.Popen:
+def start_slow(
+    config: Path, module: str, name: str, seconds: int, setup: str = "", owner: str = "owner"
+) -> subprocess.Popen:
     """A run that takes `seconds` in a function; back when it is there."""
     here = config.with_name("here")
     code = SLOW.format(
-        root=str(ROOT), module=module, setup=setup, owner=owner, name=name, here=str(here), seconds=seconds, config=str(config)
+        root=str(ROOT),
+        module=module,
+        setup=setup,
+        owner=owner,
+        name=name,
+        here=str(here),
+        seconds=seconds,
+        config=str(config),
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 100
     while not here.exists():
@@ -70,7 +84,10 @@ def test_in_a_checkpoint_write_it_is_whole_and_the_run_stops_after_the_next_step
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
     assert process.wait(60) == 143
-    assert sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()) == ["epoch_0001", "step_00000006"]
+    assert sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "epoch_0001",
+        "step_00000006",
+    ]
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 

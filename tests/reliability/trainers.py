@@ -34,8 +34,12 @@ def start_trainers(config: Path, *options: str, count: int = 2) -> list[subproce
             trainers.append(
                 subprocess.Popen(
                     [sys.executable, "tools/train.py", "-c", str(config), *options],
-                    cwd=ROOT, env=environment() | own, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
+                    cwd=ROOT,
+                    env=environment() | own,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             )
     return trainers
 
