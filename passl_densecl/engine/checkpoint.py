@@ -70,9 +70,8 @@ class Checkpoints:
 
     def tidy(self, keep_also: str | None = None) -> None:
         """Do what a run did not come to when it was killed in `save`."""
-        if self.folder.is_dir():
-            self._clean()
-            self._prune(keep_also)
+        self._clean()
+        self._prune(keep_also)
 
     def set_aside(self, step: int) -> Path | None:
         """Move those of later steps, which a run that goes on from `step` has given up, to a folder; it, or None.
@@ -90,15 +89,14 @@ class Checkpoints:
         return aside
 
     def clear(self) -> None:
-        """Remove all of them; killed half-way, none is left that could be continued from."""
-        for folder in (self.folder, self.folder.with_name(f".{self.folder.name}.tmp")):
-            if folder.is_dir():
-                doomed = folder.with_name(f".{self.folder.name}.tmp")
-                os.replace(folder, doomed)
-                shutil.rmtree(doomed)
+        """Remove all of them in one instant; killed after it, what remains on the disk goes with the next save."""
+        self._clean()
+        if self.folder.is_dir():
+            os.replace(self.folder, self.folder.with_name(f".{self.folder.name}.tmp"))
+            self._clean()
 
     def _clean(self) -> None:
-        for leftover in self.folder.glob(".*.tmp"):
+        for leftover in [*self.folder.glob(".*.tmp"), *self.folder.parent.glob(f".{self.folder.name}.tmp")]:
             shutil.rmtree(leftover)
 
     def _prune(self, keep_also: str | None) -> None:

@@ -115,6 +115,7 @@ def test_a_run_is_replaced_only_with_overwrite_and_only_when_the_new_one_can_sta
     run = tmp_path / "run"
     before = arrays(run, "epoch_0001")
     (run / "notes.txt").write_text("mine")
+    (run / ".checkpoints.tmp" / "epoch_0009").mkdir(parents=True)  # from an --overwrite that was killed
     with pytest.raises(
         InputError, match=r"already holds a run \(epoch_0001\); continue it with --resume, .*--overwrite"
     ):
