@@ -132,6 +132,9 @@ class RunConfig(Section):
     amp: AmpConfig = Field(default_factory=AmpConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log_every_steps: Count = 10
+    dist_timeout: float = Field(
+        60, ge=5, description="seconds without a sign of life from another process after which a run stops"
+    )
 
     @property
     def run_dir(self) -> Path:

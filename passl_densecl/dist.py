@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -15,7 +16,11 @@ import numpy as np
 import paddle
 import paddle.distributed
 
+from passl_densecl import peers
+from passl_densecl.errors import RunError
+
 T = TypeVar("T")
+_peers: peers.Peers | None = None  # the lines to the other processes, from start to stop
 
 
 def rank() -> int:
@@ -37,23 +42,97 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def start() -> None:
-    """Join the other processes (NCCL on GPUs, gloo on CPUs). Alone: nothing."""
+def start(limit: float = 60) -> None:
+    """Join the other processes (NCCL on GPUs, gloo on CPUs), and watch that they stay. Alone: nothing.
+
+    A process that dies, or gives no sign of life for `limit` seconds, ends the others: with a RunError, or with exit code 3
+    where they hang in something that cannot be interrupted.
+    """
     if world_size() > 1 and not paddle.distributed.is_initialized():
         with contextlib.redirect_stdout(
             sys.__stdout__
         ):  # Paddle prints its flags; a run's log has moved sys.stdout away
             paddle.distributed.init_parallel_env()
+        _watch(limit)
 
 
 def stop() -> None:
     """Leave the other processes, after all have come here."""
     if world_size() > 1 and paddle.distributed.is_initialized():
         barrier()
+        _leave()
         paddle.distributed.destroy_process_group()
 
 
+@contextlib.contextmanager
+def together(limit: float) -> Iterator[None]:
+    """From `start` to `stop`. An error here is told to the others; one that another process's end caused names that end."""
+    start(limit)
+    try:
+        yield
+    except Exception as error:
+        # A collective throws whatever its library does (RuntimeError, mostly), and may do so before the line breaks.
+        foreign = isinstance(error, (RuntimeError, OSError, SystemError)) and not isinstance(error, RunError)
+        lost = _peers.lost_within(3) if _peers and foreign else None
+        _leave(error)
+        if lost:
+            raise RunError(lost) from error
+        if foreign and "gloo" in str(error) and "TIMEOUT" in str(error):
+            raise RunError(
+                "another process was more than 30 s late for a collective operation on CPUs, though it is alive: it is "
+                "too slow, or waits for its disk. Whole checkpoints stay whole; continue with --resume auto"
+            ) from error
+        raise
+    stop()
+
+
+def _watch(limit: float) -> None:
+    """Connect with the first process; without a watch, and with a warning, where that is not possible."""
+    global _peers
+    seconds = min(limit, 30.0)
+    server, port, secret = peers.invite() if is_main() else (None, 0, bytes(16))
+    told = np.asarray([port, *secret], "int64")
+    port, *letters = (int(value) for value in gather_rows(paddle.to_tensor(told[None])).numpy()[0])
+    if server is not None:
+        lines, names = peers.receive(server, secret, set(range(1, world_size())), world_size(), seconds)
+    else:
+        first = os.environ.get("PADDLE_TRAINER_ENDPOINTS", os.environ.get("PADDLE_MASTER", "")).split(",")[0]
+        host = first.rpartition(":")[0] or "127.0.0.1"
+        line = peers.call(host, port, bytes(letters), rank(), seconds)
+        lines, names = {0: line} if line else {}, {0: f"process 0 of {world_size()} (host {host})"}
+    if any_of(len(lines) < (world_size() - 1 if is_main() else 1)):
+        for line in lines.values():
+            line.close()
+        warnings.warn(
+            f"processes cannot reach port {port} of the first one: one that dies may not be noticed", stacklevel=3
+        )
+        return
+    _peers = peers.Peers(lines, names, main=is_main(), limit=limit)
+
+
+def _leave(error: BaseException | None = None) -> None:
+    global _peers
+    if _peers is not None:
+        _peers.leave(error)
+        _peers = None
+
+
+def meet() -> None:
+    """Wait for the other processes before gloo is asked, because it waits for no longer than 30 s. Alone, or NCCL: nothing.
+
+    Raises RunError when one of them is lost.
+    """
+    if _peers is not None and paddle.get_device() == "cpu":
+        _peers.meet()
+
+
+def uninterrupted() -> contextlib.AbstractContextManager[None]:
+    """Within it, the loss of another process does not end this one: for writing what all have made together."""
+    return _peers.uninterrupted() if _peers is not None else contextlib.nullcontext()
+
+
 def barrier() -> None:
+    meet()
     if world_size() > 1:
         paddle.distributed.barrier()
 
@@ -79,6 +158,7 @@ def gather_rows(rows: paddle.Tensor) -> paddle.Tensor:
     """(N, …) in each process → (N·processes, …), in the order of the ranks, everywhere."""
     if world_size() == 1:
         return rows
+    meet()
     parts: list[paddle.Tensor] = []
     paddle.distributed.all_gather(parts, rows.contiguous())
     return paddle.concat(parts)
@@ -92,6 +172,7 @@ def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
     wants it (with an odd number of processes, to all).
     """
     size, share = world_size(), rows.shape[0]
+    meet()
     wanted = order[own_rows(len(order))]
     if size % 2:
         return paddle.gather(gather_rows(rows), paddle.to_tensor(wanted))
@@ -130,6 +211,7 @@ def total(values: Sequence[float]) -> list[float]:
     """The sum of each number over the processes, in float64."""
     if world_size() == 1:
         return [float(value) for value in values]
+    meet()
     tensor = paddle.to_tensor(list(values), dtype="float64")
     paddle.distributed.all_reduce(tensor)
     return [float(value) for value in tensor.numpy()]

@@ -13,7 +13,9 @@ PACKAGE = "passl_densecl"
 
 # A part may import its own modules and any part that stands below it; neighbours do not know each other.
 LAYERS = [
-    {"errors", "dist"},
+    {"errors"},
+    {"peers"},
+    {"dist"},
     {"disk"},
     {"transforms", "schedules"},
     {"config"},

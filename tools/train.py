@@ -34,6 +34,12 @@ def arguments() -> argparse.Namespace:
         help="continue from PATH, or the run's newest checkpoint (auto)",
     )
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew in a folder that holds a run: when all is ready for the first step, its checkpoints and metrics are "
+        "removed; train.log goes on, and files that are not the run's stay",
+    )
+    parser.add_argument(
         "--pretrained",
         metavar="PATH",
         help="linear: weights of the frozen backbone, or 'random'; pretrain: a backbone that a new run starts from",
@@ -59,6 +65,8 @@ def main() -> int:
     if args.check:
         print(dump_config(config), end="")
         return 0
+    if args.overwrite and args.evaluate_only:
+        raise InputError("--overwrite goes with training, but --evaluate-only trains nothing")
     if isinstance(config, PretrainConfig):
         if args.evaluate_only:
             raise InputError(f"--evaluate-only goes with linear evaluation, but {args.config} has task: pretrain")
@@ -68,15 +76,18 @@ def main() -> int:
             return replay(config, args.replay)
         from passl_densecl.engine.pretrain import pretrain
 
-        return pretrain(config, resume=args.resume, load=args.load, pretrained=args.pretrained)
+        return pretrain(
+            config, resume=args.resume, load=args.load, pretrained=args.pretrained, overwrite=args.overwrite
+        )  # fmt: skip
     assert isinstance(config, LinearConfig)
     if args.replay:
         raise InputError(f"--replay goes with pre-training, but {args.config} has task: linear")
     from passl_densecl.engine.linear import linear_eval
 
     return linear_eval(
-        config, pretrained=args.pretrained, load=args.load, evaluate_only=args.evaluate_only, resume=args.resume
-    )
+        config, pretrained=args.pretrained, load=args.load, evaluate_only=args.evaluate_only, resume=args.resume,
+        overwrite=args.overwrite,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
@@ -88,5 +99,6 @@ if __name__ == "__main__":
             print(error, file=sys.stderr)
         sys.exit(2)
     except RunError as error:  # each process says what it met: they need not have met the same
-        print(error, file=sys.stderr)
-        sys.exit(3)
+        print(error, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(3)  # and not by way of what is left of Paddle's process group: without the others it may hang or crash

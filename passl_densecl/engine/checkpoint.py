@@ -122,6 +122,18 @@ class Checkpoints:
         sync_folder(self.folder)
         return aside
 
+    def tidy(self, step: int, log: SilentLog, keep_also: str | None = None) -> None:
+        """Leave what the run as it goes on from `step` would have: do what it did not come to when it was killed in `save`."""
+        self._prepare()
+        self._supersede(step, log)
+        self._drop_oldest(keep_also)
+
+    def clear(self) -> None:
+        """Remove all of them in one instant; killed after it, what remains on the disk goes with the next save."""
+        self._prepare()
+        os.replace(self.folder, self.folder.with_name(f".{self.folder.name}.tmp"))
+        self._prepare()
+
     def check_room(self, size: int, log: SilentLog, *, also: int = 0) -> None:
         """Warn when the disk has no room for `keep` checkpoints of `size` bytes, `also` more, and the one being written."""
         if not dist.is_main():
@@ -175,7 +187,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True)
             for made in (self.folder.parent, self.folder.parent.parent):
                 sync_folder(made)
-        for leftover in self.folder.glob(".*.tmp"):
+        for leftover in [*self.folder.glob(".*.tmp"), *self.folder.parent.glob(f".{self.folder.name}.tmp")]:
             shutil.rmtree(leftover)
         for replaced in self.folder.glob(f"*{REPLACED}"):
             plain = replaced.with_name(replaced.name.removesuffix(REPLACED))
@@ -188,16 +200,24 @@ class Checkpoints:
         """Drop what is no longer wanted, now that `final` is on the disk."""
         if (replaced := final.with_name(final.name + REPLACED)).exists():
             self._remove(replaced)
-        found = complete(self.folder)
-        for later in [path for path in found if (recorded_step(path) or 0) > step]:
-            found.remove(later)
+        self._supersede(step, log)
+        self._drop_oldest(keep_also, final.name)
+
+    def _supersede(self, step: int, log: SilentLog) -> None:
+        """Set aside those of later steps, which a run that goes on from `step` has given up.
+
+        Left where they are, they would count as the newest: `keep` would drop the run's own, and a resume take them.
+        """
+        for later in [path for path in complete(self.folder) if (recorded_step(path) or 0) > step]:
             aside = self.set_aside(later, SUPERSEDED)
             log.line(
                 "note",
                 f"{later} is of a later step than this run has come to; it is {aside.name} now, delete it at will",
             )
-        for old in found[: -self.keep]:
-            if old.name not in (keep_also, final.name):
+
+    def _drop_oldest(self, *but: str | None) -> None:
+        for old in complete(self.folder)[: -self.keep]:
+            if old.name not in but:
                 self._remove(old)
 
     def _remove(self, old: Path) -> None:

@@ -21,6 +21,7 @@ from passl_densecl.disk import make_writable, whole_file
 from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
 from passl_densecl.engine.guard import check_finite
+from passl_densecl.engine.lock import locked
 from passl_densecl.engine.optim import (
     build_optimizer,
     load_optimizer_state,
@@ -32,6 +33,7 @@ from passl_densecl.engine.pretrain import (
     amp_context,
     check_same_start,
     checkpoint_name,
+    enter_folder,
     find_start,
     output_bytes,
     parents_of,
@@ -52,13 +54,14 @@ NO_BEST = {"epoch": 0, "top1": -1.0, "name": ""}
 
 def linear_eval(
     config: LinearConfig, *, pretrained: str | None = None, load: str | None = None, evaluate_only: bool = False,
-    resume: str | None = None,
+    resume: str | None = None, overwrite: bool = False,
 ) -> int:  # fmt: skip
     """Train a classifier on the frozen backbone `pretrained` and evaluate it each epoch. Returns the exit code.
 
     `pretrained` is any file or folder with a backbone (extracted, with a prefix, or a training checkpoint), or "random".
     `load` is a classifier's checkpoint to start from; with `evaluate_only` nothing is trained, a line is printed and
-    `evaluation.json` is written into the run folder. Raises InputError for whatever the user can mend.
+    `evaluation.json` is written into the run folder. `overwrite` is as in `pretrain`. Raises InputError for whatever the
+    user can mend, RunError for what befalls the run.
     """
     if evaluate_only:
         if load is None:
@@ -66,25 +69,28 @@ def linear_eval(
                 "--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)"
             )
         return _evaluate_only(config, load)
-    checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
-    start = find_start(config.run_dir, checkpoints, resume)
-    if start is None and pretrained is None and load is None:
-        raise InputError(
-            "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
-            f"--pretrained {RANDOM} for the baseline of untrained weights"
-        )
-    set_device(config.device)
-    log = open_log(config, resumed=start is not None)
-    try:
-        dist.start()
-        return _train(config, pretrained, load, start, checkpoints, log)
-    finally:
-        log.close()
+    with StopRequest() as stop, locked(config.run_dir) as warning:
+        checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
+        start = find_start(config.run_dir, checkpoints, resume, overwrite)
+        if start is None and pretrained is None and load is None:
+            raise InputError(
+                "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
+                f"--pretrained {RANDOM} for the baseline of untrained weights"
+            )
+        set_device(config.device)
+        log = open_log(config, resumed=start is not None)
+        try:
+            if warning:
+                log.line("warning", warning)
+            with dist.together(config.dist_timeout):
+                return _train(config, pretrained, load, start, checkpoints, log, stop, overwrite)
+        finally:
+            log.close()
 
 
 def _train(
     config: LinearConfig, pretrained: str | None, load: str | None, start: Checkpoint | None, checkpoints: Checkpoints,
-    log: SilentLog,
+    log: SilentLog, stop: StopRequest, overwrite: bool,
 ) -> int:  # fmt: skip
     train_set = scan_images(config.data.train.root, config.data.train.list_file, labelled=True)
     val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=train_set.classes)
@@ -107,7 +113,6 @@ def _train(
         load_optimizer_state(optimizer, model, start.optimizer)
         restore_scaler(scaler, start.state.get("scaler"))
         first, best = start.step, _best_of(start, checkpoints, log)
-        log.rewind(first)
         log.line("resume", f"{start.path}, step {first:,}")
     elif load is not None:
         load_classifier(model, load, log)
@@ -141,7 +146,8 @@ def _train(
         config.run_dir, train_set, config.data.max_bad_share, log,
         resumed=start is not None, in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
     )  # fmt: skip
-    with StopRequest() as stop:
+    enter_folder(start, checkpoints, log, overwrite, keep_also=best["name"])
+    with stop.at_steps():
         for step, batch in loader.steps(first, last):
             optimizer.set_lr(
                 config.base_lr * config.schedule(step, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
@@ -149,6 +155,7 @@ def _train(
             with amp_context(config.amp):
                 logits = parallel(batch.images)
             loss = F.cross_entropy(logits.astype("float32"), batch.labels)
+            dist.meet()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -185,13 +192,14 @@ def _train(
                     "scaler": scaler_state(scaler),
                     "bad_in_epoch": bad_images.in_epoch,
                 }
-                saved = checkpoints.save(
-                    name, done, model.state_dict(), optimizer_state(optimizer, model), state,
-                    card=run_card(
-                        config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
-                    ),
-                    keep_also=best["name"], must=stopping or done == last, log=log,
-                )  # fmt: skip
+                with dist.uninterrupted():
+                    saved = checkpoints.save(
+                        name, done, model.state_dict(), optimizer_state(optimizer, model), state,
+                        card=run_card(
+                            config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
+                        ),
+                        keep_also=best["name"], must=stopping or done == last, log=log,
+                    )  # fmt: skip
                 if saved is None:  # what is called the best must be there to be used
                     best = before
             if stopping and done < last:
@@ -200,7 +208,6 @@ def _train(
     if fingerprint(model.backbone) != frozen:
         raise RuntimeError("the frozen backbone changed during linear evaluation: its result is not valid")
     log.line("done", f"best top-1 {best['top1']:.2%} in epoch {best['epoch']} · {checkpoints.folder / best['name']}")
-    dist.stop()
     return 0
 
 

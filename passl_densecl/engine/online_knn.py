@@ -69,6 +69,10 @@ class OnlineKNN:
             and (epoch % self._config.every_epochs == 0 or epoch == self._epochs)
         )
 
+    def missing(self, done: int) -> bool:
+        """Whether they are to be evaluated and the run's metrics say that they were not; every process gets the answer."""
+        return self.due(done) and not dist.any_of(self._log.recorded("knn_top1", done))
+
     def run(self, model: DenseCL, done: int) -> float:
         """Evaluate the query encoder after `done` steps, log it, and give the share of right answers (0 to 1).
 

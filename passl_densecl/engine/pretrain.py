@@ -25,6 +25,7 @@ from passl_densecl.engine import checkpoint as checkpoint_files
 from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
 from passl_densecl.engine.guard import Guard
+from passl_densecl.engine.lock import locked
 from passl_densecl.engine.online_knn import OnlineKNN
 from passl_densecl.engine.optim import (
     build_optimizer,
@@ -54,31 +55,37 @@ from passl_densecl.weights.convert import read_training_state
 
 
 def pretrain(
-    config: PretrainConfig, *, resume: str | None = None, load: str | None = None, pretrained: str | None = None
-) -> int:
+    config: PretrainConfig, *, resume: str | None = None, load: str | None = None, pretrained: str | None = None,
+    overwrite: bool = False,
+) -> int:  # fmt: skip
     """Run or continue the experiment. Returns the exit code: 0 when finished, 128 + signal when asked to stop.
 
     `resume` is "auto" for the run's newest complete checkpoint (a new run when there is none) or a checkpoint's path.
     A new run starts from random weights, from a whole training state of any known kind (`load`: both encoders, necks and
     queues) or from a backbone (`pretrained`); its optimizer is new in any case. A run that is resumed needs neither.
-    Raises InputError for whatever the user can mend.
+    A run folder that holds a run takes a new one only with `overwrite`, which removes the old one's checkpoints and metrics
+    once the new one is ready for its first step.
+    Raises InputError for whatever the user can mend, RunError for what befalls the run.
     """
     if load is not None and pretrained is not None:
         raise InputError("give --load (a whole training state) or --pretrained (a backbone), not both")
-    checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
-    start = find_start(config.run_dir, checkpoints, resume)
-    set_device(config.device)
-    log = open_log(config, resumed=start is not None)
-    try:
-        dist.start()
-        return _train(config, start, checkpoints, log, load, pretrained)
-    finally:
-        log.close()
+    with StopRequest() as stop, locked(config.run_dir) as warning:
+        checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
+        start = find_start(config.run_dir, checkpoints, resume, overwrite)
+        set_device(config.device)
+        log = open_log(config, resumed=start is not None)
+        try:
+            if warning:
+                log.line("warning", warning)
+            with dist.together(config.dist_timeout):
+                return _train(config, start, checkpoints, log, stop, load, pretrained, overwrite)
+        finally:
+            log.close()
 
 
 def _train(
-    config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog,
-    load: str | None, pretrained: str | None,
+    config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog, stop: StopRequest,
+    load: str | None, pretrained: str | None, overwrite: bool,
 ) -> int:  # fmt: skip
     images = scan_images(config.data.root, config.data.list_file)
     steps_per_epoch = check_image_count(images, config)
@@ -101,7 +108,6 @@ def _train(
     if start is not None:
         first = start.step
         restore(start, model, optimizer, scaler)
-        log.rewind(first)
         log.line("resume", f"{start.path}, step {first:,}")
         if load or pretrained:
             log.line("note", f"{load or pretrained} was for the start of this run and is not read again")
@@ -132,10 +138,11 @@ def _train(
         config.run_dir, images, config.data.max_bad_share, log,
         resumed=start is not None, in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
     )  # fmt: skip
-    if neighbours.due(first) and (start is None or start.state.get("knn_missing")):
+    enter_folder(start, checkpoints, log, overwrite)
+    if neighbours.missing(first):
         neighbours.run(model, first)
     stopwatch = Stopwatch()
-    with StopRequest() as stop:
+    with stop.at_steps():
         for step, batch in loader.steps(first, last):
             optimizer.set_lr(
                 config.base_lr * config.schedule(step, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
@@ -150,6 +157,8 @@ def _train(
                 for index in range(local_micro_batches):
                     part = slice(index * config.micro_batch_size, (index + 1) * config.micro_batch_size)
                     final = index == local_micro_batches - 1
+                    if final:
+                        dist.meet()  # the gradients of all processes do in its backward pass
                     with nullcontext() if final else dist.local_gradients(parallel):
                         losses = parallel(batch.query[part], keys.local.rows(part), amp_context(config.amp))
                         loss = losses[0]
@@ -184,52 +193,71 @@ def _train(
                     similar=similarity(keys), skipped=guard.skipped,
                 )  # fmt: skip
                 watchdog.look(values)
-            if neighbours.due(done) and not stopping:
-                neighbours.run(model, done)
-                stopwatch.skip()
             if name:
                 guard.check_weights(done)
             if name and dist.is_main():
-                saved = checkpoints.save(
-                    name, done, model.state_dict(), optimizer_state(optimizer, model),
-                    {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
-                     "scaler": scaler_state(scaler), "knn_missing": neighbours.due(done) and stopping,
-                     "bad_in_epoch": bad_images.in_epoch, "nonfinite_steps": guard.skipped},
-                    card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
-                    must=stopping or done == last, log=log,
-                )  # fmt: skip
+                with dist.uninterrupted():
+                    saved = checkpoints.save(
+                        name, done, model.state_dict(), optimizer_state(optimizer, model),
+                        {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
+                         "scaler": scaler_state(scaler), "bad_in_epoch": bad_images.in_epoch,
+                         "nonfinite_steps": guard.skipped},
+                        card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
+                        must=stopping or done == last, log=log,
+                    )  # fmt: skip
                 if stopping and done < last:
                     log.line("stopped", f"on request, at step {done:,}; saved {saved}; continue with --resume")
             if stopping and done < last:
                 return stop.exit_code
+            if neighbours.due(done):  # after the checkpoint: killed in it, a run goes on with it
+                neighbours.run(model, done)
+                stopwatch.skip()
     end = checkpoints.newest()
     log.line(
         "done", f"{end} · next: python tools/extract_weight.py {end} --output {config.name}.pdparams --remove_prefix"
     )
-    dist.stop()
     return 0
 
 
 # ---------------------------------------------------------------- before the loop
 
 
-def find_start(run_dir: Path, checkpoints: Checkpoints, resume: str | None) -> Checkpoint | None:
+def find_start(
+    run_dir: Path, checkpoints: Checkpoints, resume: str | None, overwrite: bool = False
+) -> Checkpoint | None:
     """The checkpoint to go on from, whole and undamaged; None for a new run.
 
     Raises InputError when a new run would write into a folder that holds one, when the checkpoint that was named is damaged, or
     all are.
     """
+    if overwrite and resume is not None:
+        raise InputError("give --resume (continue the run) or --overwrite (start it anew), not both")
     if resume is None:
-        if present := checkpoints.present():
-            newest = checkpoints.newest() or present[-1]
+        present, metrics = checkpoints.present(), run_dir / "metrics.jsonl"
+        begun = "no checkpoint yet" if metrics.is_file() and metrics.stat().st_size else None
+        if present:
+            begun = (checkpoints.newest() or present[-1]).name
+        if begun is not None and not overwrite:
             raise InputError(
-                f"output_dir {str(run_dir)!r} already holds a run ({newest.name}); continue it with --resume, "
-                "or start another with -o name=NAME"
+                f"output_dir {str(run_dir)!r} already holds a run ({begun}); continue it with --resume, start another with "
+                "-o name=NAME, or replace it with --overwrite"
             )
         return None
     if resume == "auto":
         return checkpoint_files.read_newest(checkpoints.folder)
     return checkpoint_files.read(Path(resume))
+
+
+def enter_folder(
+    start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog, overwrite: bool, keep_also: str | None = None
+) -> None:
+    """Leave in the run folder what the run as it goes on from `start` would have written; right before its first step."""
+    if not dist.is_main():
+        return
+    if overwrite:
+        checkpoints.clear()
+    log.rewind(-1 if start is None else start.step)
+    checkpoints.tidy(0 if start is None else start.step, log, keep_also)
 
 
 def check_same_start(start: Checkpoint | None) -> None:

@@ -46,7 +46,11 @@ class SilentLog:
         """One object of metrics.jsonl; numbers also become VisualDL scalars over `step`."""
 
     def rewind(self, step: int) -> None:
-        """Forget the metrics of later steps, which a resumed run is going to write again."""
+        """Forget the metrics of later steps, which a resumed run is going to write again; -1 forgets all."""
+
+    def recorded(self, key: str, step: int) -> bool:
+        """Whether metrics.jsonl has this number for this step."""
+        return False
 
     def sync(self) -> None:
         """Put everything that was said so far on the disk, as far as the disk takes it."""
@@ -135,6 +139,13 @@ class RunLog(SilentLog):
             return "".join(kept)
 
         self._metrics.rewrite(until)
+
+    def recorded(self, key: str, step: int) -> bool:
+        try:
+            lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            return any(key in values and values["step"] == step for values in map(parse_json, lines))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def sync(self) -> None:
         for file in (self._file, self._metrics):

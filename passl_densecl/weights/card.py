@@ -29,7 +29,7 @@ MAX_BYTES = 2**20
 _MAGIC = "passl_densecl card "
 
 # Where a run's images lie, what it ran on, how often it was saved and when it gives up say nothing about its weights.
-_PLACES = ("output_dir", "device", "checkpoint", "log_every_steps", "guard")
+_PLACES = ("output_dir", "device", "checkpoint", "log_every_steps", "guard", "dist_timeout")
 _DATA_PLACES = ("root", "list_file", "train", "val", "num_workers")
 
 

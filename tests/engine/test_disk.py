@@ -415,7 +415,7 @@ def test_a_full_disk_at_the_start_is_said(disk, tmp_path, photos):
     with pytest.raises(InputError, match="No space left on device; choose another place"):
         pretrain(config)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"output_dir: .*file/run/checkpoints cannot be written: Not a directory"):
+    with pytest.raises(InputError, match=r"output_dir: .*file/run cannot be written: Not a directory"):
         pretrain(config.model_copy(update={"output_dir": str(tmp_path / "file")}))
 
 

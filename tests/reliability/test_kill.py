@@ -1,0 +1,56 @@
+"""Killed in the narrow windows and resumed, a run is as if nothing had happened. `make test-kill` does it at 20 moments."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.engine.runs import metrics, write_config
+from tests.reliability.kill import Moment, differences, finish, kill_at
+
+# Two steps with a checkpoint each, of which one is kept, and an evaluation before and after.
+SHORT = {"epochs": 1, "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 1}}
+STRIKES = [
+    ("metrics", 2),  # after the line of step 1, which no checkpoint has: the next start is from scratch
+    ("rename", 2),  # the second checkpoint is written but has not its name yet
+    ("renamed", 1),  # the last checkpoint has its name; the older one is still there, the evaluation has not been made
+]
+
+
+@pytest.fixture
+def config(tmp_path, photos):
+    def config(name: str):
+        (tmp_path / name).mkdir()
+        halves = {"train": str(photos), "val": str(photos), "size": 32, "k": 3}
+        return write_config(tmp_path / name, photos, **SHORT, evaluation=halves)
+
+    return config
+
+
+def test_killed_three_times_it_ends_as_if_it_had_not_been(config):
+    whole, killed = config("whole"), config("killed")
+    finish(whole, 1)
+    assert [line["step"] for line in metrics(whole.parent / "run")] == [0, 1, 2, 2]
+    for place, number in STRIKES:
+        assert kill_at(killed, Moment(1, "self", None, place, number)) == -signal.SIGKILL
+    finish(killed, 1)
+    assert differences(killed.parent / "run", whole.parent / "run") == []
+
+
+def test_differences_are_seen(tmp_path):
+    """The comparison above would prove nothing if it found nothing."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    for one in (run, other):
+        (one / "checkpoints" / "epoch_0001").mkdir(parents=True)
+        (one / "checkpoints" / "epoch_0001" / "model.pdparams").write_bytes(b"weights")
+        (one / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5, "images_per_second": 3}\n')
+    (other / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5, "images_per_second": 4}\n')
+    assert differences(run, other) == []
+    (run / "checkpoints" / "epoch_0001" / "model.pdparams").write_bytes(b"weight5")
+    (run / "checkpoints" / ".epoch_0002.tmp").mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n' * 2)
+    found = "; ".join(differences(run, other))
+    assert "model.pdparams: other bytes" in found
+    assert "checkpoints: ['.epoch_0002.tmp', 'epoch_0001'] instead of ['epoch_0001']" in found
+    assert "metrics.jsonl: [(1, 'loss'), (1, 'loss')] instead of [(1, 'loss')]" in found

@@ -1,0 +1,144 @@
+"""Signs of life: who is dead, silent, slow or gone in peace is told apart, and every process hears of it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from passl_densecl import peers
+from passl_densecl.errors import RunError
+from passl_densecl.peers import Peers
+
+LIMIT = 0.6
+
+
+class Group:
+    """The first process and `others`, as threads' worth of Peers in this process; `exits` collects forced exit codes."""
+
+    def __init__(self, others: int) -> None:
+        self.exits: list[tuple[int, int]] = []
+        pairs: dict[int, tuple[socket.socket, socket.socket]] = {}
+        for rank in range(1, others + 1):
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                theirs = socket.create_connection(server.getsockname())
+                pairs[rank] = (server.accept()[0], theirs)
+        self.sockets = pairs
+        self.main = self._peers(0, {rank: ours for rank, (ours, _) in pairs.items()}, main=True)
+        self.others = {rank: self._peers(rank, {0: theirs}, main=False) for rank, (_, theirs) in pairs.items()}
+
+    def _peers(self, rank: int, lines: dict[int, socket.socket], *, main: bool) -> Peers:
+        names = {other: f"process {other}" for other in lines}
+        return Peers(lines, names, main=main, limit=LIMIT, exit_with=lambda code: self.exits.append((rank, code)))
+
+    def all(self) -> list[Peers]:
+        return [self.main, *self.others.values()]
+
+    def die(self, rank: int) -> None:
+        """As the system does it for a killed process: its end of the connection is closed, nothing is said."""
+        self.others[rank]._closed = True
+        self.others[rank]._wake.close()
+        self.others[rank]._thread.join()
+        self.sockets[rank][1].close()
+
+
+@pytest.fixture
+def group(monkeypatch):
+    monkeypatch.setattr(peers, "LEAVE_WITHIN", 1.0)
+    made: list[Group] = []
+
+    def make(others: int) -> Group:
+        made.append(Group(others))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for member in one.all():
+            member._closed = True
+
+
+def test_a_dead_process_is_noticed_at_once_and_by_all(group):
+    three = group(2)
+    three.die(2)
+    assert "process 2 is gone" in (three.main.lost_within(5) or "")
+    assert "process 2 is gone" in (three.others[1].lost_within(5) or "")
+    with pytest.raises(RunError, match=r"process 2 is gone: .* continue with --resume auto"):
+        three.others[1].meet()
+
+
+def test_a_silent_process_is_noticed_after_the_limit(group, monkeypatch):
+    two = group(1)
+    began = time.monotonic()
+    monkeypatch.setattr(two.others[1], "_tell", lambda message: None)  # as if it were stopped
+    assert "process 1 has given no sign of life" in (two.main.lost_within(5) or "")
+    assert time.monotonic() - began > LIMIT * 0.5
+
+
+def test_a_slow_process_is_waited_for(group):
+    three = group(2)
+    came = []
+
+    def come(who: Peers, after: float) -> None:
+        for _ in range(3):
+            time.sleep(after)
+            who.meet()
+            came.append(who)
+
+    threads = [
+        threading.Thread(target=come, args=(who, after)) for who, after in zip(three.all(), (0, 1.5, 0), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.2)  # twice the limit
+    assert came == []
+    for thread in threads:
+        thread.join(10)
+    assert len(came) == 9
+    assert all(set(came[at : at + 3]) == set(three.all()) for at in (0, 3, 6))  # nobody is a meeting ahead
+    assert [member.lost for member in three.all()] == [None] * 3
+
+
+def test_one_that_says_goodbye_is_not_missed(group):
+    two = group(1)
+    two.others[1].leave()
+    time.sleep(LIMIT * 2)
+    assert two.main.lost is None
+    two.main.leave()
+    assert two.exits == []
+
+
+def test_an_error_is_told_to_all(group):
+    three = group(2)
+    three.others[1].leave(ValueError("data.root: no images\nunder it"))
+    for member in (three.main, three.others[2]):
+        assert "process 1 has ended with an error: data.root: no images. " in (member.lost_within(5) or "")
+
+
+def test_a_main_thread_that_hangs_is_left_behind(group):
+    two = group(1)
+    two.die(1)
+    time.sleep(0.5)
+    assert two.exits == []  # it has a while to end by itself
+    with two.main.uninterrupted():  # and as long as it writes a checkpoint
+        time.sleep(1.5)
+        assert two.exits == []
+    time.sleep(0.5)
+    assert two.exits == [(0, 3)]
+
+
+def test_strangers_are_sent_away():
+    server, port, secret = peers.invite()
+    strangers = [peers.call("127.0.0.1", port, bytes(16), 1, 5), peers.call("127.0.0.1", port, secret, 7, 5)]
+    friend = peers.call("127.0.0.1", port, secret, 1, 5)
+    lines, names = peers.receive(server, secret, {1}, 2, 5)
+    assert set(lines) == {1}
+    assert names[1].startswith("process 1 of 2 (host ")
+    assert friend is not None
+    lines[1].sendall(b".\n")
+    assert friend.recv(10) == b".\n"
+    for stranger in strangers:
+        assert stranger is not None
+        assert stranger.recv(10) == b""
+    assert peers.call("127.0.0.1", port, secret, 1, 1) is None

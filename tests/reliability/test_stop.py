@@ -1,0 +1,146 @@
+"""SIGTERM and SIGINT at any time: at once where nothing is to be saved, else a checkpoint at the next step; twice: at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.engine.runs import ROOT, command, environment, metrics, train, write_config
+from tests.reliability.trainers import wait_for_step
+
+SHAPE = {"epochs": 3, "batch_size": 8, "checkpoint": {"every_epochs": 1, "keep": 2}}
+
+# A place in a run becomes slow, and says that it is there: `here` appears beside the config.
+SLOW = """
+import runpy, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import {module} as owner
+{setup}
+inner = {owner}.{name}
+def slow(*args, **kwargs):
+    Path({here!r}).touch()
+    for _ in range({seconds} * 50):
+        time.sleep(0.02)
+    return inner(*args, **kwargs)
+{owner}.{name} = slow
+sys.argv = ["tools/train.py", "-c", {config!r}]
+runpy.run_path("tools/train.py", run_name="__main__")
+"""
+
+
+def start_slow(
+    config: Path, module: str, name: str, seconds: int, setup: str = "", owner: str = "owner"
+) -> subprocess.Popen:
+    """A run that takes `seconds` in a function; back when it is there."""
+    here = config.with_name("here")
+    code = SLOW.format(
+        root=str(ROOT),
+        module=module,
+        setup=setup,
+        owner=owner,
+        name=name,
+        here=str(here),
+        seconds=seconds,
+        config=str(config),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not here.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_before_the_first_step_it_ends_at_once(tmp_path, photos, how, code):
+    process = start_slow(write_config(tmp_path, photos, **SHAPE), "passl_densecl.engine.pretrain", "build_model", 60)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert errors.strip().endswith("stopped  before the first step: nothing to save")
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_in_a_checkpoint_write_it_is_whole_and_the_run_stops_after_the_next_step(tmp_path, photos):
+    config = write_config(tmp_path, photos, **SHAPE)
+    process = start_slow(config, "passl_densecl.engine.checkpoint", "dump_pickle", 2)
+    for _ in range(3):  # as the launcher sends it
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert process.wait(60) == 143
+    assert sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "epoch_0001",
+        "step_00000006",
+    ]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_second_signal_ends_it_at_once_even_in_native_code(tmp_path, photos):
+    """Python's own handlers wait for the main thread, which here is in a call that lasts."""
+    setup = "import ctypes\nlock = ctypes.CDLL(None).pthread_mutex_lock\nmutex = ctypes.create_string_buffer(64)\nlock(mutex)\n"
+    setup += "owner.dump_pickle = lambda *args, **kwargs: lock(mutex)"  # for ever, and no signal wakes it
+    config = write_config(tmp_path, photos, **SHAPE)
+    process = start_slow(config, "passl_densecl.engine.checkpoint", "dump_pickle", 0, setup=setup)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None, process.communicate()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert time.monotonic() - began < 5
+    _, errors = process.communicate()
+    assert "stopped  asked again: nothing more is saved" in errors
+
+
+def test_in_an_evaluation_it_goes_to_its_end_and_stops_after_the_next_step(tmp_path, photos):
+    halves = {"train": str(photos), "val": str(photos), "size": 32, "k": 3}
+    config = write_config(tmp_path, photos, **SHAPE, evaluation=halves)
+    process = start_slow(config, "passl_densecl.engine.online_knn", "pooled_features", 0)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run" / "checkpoints" / "epoch_0001").is_dir():  # the evaluation of step 5 comes next
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    steps = [line["step"] for line in metrics(tmp_path / "run")]
+    train(config, "--resume")
+    again = metrics(tmp_path / "run")
+    assert [line["step"] for line in again] == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10, 11, 12, 13, 14, 15, 15]
+    assert [line["step"] for line in again][: len(steps)] == steps
+
+
+def test_the_launcher_hands_a_request_on_and_nothing_is_lost(tmp_path, photos):
+    """It sends SIGTERM three times; the trainers save once, wait for the first one's checkpoint and end together."""
+    config = write_config(tmp_path, photos, **SHAPE)
+    with open(tmp_path / "out", "w") as out:
+        launcher = subprocess.Popen(
+            command("tools/train.py", "-c", config, processes=2, logs=tmp_path / "launch"),
+            cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for_step(tmp_path / "run", 2, [launcher])
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(100) == 15  # the launcher's own word for it
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert "stopped  on request, at step" in (tmp_path / "run" / "train.log").read_text()
+    (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert kept.name.startswith(("step_", "epoch_"))
+    assert "asked again" not in "".join(path.read_text() for path in (tmp_path / "launch").glob("workerlog.*"))
