@@ -7,6 +7,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN = $(VENV)/bin/python
 DEMO_OUTPUT ?= output/demo
 DATA ?=
+CASES ?=
+MINUTES ?=
 
 ABLATION ?=
 DENSE ?=
@@ -14,7 +16,8 @@ WEIGHTS ?=
 SOURCE ?=
 ADELAIDET ?=
 
-.PHONY: help demo demo-detect install test test-fast test-all test-downstream test-detectron2 lint format benchmark reproduce clean
+.PHONY: help demo demo-detect install test test-fast test-all test-downstream test-detectron2 lint format benchmark reproduce clean \
+  test-kill test-two-hosts fuzz soak
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -72,6 +75,18 @@ $(DETECTRON2)/.installed: tests/downstream/requirements_detectron2.txt
 	  $(DETECTRON2)/AdelaiDet/adet/layers/csrc/BezierAlign/BezierAlign_cpu.cpp)
 	$(if $(ADELAIDET),MAX_JOBS=1 $(DETECTRON2)/bin/python -m pip install --quiet --no-build-isolation --no-deps $(DETECTRON2)/AdelaiDet)
 	@touch $@
+
+test-kill: install  ## a training killed at 20 moments and resumed each time, compared with an undisturbed one: 20 minutes
+	$(RUN) -m tests.reliability.kill
+
+test-two-hosts: install  ## two hosts in network namespaces, the link cut and restored (as root)
+	$(RUN) -m tests.reliability.two_hosts
+
+fuzz: install    ## hostile configs, overrides, weights, packs and lists, ten thousand each: an hour (CASES=...)
+	$(RUN) tests/fuzz/fuzz.py $(if $(CASES),--cases $(CASES))
+
+soak: install    ## an hour of training: memory and open files of every process, ten resumes (MINUTES=...)
+	$(RUN) tests/reliability/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: install    ## style, format and types
 	$(RUN) -m ruff check .
