@@ -82,15 +82,15 @@ def test_pooled_vectors_are_the_means_of_the_maps_in_order(tmp_path):
         for number in range(2 + label):
             image = np.random.default_rng([label, number]).integers(0, 256, (64, 64, 3)).astype(np.uint8)
             cv2.imwrite(str(tmp_path / name / f"{number}.png"), image)
-    (tmp_path / "b" / "2.png").write_bytes(b"broken")
+    (tmp_path / "a" / "1.png").write_bytes(b"broken")
     images = scan_images(tmp_path, labelled=True)
     backbone = load_backbone("random", 18)
     seen = []
     found = pooled_features(backbone, images, (CenterCrop(size=64),), 2, progress=lambda *counts: seen.append(counts))
     assert found.vectors.shape == (5, 512)
     assert found.vectors.dtype == np.float32
-    assert found.bad == [4]
-    assert found.labels.tolist() == [0, 0, 1, 1, 0]  # the broken one has its stand-in's label
+    assert found.bad == [1]
+    assert found.labels.tolist() == [0, 1, 1, 1, 1]  # the broken one has its stand-in's label
     assert seen == [(2, 5), (4, 5), (5, 5)]
     third = np.random.default_rng([1, 0]).integers(0, 256, (64, 64, 3)).astype(np.uint8)[..., ::-1]
     np.testing.assert_allclose(found.vectors[2], feature_map(backbone, third).mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
