@@ -10,12 +10,13 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.engine.runs import ROOT, command, environment, metrics, write_config
@@ -150,13 +151,18 @@ def main() -> int:
         for index, moment in enumerate(moments(args.moments, args.seed, lengths)):
             config = configure(Path(scratch) / f"killed_{index}", pictures)
             code = kill_at(config, moment)
-            place = "it had ended" if code == 0 else where(config.parent / "run")
+            while code == 0 and moment.seconds is not None:  # it had ended: anew, and earlier
+                moment = replace(moment, seconds=0.6 * moment.seconds)
+                shutil.rmtree(config.parent)
+                config = configure(config.parent, pictures)
+                code = kill_at(config, moment)
+            place = where(config.parent / "run")
             try:
                 finish(config, moment.processes)
                 found = differences(config.parent / "run", undisturbed[moment.processes])
             except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
                 found = [str(error), config.with_suffix(".out").read_text()[-2000:]]
-            if moment.seconds is None and code == 0:
+            if code == 0:
                 found.append("it was not killed: the place was never come to")
             failed += bool(found)
             print(f"{index + 1:>3} {moment!s:<46} {place:<72} {'; '.join(found) or 'the same bits'}", flush=True)
