@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -20,6 +24,8 @@ from passl_densecl import peers
 from passl_densecl.errors import RunError
 
 T = TypeVar("T")
+START_WITHIN = 600.0  # seconds that the first process may take to come; it waits for the others for 900 (Paddle)
+
 _peers: peers.Peers | None = None  # the lines to the other processes, from start to stop
 
 
@@ -49,10 +55,13 @@ def start(limit: float = 60) -> None:
     where they hang in something that cannot be interrupted.
     """
     if world_size() > 1 and not paddle.distributed.is_initialized():
-        with contextlib.redirect_stdout(
-            sys.__stdout__
-        ):  # Paddle prints its flags; a run's log has moved sys.stdout away
-            paddle.distributed.init_parallel_env()
+        _wait_for_first()
+        # Paddle prints its flags; a run's log has moved sys.stdout away.
+        with contextlib.redirect_stdout(sys.__stdout__), _mortal():
+            try:
+                paddle.distributed.init_parallel_env()
+            except (RuntimeError, SystemError) as error:  # after 900 s, or when one ends meanwhile
+                raise RunError(f"the {world_size()} processes have not come together: {_short(error)}") from error
         _watch(limit)
 
 
@@ -84,6 +93,42 @@ def together(limit: float) -> Iterator[None]:
             ) from error
         raise
     stop()
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+
+
+def _wait_for_first() -> None:
+    """Until the first process listens. Paddle itself would wait for ever, and in native code that nothing interrupts."""
+    host, _, port = os.environ.get("PADDLE_MASTER", "").rpartition(":")
+    deadline = time.monotonic() + START_WITHIN
+    while host and not is_main():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"process 0 of {world_size()} cannot be reached at {host}:{port} ({error.strerror or error}) for "
+                    f"{START_WITHIN:.0f} s: it has ended (its own output says why), or the network is not as it should be. "
+                    "Start all processes again, with --resume auto"
+                ) from None
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _mortal() -> Iterator[None]:
+    """Within it SIGTERM and SIGINT end the process at once: Paddle waits for the others without letting Python obey."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _watch(limit: float) -> None:

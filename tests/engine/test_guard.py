@@ -342,9 +342,9 @@ def test_replay_refuses_what_does_not_fit(damaged, tmp_path):
 
 
 def test_weights_that_blow_up_end_a_real_run_with_exit_code_3(tmp_path, photos):
-    """A learning rate that no network survives: from the second step on nothing is finite any more."""
+    """A weight decay that no network survives: from the second step on nothing is finite any more."""
     config = write_config(
-        tmp_path, photos, **(TINY | {"optimizer": {"lr": 1e20, "reference_batch_size": 8}, "epochs": 1, "checkpoint": {"every_steps": 1, "keep": 9}}),
+        tmp_path, photos, **(TINY | {"optimizer": {"lr": 1e6, "weight_decay": 1e14, "reference_batch_size": 8}, "epochs": 1, "checkpoint": {"every_steps": 1, "keep": 9}}),
         guard={"max_nonfinite_steps": 1, "keep_dumps": 1},
     )  # fmt: skip
     done = train(config, check=False)
@@ -364,8 +364,9 @@ def test_weights_that_blow_up_end_a_real_run_with_exit_code_3(tmp_path, photos):
 
 def test_weights_that_overflow_are_not_saved(tmp_path, photos):
     """Gradients are finite, learning rate times gradient is not."""
-    optimizer = {"lr": 3e38, "reference_batch_size": 1}
-    config = tiny(tmp_path, photos, optimizer=optimizer, checkpoint={"every_steps": 1})
+    config = tiny(tmp_path, photos, checkpoint={"every_steps": 1})
+    optimizer = {"lr": 3e38, "reference_batch_size": 1}  # more than a file may ask for
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=optimizer)})
     with pytest.raises(
         RunError, match=r"step 1: weights are not finite, though the gradients were \(.* more\)"
     ) as error:
@@ -488,7 +489,8 @@ def test_linear_evaluation_ends_before_it_saves(tmp_path, photos):
             r"step 2: not finite: the loss \(nan\)\. Nothing of it was saved\. Continue from the last checkpoint",
         ),
     ):
-        config = linear_config(tmp_path, tmp_path, name=name, optimizer__lr=1e38, checkpoint=checkpoint)
+        config = linear_config(tmp_path, tmp_path, name=name, checkpoint=checkpoint)
+        config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e38})})
         with pytest.raises(RunError, match=message):
             linear_eval(config, pretrained="random")
         assert not list((config.run_dir).glob("checkpoints/*"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from passl_densecl.engine.checkpoint import Checkpoints, read
-from tests.engine.runs import metrics, write_config
-from tests.reliability.trainers import said, start_trainers, steps_of, wait_for_step
+from tests.engine.runs import ROOT, environment, metrics, write_config
+from tests.reliability.trainers import free_ports, said, start_trainers, steps_of, wait_for_step
 
 SHAPE = {
     "epochs": 3,
@@ -57,3 +59,39 @@ def test_one_is_stopped_and_after_a_resume_the_first_is_killed(tmp_path, photos,
     newest = Checkpoints(tmp_path / "run", keep=2).newest()
     assert newest is not None
     assert read(newest).step >= 6  # whole
+
+
+def alone(rank: int) -> subprocess.Popen:
+    """One of two processes, whose partner does not come."""
+    first, second = free_ports(2)
+    own = {
+        "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": "2", "PADDLE_MASTER": f"127.0.0.1:{first}",
+        "PADDLE_TRAINER_ENDPOINTS": f"127.0.0.1:{first},127.0.0.1:{second}", "PADDLE_DISTRI_BACKEND": "gloo",
+        "PADDLE_CURRENT_ENDPOINT": f"127.0.0.1:{(first, second)[rank]}",
+    }  # fmt: skip
+    code = "from passl_densecl import dist\nfrom passl_densecl.engine.signals import StopRequest\nimport paddle\n"
+    code += "paddle.set_device('cpu')\ndist.START_WITHIN = 2.0\nwith StopRequest():\n    print('here', flush=True)\n"
+    code += "    dist.start()\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment() | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    return process
+
+
+def test_one_without_a_first_process_gives_up():
+    _, errors = alone(1).communicate(timeout=60)
+    assert "RunError: process 0 of 2 cannot be reached at 127.0.0.1:" in errors
+
+
+def test_the_first_one_can_be_stopped_while_it_waits_for_the_others():
+    process = alone(0)
+    time.sleep(3)  # it is in Paddle's code by now
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) in (-signal.SIGTERM, 128 + signal.SIGTERM)
