@@ -9,6 +9,7 @@ DEMO_OUTPUT ?= output/demo
 DATA ?=
 CASES ?=
 MINUTES ?=
+SEED ?=
 
 ABLATION ?=
 DENSE ?=
@@ -76,8 +77,8 @@ $(DETECTRON2)/.installed: tests/downstream/requirements_detectron2.txt
 	$(if $(ADELAIDET),MAX_JOBS=1 $(DETECTRON2)/bin/python -m pip install --quiet --no-build-isolation --no-deps $(DETECTRON2)/AdelaiDet)
 	@touch $@
 
-test-kill: install  ## a training killed at 20 moments and resumed each time, compared with an undisturbed one: 20 minutes
-	$(RUN) -m tests.reliability.kill
+test-kill: install  ## a training killed at 20 moments and resumed each time, compared with an undisturbed one: 20 minutes (SEED=N)
+	$(RUN) -m tests.reliability.kill $(if $(SEED),--seed $(SEED))
 
 test-two-hosts: install  ## two hosts in network namespaces, the link cut and restored (as root)
 	$(RUN) -m tests.reliability.two_hosts
