@@ -38,8 +38,8 @@ test: install    ## the test suite
 	$(RUN) -m pytest
 
 test-fast: install  ## the part that depends on Paddle most and starts no training (what CI runs on the second Paddle)
-	$(RUN) -m pytest tests/models tests/weights tests/evaluation tests/data tests/test_transforms.py tests/test_api.py \
-	  tests/test_export.py tests/test_extract_weight.py
+	$(RUN) -m pytest tests/models tests/evaluation tests/weights/test_convert.py tests/weights/test_load.py \
+	  tests/weights/test_pickles.py tests/data/test_loader.py tests/test_api.py tests/test_export.py tests/test_extract_weight.py
 
 test-all: test lint  ## everything that CI checks
 
