@@ -283,11 +283,16 @@ def any_of(flag: bool) -> bool:
 
 
 @paddle.no_grad()
+def summed(values: paddle.Tensor) -> paddle.Tensor:
+    """The tensor, of any shape, now the sum of every process's; a device may still be working on it."""
+    if world_size() > 1:
+        paddle.distributed.all_reduce(values)
+    return values
+
+
 def vote(flag: bool) -> paddle.Tensor:
     """In how many processes the flag is up; a device may still be working on it."""
-    count = paddle.to_tensor(float(flag))
-    paddle.distributed.all_reduce(count)
-    return count
+    return summed(paddle.to_tensor(float(flag)))
 
 
 class ChainedStatistics:
@@ -321,8 +326,7 @@ class ChainedStatistics:
         with paddle.no_grad():
             later = world_size() - 1 - rank()
             seen = (self.joined() - before * self._own_decay) * self._own_decay**later
-            paddle.distributed.all_reduce(seen)
-            self._put(before * self._own_decay ** world_size() + seen)
+            self._put(before * self._own_decay ** world_size() + summed(seen))
 
     def undo(self) -> None:
         """Put the statistics back, to the bit, to what they were before the last step."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"class_{label}").mkdir(exist_ok=True)
         cv2.imwrite(str(root / f"class_{label}" / f"{index:02d}.png"), image)
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tidy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[None]:
+    """What a module's fixtures wrote goes with the module, unless a test failed in it; `photos` is for all modules."""
+    before, failed = set(tmp_path_factory.getbasetemp().iterdir()), request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        for path in set(tmp_path_factory.getbasetemp().iterdir()) - before:
+            path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.distributed
 
 from passl_densecl import dist
 from passl_densecl.config import PretrainConfig
@@ -85,9 +84,7 @@ class Guard:
             values.append(keys.dense_mean.sum())
         gradients = [weight.grad.sum() for weight in self._trained.values() if weight.grad is not None]
         sums = paddle.stack([paddle.stack(values).sum(), paddle.stack(gradients).sum()])
-        if dist.world_size() > 1:
-            paddle.distributed.all_reduce(sums)
-        values_finite, gradients_finite = np.isfinite(sums.numpy())
+        values_finite, gradients_finite = np.isfinite(dist.summed(sums).numpy())
         if not (values_finite and (gradients_finite or self._scaler_copes())):
             return False
         self._row_began = 0

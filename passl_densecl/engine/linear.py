@@ -21,7 +21,6 @@ from passl_densecl.disk import make_writable, whole_file
 from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
 from passl_densecl.engine.guard import check_finite
-from passl_densecl.engine.lock import locked
 from passl_densecl.engine.optim import (
     build_optimizer,
     load_optimizer_state,
@@ -34,13 +33,13 @@ from passl_densecl.engine.pretrain import (
     check_same_start,
     checkpoint_name,
     enter_folder,
-    find_start,
+    entered,
     output_bytes,
     parents_of,
     read_fitting_backbone,
     warn_of_amp,
 )
-from passl_densecl.engine.runlog import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
+from passl_densecl.engine.runlog import SilentLog, Stopwatch, peak_memory_mb, set_device
 from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import LinearClassifier
@@ -69,23 +68,16 @@ def linear_eval(
                 "--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)"
             )
         return _evaluate_only(config, load)
-    with StopRequest() as stop, locked(config.run_dir) as warning:
-        checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
-        start = find_start(config.run_dir, checkpoints, resume, overwrite)
+
+    def has_weights(start: Checkpoint | None) -> None:
         if start is None and pretrained is None and load is None:
             raise InputError(
                 "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
                 f"--pretrained {RANDOM} for the baseline of untrained weights"
             )
-        set_device(config.device)
-        log = open_log(config, resumed=start is not None)
-        try:
-            if warning:
-                log.line("warning", warning)
-            with dist.together(config.dist_timeout):
-                return _train(config, pretrained, load, start, checkpoints, log, stop, overwrite)
-        finally:
-            log.close()
+
+    with entered(config, resume, overwrite, check=has_weights) as (start, checkpoints, log, stop):
+        return _train(config, pretrained, load, start, checkpoints, log, stop, overwrite)
 
 
 def _train(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from passl_densecl.config import (
     QUEUE_LEN_MAX,
     AmpConfig,
     BackboneConfig,
+    Config,
     PretrainConfig,
     PretrainModelConfig,
     RunConfig,
@@ -39,6 +40,7 @@ from passl_densecl.engine.signals import StopRequest
 from passl_densecl.engine.watchdog import Watchdog, similarity
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
+from passl_densecl.models.densecl import Keys
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform
 from passl_densecl.weights import (
     Extraction,
@@ -69,16 +71,30 @@ def pretrain(
     """
     if load is not None and pretrained is not None:
         raise InputError("give --load (a whole training state) or --pretrained (a backbone), not both")
+    with entered(config, resume, overwrite) as (start, checkpoints, log, stop):
+        return _train(config, start, checkpoints, log, stop, load, pretrained, overwrite)
+
+
+@contextmanager
+def entered(
+    config: Config, resume: str | None, overwrite: bool, check: Callable[[Checkpoint | None], None] | None = None
+) -> Iterator[tuple[Checkpoint | None, Checkpoints, SilentLog, StopRequest]]:
+    """A run folder for one run alone, its log open, signals heard, and the processes together until the end.
+
+    `check` is given the checkpoint to go on from before anything is written.
+    """
     with StopRequest() as stop, locked(config.run_dir) as warning:
         checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
         start = find_start(config.run_dir, checkpoints, resume, overwrite)
+        if check:
+            check(start)
         set_device(config.device)
         log = open_log(config, resumed=start is not None)
         try:
             if warning:
                 log.line("warning", warning)
             with dist.together(config.dist_timeout):
-                return _train(config, start, checkpoints, log, stop, load, pretrained, overwrite)
+                yield start, checkpoints, log, stop
         finally:
             log.close()
 
@@ -122,8 +138,7 @@ def _train(
 
     model.train()
     parallel = dist.parallel(model)
-    local_micro_batches = config.micro_batch_count // dist.world_size()
-    statistics = dist.ChainedStatistics(model, local_micro_batches)
+    statistics = dist.ChainedStatistics(model, config.micro_batch_count // dist.world_size())
     loader = PairLoader(
         images, config.data.transforms, seed=config.seed, batch_size=config.batch_size,
         rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
@@ -148,24 +163,10 @@ def _train(
                 config.base_lr * config.schedule(step, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
             )
             loss_lambda = config.model.loss_lambda if step >= config.model.loss_lambda_warmup_steps else 0.0
-            reports = []
             with statistics.step():
-                keys = model.encode_keys(
-                    batch.key, micro_batch_size=config.micro_batch_size, order=key_order(config, step),
-                    amp=amp_context(config.amp),
-                )  # fmt: skip
-                for index in range(local_micro_batches):
-                    part = slice(index * config.micro_batch_size, (index + 1) * config.micro_batch_size)
-                    final = index == local_micro_batches - 1
-                    if final:
-                        dist.meet()  # the gradients of all processes do in its backward pass
-                    with nullcontext() if final else dist.local_gradients(parallel):
-                        losses = parallel(batch.query[part], keys.local.rows(part), amp_context(config.amp))
-                        loss = losses[0]
-                        if len(losses) > 2:
-                            loss = (1 - loss_lambda) * losses[0] + loss_lambda * losses[2]
-                        scaler.scale(loss / local_micro_batches).backward()
-                    reports.append(paddle.stack([loss.detach(), *(value.detach() for value in losses)]))
+                keys, reports = forward_backward(
+                    config, model, parallel, scaler, batch.query, batch.key, step=step, loss_lambda=loss_lambda
+                )
             good = guard.finite(reports, keys)
             if good:
                 scaler.step(optimizer)
@@ -462,6 +463,32 @@ def warn_of_amp(config: AmpConfig, log: SilentLog) -> None:
     """Say it when mixed precision is asked for on a device where Paddle ignores it."""
     if config.enabled and not paddle.get_device().startswith("gpu"):
         log.line("warning", "amp.enabled: Paddle has mixed precision on GPUs only; this run is in float32 throughout")
+
+
+def forward_backward(
+    config: PretrainConfig, model: DenseCL, parallel: paddle.nn.Layer, scaler: paddle.amp.GradScaler,
+    query: paddle.Tensor, key: paddle.Tensor, *, step: int, loss_lambda: float,
+) -> tuple[Keys, list[paddle.Tensor]]:  # fmt: skip
+    """The keys of a step, and its losses with their gradients, averaged over its micro-batches and the processes.
+
+    `query` and `key` are this process's views; `parallel` is the model, or what `dist.parallel` made of it. A loss is
+    (weighted sum, *those of the model): 3 numbers, with the dense branch 5, for each micro-batch.
+    """
+    size, count, reports = config.micro_batch_size, config.micro_batch_count // dist.world_size(), []
+    keys = model.encode_keys(key, micro_batch_size=size, order=key_order(config, step), amp=amp_context(config.amp))
+    for index in range(count):
+        part = slice(index * size, (index + 1) * size)
+        final = index == count - 1
+        if final:
+            dist.meet()  # the gradients of all processes do in its backward pass
+        with nullcontext() if final else dist.local_gradients(parallel):
+            losses = parallel(query[part], keys.local.rows(part), amp_context(config.amp))
+            loss = losses[0]
+            if len(losses) > 2:
+                loss = (1 - loss_lambda) * losses[0] + loss_lambda * losses[2]
+            scaler.scale(loss / count).backward()
+        reports.append(paddle.stack([loss.detach(), *(value.detach() for value in losses)]))
+    return keys, reports
 
 
 def key_order(config: PretrainConfig, step: int) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from passl_densecl.engine import checkpoint as checkpoint_files
 from passl_densecl.engine.checkpoint import Checkpoint
 from passl_densecl.engine.guard import BATCH, LOSSES, REPORT
 from passl_densecl.engine.optim import build_optimizer, trained
-from passl_densecl.engine.pretrain import amp_context, build_model, key_order, restore
+from passl_densecl.engine.pretrain import build_model, forward_backward, key_order, restore
 from passl_densecl.engine.runlog import set_device
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
@@ -99,23 +99,14 @@ def _step(
     config: PretrainConfig, model: DenseCL, scaler: paddle.amp.GradScaler, batch: dict[str, np.ndarray], step: int,
     loss_lambda: float, say: Callable[[str], None],
 ) -> np.ndarray:  # fmt: skip
-    """Losses and gradients as in the training loop; (micro-batches, 3 or 5) losses come back."""
-    query, size, table = paddle.to_tensor(batch["query"]), config.micro_batch_size, []
-    keys = model.encode_keys(
-        paddle.to_tensor(batch["key"]),
-        micro_batch_size=size,
-        order=key_order(config, step),
-        amp=amp_context(config.amp),
-    )
-    for index in range(config.micro_batch_count):
-        part = slice(index * size, (index + 1) * size)
-        losses = model(query[part], keys.local.rows(part), amp_context(config.amp))
-        loss = (1 - loss_lambda) * losses[0] + loss_lambda * losses[2] if len(losses) > 2 else losses[0]
-        scaler.scale(loss / config.micro_batch_count).backward()
-        table.append([float(loss), *(float(value) for value in losses)])
-        shown = "  ".join(f"{name} {value:.6g}" for name, value in zip(LOSSES, table[-1], strict=False))
-        say(f"losses   micro-batch {index} (images {part.start} to {part.stop - 1}): {shown}")
-    return np.array(table)
+    """Losses and gradients of the training loop's own step; (micro-batches, 3 or 5) losses come back."""
+    query, key = paddle.to_tensor(batch["query"]), paddle.to_tensor(batch["key"])
+    _, reports = forward_backward(config, model, model, scaler, query, key, step=step, loss_lambda=loss_lambda)
+    table, size = paddle.stack(reports).numpy(), config.micro_batch_size
+    for index, row in enumerate(table):
+        shown = "  ".join(f"{name} {value:.6g}" for name, value in zip(LOSSES, row, strict=False))
+        say(f"losses   micro-batch {index} (images {index * size} to {(index + 1) * size - 1}): {shown}")
+    return table
 
 
 @contextmanager

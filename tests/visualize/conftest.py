@@ -62,7 +62,7 @@ def write_metrics(folder: Path, rows: list[dict[str, float]], tail: str = "") ->
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + tail, encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_dir(photos, tmp_path_factory) -> Path:
     """A finished run on the synthetic photographs, with the checkpoint of an untrained ResNet-18 DenseCL."""
     from passl_densecl.engine.checkpoint import Checkpoints
@@ -83,7 +83,7 @@ def run_dir(photos, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("visualize_tool", ROOT / "tools" / "visualize.py")
     assert spec is not None
