@@ -14,7 +14,7 @@ PACKAGE = "passl_densecl"
 # A part may import its own modules and any part that stands below it; neighbours do not know each other.
 LAYERS = [
     {"errors"},
-    {"peers"},
+    {"peers", "command"},
     {"dist"},
     {"disk"},
     {"transforms", "schedules"},

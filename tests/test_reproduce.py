@@ -61,7 +61,7 @@ def started(monkeypatch) -> list[list[str]]:
             results = {"baseline": {}, "weights": RESULTS[told[1]]}
             Path(output).write_text(json.dumps({"results": results}))
 
-    monkeypatch.setattr(reproduce, "command", command)
+    monkeypatch.setattr(reproduce, "say_and_run", command)
     return commands
 
 
@@ -123,7 +123,7 @@ def test_the_commands_are_understood(photos, tmp_path, started, monkeypatch):
 
 def test_a_failed_command_stops_and_says_how_to_go_on():
     with pytest.raises(InputError, match=r"exit code 3.*Run again"):
-        reproduce.command(["-c", "raise SystemExit(3)"])
+        reproduce.say_and_run(["-c", "raise SystemExit(3)"])
     with pytest.raises(SystemExit) as stopped:
-        reproduce.command(["-c", "raise SystemExit(143)"])
+        reproduce.say_and_run(["-c", "raise SystemExit(143)"])
     assert stopped.value.code == 143

@@ -23,6 +23,7 @@ from benchmarks import data, loader, loss, step
 from benchmarks.measure import machine
 
 import passl_densecl
+from passl_densecl.command import command
 from passl_densecl.errors import InputError
 
 VERBS = {"data": data, "loss": loss, "step": step, "loader": loader}
@@ -38,6 +39,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@command
 def main() -> int:
     args = arguments()
     if args.json is not None and not args.json.resolve().parent.is_dir():
@@ -63,8 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -13,11 +13,12 @@ sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from passl_densecl.command import command
 from passl_densecl.data.check import Report, check_images
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import one_line, plural, print_anything
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.data.words import one_line, plural
+from passl_densecl.errors import InputError
 
 SHOWN = 10  # bad images that are named on the terminal
 DEFAULT_OUTPUT = "bad_images.txt"
@@ -124,17 +125,11 @@ def write_list(output: Path, images: ImageSet, report: Report) -> None:
         raise InputError(f"--output {output}: {error.strerror or error}") from error
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        return 0 if check(args) else 1
-    except (InputError, RunError) as error:
-        print(f"check_data.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 3
-    except KeyboardInterrupt:
-        return 130
+    return 0 if check(args) else 1
 
 
 if __name__ == "__main__":
-    print_anything()
     sys.exit(main())

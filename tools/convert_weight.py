@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout, installed or not
 
-from passl_densecl.errors import InputError
+from passl_densecl.command import command
 from passl_densecl.weights.convert import SOURCES, STATE_TARGETS, TARGETS, convert
 
 
@@ -47,19 +47,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        if args.info:
-            from passl_densecl.weights.files import weights_file
-            from passl_densecl.weights.info import describe_file, render
+    if args.info:
+        from passl_densecl.weights.files import weights_file
+        from passl_densecl.weights.info import describe_file, render
 
-            print(render(describe_file(weights_file(args.input))))
-            return 0
-        done = convert(args.input, args.output, args.to, from_=args.source, encoder=args.encoder, prefix=args.prefix)
-    except InputError as error:
-        print(f"convert_weight.py: {error}", file=sys.stderr)
-        return 2
+        print(render(describe_file(weights_file(args.input))))
+        return 0
+    done = convert(args.input, args.output, args.to, from_=args.source, encoder=args.encoder, prefix=args.prefix)
     print("\n".join(done.lines()))
     return 0
 

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 import cv2
 import numpy as np
 
+from passl_densecl.command import command
 from passl_densecl.config import LinearConfig, PretrainConfig, load_config
 from passl_densecl.data.datasets import ImageSet, decode, scan_images
 from passl_densecl.errors import InputError
@@ -536,6 +537,7 @@ def prepare(output: Path) -> None:
     (output / MARKER).touch()
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Pre-train, extract, evaluate and look, on real photographs or on yours."
@@ -547,15 +549,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", type=Path, metavar="DIR", help="your images, in a folder for each class or in any layout"
     )
     args = parser.parse_args(arguments)
-    try:
-        if args.data is not None and not args.data.is_dir():
-            raise InputError(f"--data {args.data}: no such folder")
-        output, data = args.output.resolve(), None if args.data is None else args.data.resolve()
-        os.chdir(ROOT)  # the commands are shown and run from here
-        demo(output, data)
-    except InputError as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        return 2
+    if args.data is not None and not args.data.is_dir():
+        raise InputError(f"--data {args.data}: no such folder")
+    output, data = args.output.resolve(), None if args.data is None else args.data.resolve()
+    os.chdir(ROOT)  # the commands are shown and run from here
+    demo(output, data)
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
+from passl_densecl.command import command
 from passl_densecl.errors import InputError
 
 BASES = ROOT / "tests" / "downstream" / "bases"  # PaddleDetection's base files in short, with small images
@@ -162,23 +163,20 @@ def draw_boxes(pixels, boxes: Sequence[dict], names: dict[int, str]) -> None:  #
         )
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     args.data, args.weights, args.output = (path.resolve() for path in (args.data, args.weights, args.output))
     if args.start:
         train(args, args.start)
         return 0
-    try:
-        from passl_densecl.downstream.prepare import prepare
+    from passl_densecl.downstream.prepare import prepare
 
-        done = prepare("paddledetection", args.weights, args.output, gpus=0, data=args.data, engine_dir=BASES)
-        print("\n".join(done.lines()[:3]))
-        curves = {start: run(args, start) for start in STARTS}
-        draw_curves(curves, args.output / "curves.png")
-        draw_detections(args, args.output / "detections.jpg")
-    except InputError as error:
-        print(f"demo_detect.py: {error}", file=sys.stderr)
-        return 2
+    done = prepare("paddledetection", args.weights, args.output, gpus=0, data=args.data, engine_dir=BASES)
+    print("\n".join(done.lines()[:3]))
+    curves = {start: run(args, start) for start in STARTS}
+    draw_curves(curves, args.output / "curves.png")
+    draw_detections(args, args.output / "detections.jpg")
     print(
         f"wrote    {args.output}/curves.png, detections.jpg (the {SHOWN} best boxes of each image, whatever their score)"
     )

@@ -24,12 +24,13 @@ from passl_densecl.api.embeddings import (
     write_neighbors,
 )
 from passl_densecl.api.info import checked_view
+from passl_densecl.command import command
 from passl_densecl.config import DEPTHS
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import plural, print_anything, printable
+from passl_densecl.data.words import plural, printable
 from passl_densecl.disk import whole_file
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.errors import InputError
 from passl_densecl.transforms import apply
 
 SHOWN = 3  # bad images that are named
@@ -198,19 +199,13 @@ def neighbors(args: argparse.Namespace, outputs: dict[str, Path], images: ImageS
     return [outputs["neighbors"], outputs["picture"]]
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        run(args)
-    except (InputError, RunError) as error:
-        print(f"embed.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 3
-    except KeyboardInterrupt:
-        return 130
+    run(args)
     return 0
 
 
 if __name__ == "__main__":
-    print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit like others: what is unfinished is removed
     sys.exit(main())

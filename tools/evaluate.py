@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluations import correspondence, dense, knn, linear, lowshot, multihead, semi, svm
 from evaluations.common import add_backbone_options, check_common, save
 
-from passl_densecl.data.words import print_anything
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.command import command
 
 VERBS = {
     "knn": knn, "linear": linear, "multihead": multihead, "svm": svm, "lowshot": lowshot, "semi": semi, "dense": dense,
@@ -45,6 +44,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@command
 def main() -> int:
     args = arguments()
     check_common(args)
@@ -56,12 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    print_anything()
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        sys.exit(3)
+    sys.exit(main())

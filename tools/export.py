@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from passl_densecl.command import command
 from passl_densecl.errors import InputError
 from passl_densecl.export.network import INPUTS, STAGES, Network, read_network
 from passl_densecl.export.target import FORMATS, check_output, require
@@ -133,14 +134,11 @@ def show(report: Report, network: Network) -> None:
         print(f"{name:<8} {facts['name']}: {facts['dtype']} ({', '.join(facts['axes'])}); {facts['values']}")
 
 
+@command
 def main() -> int:
     run(parse_arguments())
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
+from passl_densecl.command import command
 from passl_densecl.errors import InputError
 from passl_densecl.weights import Card, Parent, read_backbone, recorded_card, recorded_model, weights_file, write_pickle
 from passl_densecl.weights.card import BACKBONE, FOREIGN, PRETRAINING
@@ -95,13 +96,10 @@ def backbone_card(source: Path, depth: int, encoder: str) -> Card:
     )
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        extract(args)
-    except InputError as error:
-        print(f"extract_weight.py: {error}", file=sys.stderr)
-        return 2
+    extract(args)
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from passl_densecl.command import command
 from passl_densecl.config import QUEUE_LEN_MAX, Config, PretrainConfig, load_config
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop
@@ -131,14 +132,11 @@ def in_units(count: int) -> str:
     return f"{count:,}  "
 
 
+@command
 def main() -> int:
     report(parse_arguments())
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -15,11 +15,12 @@ sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from passl_densecl.command import command
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.packing import Packed, pack_images
 from passl_densecl.data.parallel import available_cores
-from passl_densecl.data.words import one_line, plural, print_anything, printable
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.data.words import one_line, plural, printable
+from passl_densecl.errors import InputError
 
 SHOWN = 3  # bad images that are named
 
@@ -102,19 +103,13 @@ def report(args: argparse.Namespace, images: ImageSet, packed: Packed, seconds: 
     print(f"wrote    {printable(args.output)} · use it with -o {key}={printable(shlex.quote(args.output))}")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        pack(args)
-    except (InputError, RunError) as error:
-        print(f"pack_data.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 3
-    except KeyboardInterrupt:
-        return 130
+    pack(args)
     return 0
 
 
 if __name__ == "__main__":
-    print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit like others: what is unfinished is removed
     sys.exit(main())

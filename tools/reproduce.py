@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
+from passl_densecl.command import command
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
@@ -72,7 +73,7 @@ def networks(ablation: str | None) -> list[Network]:
     return [RANDOM, MOCO, DENSECL]
 
 
-def command(words: Iterable[object]) -> None:
+def say_and_run(words: Iterable[object]) -> None:
     """Show a command and run it; its failure is this script's."""
     shown = [str(word) for word in words]
     print("\n$ python " + shlex.join(shown), flush=True)
@@ -93,7 +94,9 @@ def train(args: argparse.Namespace, network: Network, seed: int, overrides: Sequ
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", args.processes, "--log_dir", run / "launch"]
     settings = [*overrides, *network.settings, f"seed={seed}", f"name={run.name}", f"output_dir={run.parent}"]
     options = [word for setting in settings for word in ("-o", setting)]
-    command([*(launcher if args.processes > 1 else []), "tools/train.py", "-c", CONFIG, *options, "--resume", "auto"])
+    say_and_run(
+        [*(launcher if args.processes > 1 else []), "tools/train.py", "-c", CONFIG, *options, "--resume", "auto"]
+    )
 
 
 def measure(args: argparse.Namespace, verb: str, network: Network, seed: int) -> Path:
@@ -115,7 +118,7 @@ def measure(args: argparse.Namespace, verb: str, network: Network, seed: int) ->
         "dense": [*shlex.split(args.dense or ""), "--size", args.dense_size],
         "correspondence": ["--images", args.data / "val", "--size", 2 * args.size],
     }[verb]
-    command(["tools/evaluate.py", verb, *weights, *words, "--output", output])
+    say_and_run(["tools/evaluate.py", verb, *weights, *words, "--output", output])
     return output
 
 
@@ -217,6 +220,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@command
 def main() -> int:
     args = arguments()
     for part in ("train", "val"):
@@ -229,8 +233,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

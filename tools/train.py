@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from passl_densecl.command import print_anything
 from passl_densecl.config import LinearConfig, PretrainConfig, dump_config, load_config
-from passl_densecl.data.words import print_anything
 from passl_densecl.errors import InputError, RunError
 
 

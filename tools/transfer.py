@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout, installed or not
 
+from passl_densecl.command import command
 from passl_densecl.downstream.engines import ENGINES
-from passl_densecl.errors import InputError
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,24 +48,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        if args.verb == "check":
-            from passl_densecl.downstream.check import check
+    if args.verb == "check":
+        from passl_densecl.downstream.check import check
 
-            checked = check(args.config, args.weights, args.gpus)
-            print("\n".join(checked.lines()))
-            return 1 if checked.findings else 0
-        from passl_densecl.downstream.prepare import prepare
+        checked = check(args.config, args.weights, args.gpus)
+        print("\n".join(checked.lines()))
+        return 1 if checked.findings else 0
+    from passl_densecl.downstream.prepare import prepare
 
-        done = prepare(
-            args.engine, args.weights, args.output, model=args.model, gpus=args.gpus,
-            images_per_gpu=args.images_per_gpu, data=args.data, engine_dir=args.engine_dir,
-        )  # fmt: skip
-    except InputError as error:
-        print(f"transfer.py: {error}", file=sys.stderr)
-        return 2
+    done = prepare(
+        args.engine, args.weights, args.output, model=args.model, gpus=args.gpus,
+        images_per_gpu=args.images_per_gpu, data=args.data, engine_dir=args.engine_dir,
+    )  # fmt: skip
     print("\n".join(done.lines()))
     return 0
 

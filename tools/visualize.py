@@ -14,11 +14,12 @@ sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
 
 import numpy as np
 
+from passl_densecl.command import command
 from passl_densecl.config import DEPTHS, PretrainConfig
 from passl_densecl.data.datasets import decode, scan_images
-from passl_densecl.data.words import plural, print_anything, printable
+from passl_densecl.data.words import plural, printable
 from passl_densecl.disk import whole_file
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.errors import InputError
 from passl_densecl.transforms import Resize
 from passl_densecl.visualize.style import check_output, need_matplotlib, save_figure
 
@@ -464,18 +465,12 @@ def save(figure: object, output: Path) -> None:
     print(f"wrote    {printable(str(output))}")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        args.run(args)
-    except (InputError, RunError) as error:
-        print(f"visualize.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 3
-    except KeyboardInterrupt:
-        return 130
+    args.run(args)
     return 0
 
 
 if __name__ == "__main__":
-    print_anything()
     sys.exit(main())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 from passl_densecl.errors import shown
 
-__all__ = ["listed", "one_line", "plural", "print_anything", "printable", "suggestion"]
+__all__ = ["listed", "one_line", "plural", "printable", "suggestion"]
 
 
 def listed(names: Sequence[str], limit: int = 3) -> str:
@@ -47,9 +46,3 @@ def _escaped(letter: str) -> str:
     if letter == "\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
         return letter.encode("unicode_escape").decode("ascii")
     return letter
-
-
-def print_anything() -> None:
-    """From here on what a terminal's encoding has no letter for (names in Chinese, where it is Latin-1) is printed escaped."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
