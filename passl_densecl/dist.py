@@ -22,6 +22,7 @@ import paddle.distributed
 
 from passl_densecl import peers
 from passl_densecl.errors import RunError
+from passl_densecl.tensors import to_tensor
 
 T = TypeVar("T")
 START_WITHIN = 600.0  # seconds that the first process may take to come; it waits for the others for 900 (Paddle)
@@ -137,7 +138,7 @@ def _watch(limit: float) -> None:
     seconds = min(limit, 30.0)
     server, port, secret = peers.invite() if is_main() else (None, 0, bytes(16))
     told = np.asarray([port, *secret], "int64")
-    port, *letters = (int(value) for value in gather_rows(paddle.to_tensor(told[None])).numpy()[0])
+    port, *letters = (int(value) for value in gather_rows(to_tensor(told[None])).numpy()[0])
     if server is not None:
         lines, names = peers.receive(server, secret, set(range(1, world_size())), world_size(), seconds)
     else:
@@ -220,15 +221,15 @@ def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
     meet()
     wanted = order[own_rows(len(order))]
     if size % 2:
-        return paddle.gather(gather_rows(rows), paddle.to_tensor(wanted))
+        return paddle.gather(gather_rows(rows), to_tensor(wanted))
     senders = wanted // share
-    arrivals = {rank(): paddle.gather(rows, paddle.to_tensor(wanted[senders == rank()] % share))}
+    arrivals = {rank(): paddle.gather(rows, to_tensor(wanted[senders == rank()] % share))}
     messages = []
     for other in _partners():
         theirs = order[own_rows(len(order), other)]
         leaving = theirs[theirs // share == rank()] % share
         # At least one row, wanted or not: gloo numbers its messages, so two processes must have exchanged equally many.
-        message = paddle.gather(rows, paddle.to_tensor(leaving if len(leaving) else np.zeros(1, np.int64)))
+        message = paddle.gather(rows, to_tensor(leaving if len(leaving) else np.zeros(1, np.int64)))
         arrivals[other] = paddle.empty([max(1, int((senders == other).sum())), *rows.shape[1:]], rows.dtype)
         pair = [
             paddle.distributed.P2POp(paddle.distributed.isend, message, other),  # type: ignore[arg-type]
@@ -240,7 +241,7 @@ def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
         task.wait()
     arrived = paddle.concat([arrivals[sender][: int((senders == sender).sum())] for sender in range(size)])
     # They stand by sender, and for each sender in our order.
-    return paddle.gather(arrived, paddle.to_tensor(np.argsort(np.argsort(senders, kind="stable"))))
+    return paddle.gather(arrived, to_tensor(np.argsort(np.argsort(senders, kind="stable"))))
 
 
 def _partners() -> list[int]:
@@ -257,7 +258,7 @@ def total(values: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return [float(value) for value in values]
     meet()
-    tensor = paddle.to_tensor(list(values), dtype="float64")
+    tensor = to_tensor(np.asarray(values, np.float64))
     paddle.distributed.all_reduce(tensor)
     return [float(value) for value in tensor.numpy()]
 
@@ -292,7 +293,7 @@ def summed(values: paddle.Tensor) -> paddle.Tensor:
 
 def vote(flag: bool) -> paddle.Tensor:
     """In how many processes the flag is up; a device may still be working on it."""
-    return summed(paddle.to_tensor(float(flag)))
+    return summed(paddle.full([], float(flag)))
 
 
 class ChainedStatistics:

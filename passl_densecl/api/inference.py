@@ -22,6 +22,7 @@ from passl_densecl.data.words import suggestion
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import feature_maps, pool
 from passl_densecl.models import DenseCL, Encoder, LinearClassifier
+from passl_densecl.tensors import to_tensor
 
 if TYPE_CHECKING:
     from passl_densecl.transforms import Transform
@@ -125,7 +126,7 @@ class ImageClassificationInferencer(_Inferencer):
 
         @paddle.no_grad()
         def scores(images: np.ndarray) -> np.ndarray:
-            return F.softmax(model(paddle.to_tensor(images)).astype("float32"), axis=1).numpy()
+            return F.softmax(model(to_tensor(images)).astype("float32"), axis=1).numpy()
 
         found = self._run(collect(inputs), scores, "classify", batch_size, num_workers, show_progress)
         return [self._result(row) for rows in found for row in rows]
@@ -214,7 +215,7 @@ def feature_function(
     if stage == "backbone":
         return lambda images: feature_maps(backbone, images).numpy()
     if stage == "pooled":
-        return lambda images: pool(backbone, paddle.to_tensor(images))
+        return lambda images: pool(backbone, to_tensor(images))
     if not isinstance(network, Encoder):
         raise InputError(
             f"stage {stage!r}: these weights have no neck, only a backbone; give the pre-training checkpoint, or take "

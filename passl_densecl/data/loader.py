@@ -33,6 +33,7 @@ import paddle
 from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, Transforms
 from passl_densecl.data.parallel import available_cores, keep_freed_memory, leave_signals_to_main, signals_held
 from passl_densecl.errors import InputError, RunError
+from passl_densecl.tensors import to_tensor
 
 __all__ = [
     "EvaluationLoader",
@@ -162,8 +163,10 @@ class PairLoader(_TrainingLoader):
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, (query, key, indices, why) in self._arrays(start, stop):
-            yield step, PairBatch(_tensor(query), _tensor(key), indices.copy(), _bad(indices, why))
+        for step, (query, key, indices, why) in self._arrays(
+            start, stop
+        ):  # a worker's arrays, which will be written again: copies go out
+            yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), _bad(indices, why))
 
 
 class LabelledLoader(_TrainingLoader):
@@ -231,12 +234,7 @@ class EvaluationLoader:
 
 def _labelled(arrays: Sequence[np.ndarray]) -> LabelledBatch:
     images, labels, indices, why = arrays
-    return LabelledBatch(_tensor(images), _tensor(labels), indices.copy(), _bad(indices, why))
-
-
-def _tensor(array: np.ndarray) -> paddle.Tensor:
-    """A copy on the current device: the array is a worker's, and will be written again."""
-    return paddle.to_tensor(array)
+    return LabelledBatch(to_tensor(images), to_tensor(labels), indices.copy(), _bad(indices, why))
 
 
 def _bad(indices: np.ndarray, why: np.ndarray) -> dict[int, str]:

@@ -27,6 +27,7 @@ from passl_densecl.engine.runlog import SilentLog
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.models import DenseCL
 from passl_densecl.models.densecl import Keys
+from passl_densecl.tensors import to_tensor
 from passl_densecl.weights import Parent
 from passl_densecl.weights.card import run_card
 
@@ -187,7 +188,7 @@ class Guard:
         ):  # a limit that was lowered: reports are bounded too
             return ""
         whole = self.skipped <= self._config.guard.keep_dumps
-        indices = dist.gather_rows(paddle.to_tensor(batch.indices)).numpy()
+        indices = dist.gather_rows(to_tensor(batch.indices)).numpy()
         views = [dist.gather_rows(view).numpy() for view in (batch.query, batch.key)] if whole else []
         if not dist.is_main():
             return ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import paddle
 
 from passl_densecl import dist
 from passl_densecl.config import EvaluationConfig
@@ -19,6 +18,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Features, pooled_features
 from passl_densecl.evaluation.knn import Neighbours, nearest, vote
 from passl_densecl.models import DenseCL
+from passl_densecl.tensors import to_tensor
 from passl_densecl.transforms import CenterCrop, Resize
 
 _BAD = -1  # in place of a label
@@ -90,7 +90,7 @@ class OnlineKNN:
         vectors, labels = (_gather(part, len(self._queries)) for part in (queries.vectors, queries.labels))
         kept, judged = bank.labels != _BAD, labels != _BAD
         own = nearest(bank.vectors[kept], bank.labels[kept], vectors, self._config.k)
-        stacks = [dist.gather_rows(paddle.to_tensor(part[None])).numpy() for part in own]
+        stacks = [dist.gather_rows(to_tensor(part[None])).numpy() for part in own]
         found = Neighbours.merge([Neighbours(*one) for one in zip(*stacks, strict=True)], self._config.k)
         top1 = float((vote(found, self._config.k, self._config.temperature) == labels)[judged].mean())
         (bad,) = dist.total([len(bank.bad) + len(queries.bad)])
@@ -123,6 +123,6 @@ def _gather(rows: np.ndarray, count: int) -> np.ndarray:
     world = dist.world_size()
     most = -(-count // world)
     padded = np.concatenate([rows, np.zeros((most - len(rows), *rows.shape[1:]), rows.dtype)])
-    everyone = dist.gather_rows(paddle.to_tensor(padded)).numpy()
+    everyone = dist.gather_rows(to_tensor(padded)).numpy()
     sizes = [count * (rank + 1) // world - count * rank // world for rank in range(world)]
     return np.concatenate([everyone[rank * most : rank * most + size] for rank, size in enumerate(sizes)])

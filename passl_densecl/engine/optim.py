@@ -9,6 +9,7 @@ import paddle
 
 from passl_densecl.config import SGDConfig
 from passl_densecl.errors import InputError
+from passl_densecl.tensors import to_tensor
 
 _STATE = "_velocity_0"
 
@@ -52,7 +53,7 @@ def load_optimizer_state(
             f"the optimiser's state does not fit the model: {', '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; the checkpoint is of another experiment"
         )
-    optimizer.set_state_dict({weights[name].name + _STATE: paddle.to_tensor(value) for name, value in state.items()})
+    optimizer.set_state_dict({weights[name].name + _STATE: to_tensor(value) for name, value in state.items()})
 
 
 def restore_scaler(scaler: paddle.amp.GradScaler, saved: dict[str, float] | None) -> None:

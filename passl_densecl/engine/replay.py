@@ -22,6 +22,7 @@ from passl_densecl.engine.pretrain import build_model, forward_backward, key_ord
 from passl_densecl.engine.runlog import set_device
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
+from passl_densecl.tensors import to_tensor
 
 
 def replay(config: PretrainConfig, folder: str | Path, *, say: Callable[[str], None] = print) -> int:
@@ -100,7 +101,7 @@ def _step(
     loss_lambda: float, say: Callable[[str], None],
 ) -> np.ndarray:  # fmt: skip
     """Losses and gradients of the training loop's own step; (micro-batches, 3 or 5) losses come back."""
-    query, key = paddle.to_tensor(batch["query"]), paddle.to_tensor(batch["key"])
+    query, key = to_tensor(batch["query"]), to_tensor(batch["key"])
     _, reports = forward_backward(config, model, model, scaler, query, key, step=step, loss_lambda=loss_lambda)
     table, size = paddle.stack(reports).numpy(), config.micro_batch_size
     for index, row in enumerate(table):

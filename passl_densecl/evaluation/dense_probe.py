@@ -22,6 +22,7 @@ from passl_densecl import transforms
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, feature_maps
 from passl_densecl.evaluation.linear import standardisation
+from passl_densecl.tensors import to_tensor
 
 GRID = 32
 _GROUPS = 100
@@ -110,7 +111,7 @@ class Probe:
     def predict(self, features: np.ndarray, height: int, width: int) -> np.ndarray:
         """float32 (C, H, W) → (height, width) int64: the class of every pixel."""
         flat = features.reshape(len(features), -1).T @ self.weight + self.bias  # (S, classes)
-        logits = paddle.to_tensor(np.ascontiguousarray(flat.T).reshape(1, -1, *features.shape[1:]))
+        logits = to_tensor(np.ascontiguousarray(flat.T).reshape(1, -1, *features.shape[1:]))
         return F.interpolate(logits, [height, width], mode="bilinear", align_corners=True)[0].argmax(axis=0).numpy()
 
 

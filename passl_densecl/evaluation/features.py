@@ -16,6 +16,7 @@ from passl_densecl.data.loader import EvaluationLoader
 from passl_densecl.errors import InputError
 from passl_densecl.models import ResNetBackbone, build_backbone, normalize
 from passl_densecl.models.resnet import initialize
+from passl_densecl.tensors import to_tensor
 from passl_densecl.weights import load_strict, read_backbone, recorded_model, weights_file
 
 RANDOM = "random"
@@ -87,7 +88,7 @@ def untrained_like(backbone: ResNetBackbone, seed: int = 0) -> ResNetBackbone:
 @paddle.no_grad()
 def feature_maps(backbone: Backbone, images: np.ndarray) -> paddle.Tensor:
     """uint8 RGB (B, height, width, 3) → float32 (B, C, H, W), not normalised over channels."""
-    return backbone(normalize(paddle.to_tensor(images))).astype("float32")
+    return backbone(normalize(to_tensor(images))).astype("float32")
 
 
 def feature_map(backbone: Backbone, image: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 import paddle
 
 from passl_densecl.errors import InputError
+from passl_densecl.tensors import to_tensor
 
 MOMENTUM = 0.9
 
@@ -115,7 +116,7 @@ class _Standard:
 
     def __call__(self, vectors: np.ndarray) -> paddle.Tensor:
         """(B, C) of any float type → float32 tensor, standardised."""
-        return paddle.to_tensor((vectors.astype(np.float32) - self.mean) / self.deviation)
+        return to_tensor((vectors.astype(np.float32) - self.mean) / self.deviation)
 
 
 @paddle.no_grad()
@@ -127,7 +128,7 @@ def _fit(
     count, batch_size = len(labels), min(batch_size, len(labels))
     steps = count // batch_size
     lrs, decays = (
-        paddle.to_tensor(np.repeat(column, classes).astype("float32")) for column in zip(*combinations, strict=True)
+        to_tensor(np.repeat(column, classes).astype("float32")) for column in zip(*combinations, strict=True)
     )
     weight = paddle.zeros([copies[0].shape[1], len(combinations) * classes])
     bias = paddle.zeros([len(combinations) * classes])
@@ -139,7 +140,7 @@ def _fit(
         for step in range(steps):
             rows = order[step * batch_size : (step + 1) * batch_size]
             x = standard(vectors[rows])
-            truth = paddle.to_tensor(one_hot[labels[rows]]).unsqueeze(1)  # (B, 1, classes)
+            truth = to_tensor(one_hot[labels[rows]]).unsqueeze(1)  # (B, 1, classes)
             logits = (x @ weight + bias).reshape([len(rows), len(combinations), classes])
             error = (paddle.nn.functional.softmax(logits, axis=2) - truth).reshape([len(rows), -1]) / len(rows)
             rate = lrs * (0.5 + 0.5 * math.cos(math.pi * (epoch * steps + step) / (epochs * steps)))

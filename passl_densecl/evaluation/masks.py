@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class MaskSet:
     classes: tuple[str, ...]
     number_of: dict[int, int] = field(repr=False)  # value in the mask → index into classes; other values are unlabelled
     segments: dict[str, dict[int, int]] | None = field(default=None, repr=False)  # panoptic: mask file → id → value
-    left_out: str = ""  # what of the folders is not in here
+    left_out: Counter[str] = field(default_factory=Counter)  # what of the folders is not in here, and how many
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,7 +72,12 @@ class MaskSet:
                        self.segments, self.left_out)  # fmt: skip
 
     def describe(self) -> str:
-        return f"{len(self):,} {plural(len(self), 'image')} with masks, {len(self.classes)} classes{self.left_out}"
+        rest = f" ({self.without()})" if self.left_out else ""
+        return f"{len(self):,} {plural(len(self), 'image')} with masks, {len(self.classes)} classes{rest}"
+
+    def without(self) -> str:
+        """What is left out, in words; empty when nothing is."""
+        return ", ".join(f"{count:,} {what}" for what, count in self.left_out.items())
 
 
 def join(first: MaskSet, second: MaskSet) -> MaskSet:
@@ -142,22 +148,20 @@ def read_folders(
             f"no image under {str(images)!r} has the name of a mask under {str(masks)!r} (sub-folders included): "
             f"{listed(sorted(by_name), 1) or 'no images'} and {listed(sorted(found), 1) or 'no masks'}"
         )
-    left_out = [f"{count:,} {what}" for count, what in
-                ((len(by_name) - len(names), "images have no mask"), (len(found) - len(names), "masks no image")) if count]  # fmt: skip
+    left_out = +Counter({"images have no mask": len(by_name) - len(names), "masks no image": len(found) - len(names)})
     paths = tuple(str(by_name[name]) for name in names), tuple(str(found[name]) for name in names)
-    note = f" ({', '.join(left_out)})" if left_out else ""
     if categories is not None:
         titles, number_of, segments = _read_categories(Path(categories), group, ignore)
         if not _in_colour(paths[1][0]):  # semantic masks, named by a file that happens to be of panoptic ones
             segments = None
-        return MaskSet(tuple(names), *paths, titles, number_of, segments, note)
+        return MaskSet(tuple(names), *paths, titles, number_of, segments, left_out)
     if group:
         raise InputError("supercategories are named by a JSON file of categories (--categories)")
     values = sorted(set[int]().union(*(np.unique(_one_channel(path)).tolist() for path in paths[1])) - set(ignore))
     if not values:
         raise InputError(f"no mask under {str(masks)!r} has another value than those that are ignored, {list(ignore)}")
     number_of = {value: number for number, value in enumerate(values)}
-    return MaskSet(tuple(names), *paths, tuple(f"class {value}" for value in values), number_of, None, note)
+    return MaskSet(tuple(names), *paths, tuple(f"class {value}" for value in values), number_of, None, left_out)
 
 
 def read_voc_masks(folder: str | os.PathLike[str], split: str) -> MaskSet:

@@ -18,6 +18,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.export.layer import StageLayer
 from passl_densecl.export.network import INPUT_NAME, MEAN, STD, InputKind, Network
 from passl_densecl.export.target import FORMATS, check_output, require
+from passl_densecl.tensors import to_tensor
 
 TOLERANCE = 1e-4  # of the largest output; float32 with sums in another order stays far below
 PROGRAM, INFO = "inference", "info.json"
@@ -199,7 +200,7 @@ def compare(
     for what, images in batches:
         given = images if kind == "uint8" else normalized(images)
         with paddle.no_grad():
-            expected = layer(paddle.to_tensor(given)).numpy()
+            expected = layer(to_tensor(given)).numpy()
         found = engine.run(given)
         if found.shape != expected.shape:
             raise InputError(

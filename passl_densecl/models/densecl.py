@@ -20,6 +20,7 @@ from passl_densecl import dist
 from passl_densecl.models.losses import gather_matches, info_nce, match
 from passl_densecl.models.queue import Queue
 from passl_densecl.models.resnet import build_backbone, channels, initialize, normalize, rng_of
+from passl_densecl.tensors import to_tensor
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class DenseCL(nn.Layer):
         if order is None:
             return Keys(encoded, globe, dense_mean)
         back = np.argsort(order)
-        own, places = dist.own_rows(len(order)), paddle.to_tensor(back)
+        own, places = dist.own_rows(len(order)), to_tensor(back)
         globe = paddle.gather(globe, places)
         local = Projections(globe[own])
         if dense_mean is not None:

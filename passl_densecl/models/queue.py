@@ -7,6 +7,7 @@ import paddle
 from paddle import nn
 
 from passl_densecl.models.resnet import rng_of
+from passl_densecl.tensors import to_tensor
 
 
 class Queue(nn.Layer):
@@ -22,7 +23,7 @@ class Queue(nn.Layer):
     def __init__(self, length: int, dim: int, name: str, seed: int = 0) -> None:
         super().__init__()
         vectors = rng_of(name, seed).standard_normal((length, dim), dtype=np.float32)
-        self.register_buffer("keys", paddle.to_tensor(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)))
+        self.register_buffer("keys", to_tensor(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)))
         self.register_buffer("pointer", paddle.zeros([1], dtype="int64"))
         self.length = length
 

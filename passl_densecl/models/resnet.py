@@ -23,8 +23,8 @@ def normalize(images: paddle.Tensor) -> paddle.Tensor:
 
     Runs on the images' device, so that only bytes travel there.
     """
-    scale = paddle.to_tensor(1 / (255 * np.asarray(STD, "float32")))
-    shift = paddle.to_tensor(-np.asarray(MEAN, "float32") / np.asarray(STD, "float32"))
+    scale = paddle.assign(1 / (255 * np.asarray(STD, "float32")))
+    shift = paddle.assign(-np.asarray(MEAN, "float32") / np.asarray(STD, "float32"))
     return (images.astype("float32") * scale + shift).transpose([0, 3, 1, 2])
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import paddle
 
 from passl_densecl.data.datasets import ImageSet, UndecodableImage
 from passl_densecl.data.image_set import spread
 from passl_densecl.data.words import printable
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, pool
+from passl_densecl.tensors import to_tensor
 from passl_densecl.transforms import CenterCrop, Resize, apply
 from passl_densecl.visualize.pca import principal_components
 from passl_densecl.visualize.style import (
@@ -75,7 +75,7 @@ def pooled_sample(
             thumbnails.append(at_most(view, _THUMBNAIL))
             waiting.append(view)
         if waiting and (len(waiting) == _BATCH or number == len(chosen) - 1):
-            vectors.append(pool(model, paddle.to_tensor(np.stack(waiting))))
+            vectors.append(pool(model, to_tensor(np.stack(waiting))))
             waiting = []
         if progress is not None:
             progress(number + 1, len(chosen))

@@ -120,6 +120,7 @@ def test_two_sets_are_joined_by_class_name(folders):
     first = read_folders(folders / "images", folders / "masks", ignore=[0, 255])
     second = read_folders(folders / "images", folders / "masks", ignore=[40, 255])
     both = join(first, second)
+    assert both.without() == "4 images have no mask, 2 masks no image"
     assert both.classes == ("class 7", "class 40", "class 0")
     assert presence(both).sum(axis=0).tolist() == [300, 300, 1200]
 

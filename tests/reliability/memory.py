@@ -22,7 +22,9 @@ class Process(NamedTuple):
     command: str
     anonymous: float  # pages that no file stands behind, shared or not: neither the page cache nor a fork changes it
     resident: float  # RSS
-    proportional: float  # PSS: shared pages divided by those who share, so that a sum over processes is honest
+    proportional: (
+        float  # of `anonymous`: shared pages divided by those who share, so that a sum over processes is honest
+    )
     files: int  # open file descriptors
     shm: frozenset[str]  # files of /dev/shm that it has open or mapped
 
@@ -82,7 +84,7 @@ def read_process(pid: int) -> Process | None:
     if parent is None or "Anonymous" not in sizes:
         return None
     shm = frozenset(path for path in (*links, *mapped) if path.startswith(SHM))
-    return Process(pid, parent, command, sizes["Anonymous"], sizes["Rss"], sizes["Pss"], len(links), shm)
+    return Process(pid, parent, command, sizes["Anonymous"], sizes["Rss"], sizes["Pss_Anon"], len(links), shm)
 
 
 def shm_files() -> set[str]:
@@ -114,7 +116,10 @@ def growth(counts: Sequence[int]) -> int:
 
 
 def totals(processes: Iterable[Process]) -> tuple[float, int]:
-    """(MiB of PSS, open files) of several processes together."""
+    """(MiB of anonymous memory, open files) of several processes together.
+
+    The pages of libraries are left out: others on the machine share them, and what each pays changes as they come and go.
+    """
     processes = list(processes)
     return sum(process.proportional for process in processes), sum(process.files for process in processes)
 

@@ -249,7 +249,7 @@ def judge(title: str, series: dict[str, Series], run: Path, problems: list[str])
         if len(rest.hours) < 0.9 * len(series["together"].after(WARM_UP * end).hours):
             continue  # an evaluation's workers: they come and go, and count in the sum
         line, more = fit(rest.hours, rest.mib), growth(rest.files)
-        what = "PSS of all processes" if one.name == "together" else "anonymous memory"
+        what = "anonymous memory of all processes" if one.name == "together" else "anonymous memory"
         rows.append({
             "name": one.name, "what": what, "mib_start": rest.mib[0], "mib_end": rest.mib[-1], "mib_most": max(rest.mib),
             "slope": line.slope, "error": line.error, "files_start": rest.files[0], "files_most": max(rest.files),

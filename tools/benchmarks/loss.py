@@ -89,12 +89,13 @@ def build(queries: int, keys: int, dim: int) -> dict[str, Callable[[], Any]]:
     import paddle.nn.functional as F
 
     from passl_densecl.models import info_nce
+    from passl_densecl.tensors import to_tensor
 
     paddle.set_device("cpu")
     rng = np.random.default_rng(0)
 
     def unit(vectors: np.ndarray) -> paddle.Tensor:
-        return paddle.to_tensor(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        return to_tensor(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
     def concatenated(query: paddle.Tensor, positive: paddle.Tensor, negatives: paddle.Tensor) -> paddle.Tensor:
         of_positive = (query * positive).sum(axis=1, keepdim=True)

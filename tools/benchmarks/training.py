@@ -17,6 +17,7 @@ from passl_densecl import dist
 from passl_densecl.config import SGDConfig
 from passl_densecl.engine.optim import build_optimizer
 from passl_densecl.models import DenseCL, densecl
+from passl_densecl.tensors import to_tensor
 
 
 class Step:
@@ -35,7 +36,7 @@ class Step:
         self._parallel = dist.parallel(self.model)
         self._statistics = dist.ChainedStatistics(self.model, self._local)
         noise = np.random.default_rng(0).integers(0, 256, (2, self._whole, size, size, 3), dtype=np.uint8)
-        self._query, self._key = (paddle.to_tensor(images[dist.own_rows(self._whole)]) for images in noise)
+        self._query, self._key = (to_tensor(images[dist.own_rows(self._whole)]) for images in noise)
         self._done = 0
 
     def __call__(self) -> float:

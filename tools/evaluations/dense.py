@@ -217,7 +217,7 @@ def report(
     how = f"{args.folds} folds" if len(rounds) > 1 else f"trained on {len(rounds[0].train):,} others"
     text = table([f"{len(judged):,} images, {how}, {len(order)} classes, {args.size} px", *names], rows)
     if masks.left_out:
-        text += f"\nnote     left out: {masks.left_out.strip(' ()')}"
+        text += f"\nnote     left out: {masks.without()}"
     results = {
         name: {"miou": [one.miou for one in column], "mean_accuracy": [one.mean_accuracy for one in column],
                "pixel_accuracy": [one.pixel_accuracy for one in column],
