@@ -83,7 +83,7 @@ test-kill: install  ## a training killed at 20 moments and resumed each time, co
 test-two-hosts: install  ## two hosts in network namespaces, the link cut and restored (as root)
 	$(RUN) -m tests.reliability.two_hosts
 
-fuzz: install    ## hostile configs, overrides, weights, packs and lists, ten thousand each: an hour (CASES=...)
+fuzz: install    ## hostile configs, overrides, weights, packs and lists, ten thousand each: 40 minutes (CASES=...)
 	$(RUN) tests/fuzz/fuzz.py $(if $(CASES),--cases $(CASES))
 
 soak: install    ## an hour of training: memory and open files of every process, ten resumes (MINUTES=...)
