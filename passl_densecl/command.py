@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import os
 import select
@@ -17,12 +18,12 @@ P = ParamSpec("P")
 
 
 def command(main: Callable[P, int]) -> Callable[P, int]:
-    """A tool's `main` that returns an exit code whatever happens to it, and says on stderr what the user must know.
+    """A tool's `main` that turns what happens to it into an exit code, and says on stderr what the user must know.
 
     2 for an `InputError`, 3 for a `RunError`, 130 for Ctrl-C; 141 when nobody reads any more (``| head``), which is no
     mistake and prints nothing. Other exceptions are mistakes of this program and keep their traceback.
     """
-    tool = Path(main.__code__.co_filename).name  # type: ignore[attr-defined]
+    tool = Path(inspect.getfile(main)).name
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:

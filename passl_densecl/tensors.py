@@ -12,6 +12,6 @@ def to_tensor(array: np.ndarray) -> paddle.Tensor:
     In Paddle 3.3 `paddle.to_tensor` leaks two small Python objects, some 100 bytes, at every call: a gigabyte in a
     million steps that make ten tensors each. This does not.
     """
-    tensor = paddle.empty(array.shape, str(array.dtype))  # type: ignore[arg-type]
+    tensor = paddle.empty(array.shape, array.dtype)
     tensor.set_value(array)
     return tensor

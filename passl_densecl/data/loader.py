@@ -163,9 +163,8 @@ class PairLoader(_TrainingLoader):
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, (query, key, indices, why) in self._arrays(
-            start, stop
-        ):  # a worker's arrays, which will be written again: copies go out
+        for step, (query, key, indices, why) in self._arrays(start, stop):
+            # The arrays are a worker's, which will write to them again: copies go out.
             yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), _bad(indices, why))
 
 
