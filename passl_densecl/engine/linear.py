@@ -20,15 +20,7 @@ from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_w
 from passl_densecl.disk import make_writable, whole_file
 from passl_densecl.engine.bad_images import BadImages
 from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
-from passl_densecl.engine.guard import check_finite
-from passl_densecl.engine.optim import (
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    restore_scaler,
-    scaler_state,
-)
-from passl_densecl.engine.pretrain import (
+from passl_densecl.engine.entrance import (
     amp_context,
     check_same_start,
     checkpoint_name,
@@ -38,6 +30,14 @@ from passl_densecl.engine.pretrain import (
     parents_of,
     read_fitting_backbone,
     warn_of_amp,
+)
+from passl_densecl.engine.guard import check_finite
+from passl_densecl.engine.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    restore_scaler,
+    scaler_state,
 )
 from passl_densecl.engine.runlog import SilentLog, Stopwatch, peak_memory_mb, set_device
 from passl_densecl.engine.signals import StopRequest

@@ -13,7 +13,8 @@ from paddle.amp import grad_scaler
 
 from passl_densecl.config import AmpConfig, PretrainConfig, load_config
 from passl_densecl.engine.checkpoint import Checkpoint
-from passl_densecl.engine.pretrain import amp_context, build_model, pretrain, restore, scaler_state
+from passl_densecl.engine.entrance import amp_context
+from passl_densecl.engine.pretrain import build_model, pretrain, restore, scaler_state
 from passl_densecl.models.losses import match
 from tests.engine.runs import arrays, metrics, write_config
 

@@ -896,7 +896,7 @@ def check_html(page: str) -> None:
 
 def _checkpoint(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     from passl_densecl.engine import checkpoint
-    from passl_densecl.engine.pretrain import find_start
+    from passl_densecl.engine.entrance import find_start
     from passl_densecl.weights import load, weights_file
 
     path = folder / "checkpoints" / words[0]
