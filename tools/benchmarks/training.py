@@ -1,10 +1,10 @@
-"""The project's own training step, as engine/pretrain.py takes it, on images of noise. Imported in fresh processes only."""
+"""The training step of engine/pretrain.py, that function itself, on images of noise. Imported in fresh processes only."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import passl_densecl  # noqa: F401  (chooses the matrix kernels, which must come before Paddle)
@@ -14,10 +14,13 @@ import numpy as np
 import paddle
 
 from passl_densecl import dist
-from passl_densecl.config import SGDConfig
+from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.engine.optim import build_optimizer
-from passl_densecl.models import DenseCL, densecl
+from passl_densecl.engine.pretrain import build_model, forward_backward
+from passl_densecl.models import densecl
 from passl_densecl.tensors import to_tensor
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "densecl" / "densecl_r50.yaml"
 
 
 class Step:
@@ -28,39 +31,34 @@ class Step:
     ) -> None:
         paddle.set_device("cpu")
         dist.start()
-        self.model = DenseCL(depth, queue_len=queue_len, dense=dense)
+        config = load_config(
+            RECIPE,
+            [f"model.depth={depth}", f"model.queue_len={queue_len}", f"batch_size={batch * micro_batches}",
+             f"micro_batch_size={batch}", f"model.loss_lambda={0.5 if dense else 0}"],
+        )  # fmt: skip
+        assert isinstance(config, PretrainConfig)
+        self._config = config
+        self.model = build_model(config, queue_len)
         self.model.train()
-        self.optimizer = build_optimizer(SGDConfig.model_validate({"lr": 0.03}), self.model)
-        self._batch, self._whole = batch, batch * micro_batches
-        self._local = micro_batches // dist.world_size()
+        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._scaler = paddle.amp.GradScaler(enable=False)
         self._parallel = dist.parallel(self.model)
-        self._statistics = dist.ChainedStatistics(self.model, self._local)
-        noise = np.random.default_rng(0).integers(0, 256, (2, self._whole, size, size, 3), dtype=np.uint8)
-        self._query, self._key = (to_tensor(images[dist.own_rows(self._whole)]) for images in noise)
+        self._statistics = dist.ChainedStatistics(self.model, micro_batches // dist.world_size())
+        noise = np.random.default_rng(0).integers(0, 256, (2, config.batch_size, size, size, 3), dtype=np.uint8)
+        self._query, self._key = (to_tensor(images[dist.own_rows(config.batch_size)]) for images in noise)
         self._done = 0
 
     def __call__(self) -> float:
-        order = None
-        if self._whole > self._batch:
-            order = np.random.default_rng(self._done).permutation(self._whole)
-        report = 0.0
         with self._statistics.step():
-            keys = self.model.encode_keys(self._key, micro_batch_size=self._batch, order=order)
-            for index in range(self._local):
-                part = slice(index * self._batch, (index + 1) * self._batch)
-                with nullcontext() if index == self._local - 1 else dist.local_gradients(self._parallel):
-                    losses = self._parallel(self._query[part], keys.local.rows(part))
-                    loss = 0.5 * losses[0] + 0.5 * losses[2] if len(losses) > 2 else losses[0]
-                    self.backward(loss / self._local)
-                report += float(loss) / self._local
+            keys, reports = forward_backward(
+                self._config, self.model, self._parallel, self._scaler, self._query, self._key, step=self._done,
+                loss_lambda=self._config.model.loss_lambda,
+            )  # fmt: skip
         self.optimizer.step()
         self.optimizer.clear_grad()
         self.model.enqueue(keys)
         self._done += 1
-        return report
-
-    def backward(self, loss: paddle.Tensor) -> None:
-        loss.backward()
+        return float(paddle.stack(reports)[:, 0].mean())
 
 
 def pair(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Callable[[], float]]:
@@ -131,7 +129,7 @@ def profile(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Call
         return "global loss" if negatives is model.global_queue.keys else "dense loss: contrast"
 
     parts.wrap(densecl, "info_nce", which_loss)
-    parts.wrap(step, "backward", "backward")
+    parts.wrap(paddle.Tensor, "backward", "backward")
     parts.wrap(step.optimizer, "step", "optimiser")
     parts.wrap(step.optimizer, "clear_grad", "optimiser")
     parts.wrap(model, "enqueue", "queues")
