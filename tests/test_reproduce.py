@@ -34,10 +34,10 @@ def load(name: str):
 reproduce = load("reproduce")
 evaluate = load("evaluate")
 RESULTS = {  # as each verb's JSON has them, after the baselines that it may hold
-    "knn": {"top1": {"20": 0.5}},
-    "linear": {"top1": 0.6},
-    "dense": {"miou": [0.1, 0.3]},
-    "correspondence": {"share": 0.4},
+    "knn": {"top1": {"20": 0.5}, "standard_error": {"20": 0.01}},
+    "linear": {"top1": 0.6, "standard_error": 0.02},
+    "dense": {"miou": [0.1, 0.3], "standard_error": 0.03},
+    "correspondence": {"share": 0.4, "standard_error": 0.04},
 }
 
 
@@ -88,13 +88,14 @@ def test_three_networks_with_one_budget(photos, tmp_path, started):
     verbs = [words[1] for words in started if words[0] == "tools/evaluate.py"]
     assert verbs == list(reproduce.MEASURES) * 6
     table = (tmp_path / "results.md").read_text()
-    assert "| DenseCL (λ = 0.5) | 50.0% ± 0.0 | 60.0% ± 0.0 | 20.0% ± 0.0 | 40.0% ± 0.0 |" in table
+    assert "| DenseCL (λ = 0.5) | 50.0 ± 0.0 % | 60.0 ± 0.0 % | 20.0 ± 0.0 % | 40.0 ± 0.0 % |" in table
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_there_is_not_made_again(photos, tmp_path, started):
     reproduce.reproduce(options(photos, tmp_path))
     assert len(started) == 2 + 3 * 3
+    assert "| random weights | 50.0 ± 1.0 % | 60.0 ± 2.0 % | 40.0 ± 4.0 % |" in (tmp_path / "results.md").read_text()
     started.clear()
     reproduce.reproduce(options(photos, tmp_path))
     assert started == []

@@ -51,7 +51,7 @@ def main() -> int:
     text, figures = VERBS[args.verb].run(args)
     print(text)
     if args.output:
-        save(args, figures)
+        save(args, text, figures)
     return 0
 
 

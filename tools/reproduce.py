@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout, installed or not
@@ -122,15 +122,24 @@ def measure(args: argparse.Namespace, verb: str, network: Network, seed: int) ->
     return output
 
 
-def figure(verb: str, path: Path) -> float:
-    """The one number of a verb's JSON that the table shows."""
+class Figure(NamedTuple):
+    """What a run reached by one measure, and the standard error over the images that it was judged on."""
+
+    value: float
+    standard_error: float
+
+
+def figure(verb: str, path: Path) -> Figure:
+    """The one number of a verb's JSON that the table shows, and its error."""
     *_, result = json.loads(path.read_text(encoding="utf-8"))["results"].values()  # baselines come first
-    return {
+    error = result["standard_error"]
+    value = {
         "knn": lambda: result["top1"][str(K)],
         "linear": lambda: result["top1"],
         "dense": lambda: statistics.fmean(result["miou"]),
         "correspondence": lambda: result["share"],
     }[verb]()
+    return Figure(value, error[str(K)] if verb == "knn" else error)
 
 
 def base() -> PretrainConfig:
@@ -139,22 +148,27 @@ def base() -> PretrainConfig:
     return config
 
 
-def markdown(rows: dict[str, dict[str, list[float]]], verbs: Sequence[str], seeds: int) -> str:
-    """A table of means over the seeds, ± their standard deviation where there are several."""
+def markdown(rows: dict[str, dict[str, list[Figure]]], verbs: Sequence[str], seeds: int) -> str:
+    """A table of means over the seeds, ± their standard deviation; of one seed the figure, ± its standard error."""
     lines = ["| | " + " | ".join(MEASURES[verb] for verb in verbs) + " |", "|---" * (len(verbs) + 1) + "|"]
     for title, values in rows.items():
         lines.append(f"| {title} | " + " | ".join(shown(values[verb]) for verb in verbs) + " |")
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed: differences have no error bar"
+    spread = (
+        f"mean ± standard deviation over {seeds} seeds"
+        if seeds > 1
+        else "one seed; ± one standard error over the images, which says nothing of other seeds"
+    )
     return "\n".join([*lines, "", f"({spread})", ""])
 
 
-def shown(values: Sequence[float]) -> str:
-    mean = f"{statistics.fmean(values):.1%}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+def shown(figures: Sequence[Figure]) -> str:
+    values = [one.value for one in figures]
+    error = statistics.stdev(values) if len(values) > 1 else figures[0].standard_error
+    return f"{100 * statistics.fmean(values):.1f} ± {100 * error:.1f} %"
 
 
-def draw(rows: dict[str, dict[str, list[float]]], verbs: Sequence[str], output: Path) -> None:
-    """One panel a measure, a point a seed."""
+def draw(rows: dict[str, dict[str, list[Figure]]], verbs: Sequence[str], output: Path) -> None:
+    """One panel a measure, a point a seed, with a bar of one standard error over the images to either side."""
     from passl_densecl.visualize.style import MARKERS, SERIES, new_figure, save_figure, styled
 
     @styled
@@ -163,8 +177,9 @@ def draw(rows: dict[str, dict[str, list[float]]], verbs: Sequence[str], output: 
         for panel, verb in enumerate(verbs):
             axes = made.add_subplot(1, len(verbs), panel + 1)
             for line, values in enumerate(rows.values()):
-                axes.plot(
-                    [100 * value for value in values[verb]], [line] * len(values[verb]), linestyle="none",
+                axes.errorbar(
+                    [100 * one.value for one in values[verb]], [line] * len(values[verb]),
+                    xerr=[100 * one.standard_error for one in values[verb]], linestyle="none",
                     color=SERIES[line % len(SERIES)], marker=MARKERS[line % len(MARKERS)],
                 )  # fmt: skip
             axes.set_yticks(range(len(rows)), list(rows) if panel == 0 else [""] * len(rows))
@@ -187,7 +202,7 @@ def reproduce(args: argparse.Namespace) -> None:
                  f"model.loss_lambda_warmup_steps={half}", f"data.transforms.0.size={args.size}"]  # fmt: skip
     verbs = [verb for verb in MEASURES if verb != "dense" or args.dense]
     compared = networks(args.ablation)
-    rows: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, dict[str, list[Figure]]] = {}
     for network in compared:
         for seed in args.seeds:
             train(args, network, seed, overrides)
@@ -197,7 +212,11 @@ def reproduce(args: argparse.Namespace) -> None:
     name = f"results_{args.ablation}" if args.ablation else "results"
     table = markdown(rows, verbs, len(args.seeds))
     (args.output / f"{name}.md").write_text(table, encoding="utf-8")
-    (args.output / f"{name}.json").write_text(json.dumps({"seeds": args.seeds, "epochs": args.epochs, "results": rows},
+    found = {
+        title: {verb: [one._asdict() for one in each] for verb, each in values.items()}
+        for title, values in rows.items()
+    }
+    (args.output / f"{name}.json").write_text(json.dumps({"seeds": args.seeds, "epochs": args.epochs, "results": found},
                                                          indent=1, ensure_ascii=False) + "\n", encoding="utf-8")  # fmt: skip
     draw(rows, verbs, args.output / f"{name}.png")
     print(f"\n{table}\ntable    {args.output / name}.md, .json\npicture  {args.output / name}.png")

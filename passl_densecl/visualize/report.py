@@ -56,6 +56,7 @@ td { font-variant-numeric: tabular-nums; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 500; }
 pre { margin: .6rem 0 0; font-size: .82rem; line-height: 1.4; white-space: pre-wrap; overflow-wrap: anywhere; }
+.table { white-space: pre; overflow-x: auto; }
 .note { background: var(--card); border-left: 3px solid var(--line); padding: .5rem .8rem; margin: .6rem 0; }
 """.strip()
 
@@ -160,7 +161,13 @@ def _key_figures(run: Run) -> Iterator[str]:
 
 def _results(run: Run, sources: Sources) -> Iterator[str]:
     for name, content in [*run.results.items(), *sources.results]:
-        yield f"<h3>{_text(name)}</h3>\n{_table(_flattened(content))}"
+        yield f"<h3>{_text(name)}</h3>\n"
+        every = {key: value for key, value in content.items() if key != "table"}
+        if isinstance(content.get("table"), str):  # of tools/evaluate.py, as it was printed
+            yield f'<pre class="table">{_text(content["table"])}</pre>\n'
+            yield f"<details><summary>Options and every figure</summary>{_table(_flattened(every))}</details>\n"
+        else:
+            yield _table(_flattened(content))
 
 
 def _curves(run: Run) -> Iterator[str]:
@@ -359,7 +366,7 @@ def _value(key: str, value: object) -> str:
         is_share = key.endswith(("top1", "top5", "miou", "accuracy", "share", "chance")) and 0 <= value <= 1
         return f"{value:.2%}" if is_share else f"{value:.6g}"
     if isinstance(value, list):
-        if len(value) > 40:
-            return f"{len(value)} values"
+        if len(value) > 40 or any(isinstance(item, list) for item in value):
+            return f"{len(value)} {'rows' if isinstance(value[0], list) else 'values'}"
         return " ".join(item if isinstance(item, str) else json.dumps(item) for item in value)
     return "none" if value is None else str(value)

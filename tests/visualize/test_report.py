@@ -17,6 +17,9 @@ from passl_densecl.visualize.runs import read_run
 from tests.visualize.conftest import metrics, write_metrics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PRINTED = """top-1, 3,925 images, bank of 9,469, 96 px          random      densecl_s0
+─────────────────────────────────────────  ──────────────  ──────────────
+20-NN                                      38.88 ± 0.78 %  60.25 ± 0.78 %"""  # too wide for a telephone: it scrolls in its place
 NASTY = "<script>alert(1)</script>&\"'"
 
 
@@ -45,9 +48,15 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(run_dir) -> str:
     said: list[str] = []
-    page, missing = build_report(
-        read_run(run_dir), Sources(results=(("knn.json", {"top1": 0.5, "k": 20}),)), said.append
-    )
+    results = {
+        "knn.json": {"top1": 0.5, "k": 20},
+        "side_by_side.json": {
+            "options": {"k": [20]},
+            "table": PRINTED,
+            "results": {"confusion": [[1, 2], [3, 4], [5, 6]]},
+        },
+    }
+    page, missing = build_report(read_run(run_dir), Sources(results=tuple(results.items())), said.append)
     assert missing == []
     assert len(said) == PARTS
     return page
@@ -62,6 +71,16 @@ def test_it_holds_everything(report):
     for words in ("finished: 6 epochs, 30 steps", "50.00%", "hidden_dim: 32", "3.3.1", "cannot decode '<b>.jpg'",
                   "Random weights: ", "Dense features", "chance 4.17"):  # fmt: skip
         assert words in page.text, words
+
+
+def test_an_evaluation_shows_the_table_that_was_printed_and_folds_away_the_rest(report):
+    assert PRINTED in Page(report).text
+    folded = re.search(r"<details><summary>Options and every figure</summary>(.*?)</details>", report, re.DOTALL)
+    assert folded
+    rest = Page(folded[1]).text
+    assert "options.k" in rest
+    assert "3 rows" in rest
+    assert "20-NN" not in rest
 
 
 def test_nothing_is_fetched_and_nothing_runs(report):

@@ -199,8 +199,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([shown[0], "  ".join("─" * width for width in widths), *shown[1:]])
 
 
-def save(args: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """Verb, version, options and every figure as JSON."""
+def save(args: argparse.Namespace, text: str, figures: Mapping[str, Any]) -> None:
+    """Verb, version, options, the table as printed (what a report shows) and every figure as JSON."""
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    whole = {"evaluation": options.pop("verb"), "version": passl_densecl.__version__, "options": options, **figures}
+    whole = {"evaluation": options.pop("verb"), "version": passl_densecl.__version__, "options": options, "table": text,
+             **figures}  # fmt: skip
     args.output.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
