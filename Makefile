@@ -39,7 +39,7 @@ test: install    ## the test suite
 
 test-fast: install  ## the part that depends on Paddle most and starts no training (what CI runs on the second Paddle)
 	$(RUN) -m pytest tests/models tests/evaluation tests/weights/test_convert.py tests/weights/test_load.py \
-	  tests/weights/test_pickles.py tests/data/test_loader.py tests/test_api.py tests/test_export.py tests/test_extract_weight.py
+	  tests/weights/test_pickles.py tests/data/test_loader.py tests/test_api.py tests/test_export.py tests/cli/test_extract_weight.py
 
 test-all: test lint  ## everything that CI checks
 
@@ -48,26 +48,26 @@ demo-detect: $(ENGINES)/.installed  ## FCOS from WEIGHTS=W and from random weigh
 	$(ENGINES)/bin/python tools/demo_detect.py --data $(DATA) --weights $(WEIGHTS) --output output/demo_detect
 
 test-downstream: $(ENGINES)/.installed  ## PaddleDetection, -Clas and -Seg from PyPI train from our weights (DATA=DIR: COCO layout)
-	PYTHONPATH=$(CURDIR) $(ENGINES)/bin/python tests/downstream/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
+	PYTHONPATH=$(CURDIR) $(ENGINES)/bin/python tests/integrations/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
 
-$(ENGINES)/.installed: tests/downstream/requirements.txt
+$(ENGINES)/.installed: tests/integrations/requirements.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
-	$(ENGINES)/bin/python -m pip install --quiet -r tests/downstream/requirements.txt
+	$(ENGINES)/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
 	$(ENGINES)/bin/python -m pip install --quiet --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0
 	@touch $@
 
 test-detectron2: install $(DETECTRON2)/.installed  ## detectron2 built from SOURCE=DIR (ADELAIDET=DIR too) trains from our weights: slow
-	PYTHONPATH=$(CURDIR) $(RUN) tests/downstream/prove_detectron2.py --reference --scratch output/detectron2 \
+	PYTHONPATH=$(CURDIR) $(RUN) tests/integrations/prove_detectron2.py --reference --scratch output/detectron2 \
 	  --source $(SOURCE) $(if $(ADELAIDET),--adelaidet $(ADELAIDET))
-	PYTHONPATH=$(CURDIR) $(DETECTRON2)/bin/python tests/downstream/prove_detectron2.py --scratch output/detectron2 \
+	PYTHONPATH=$(CURDIR) $(DETECTRON2)/bin/python tests/integrations/prove_detectron2.py --scratch output/detectron2 \
 	  $(if $(ADELAIDET),--adelaidet $(ADELAIDET)) $(if $(DATA),--data $(DATA))
 
 # Copies are built: a checkout stays as it is. AdelaiDet's C++ names a type in a way that new versions of torch refuse, twice.
-$(DETECTRON2)/.installed: tests/downstream/requirements_detectron2.txt
+$(DETECTRON2)/.installed: tests/integrations/requirements_detectron2.txt
 	$(if $(SOURCE),,$(error say where detectron2 is: make test-detectron2 SOURCE=DIR, a checkout))
 	$(PYTHON) -m venv $(DETECTRON2)
-	$(DETECTRON2)/bin/python -m pip install --quiet --extra-index-url $(TORCH_INDEX) -r tests/downstream/requirements_detectron2.txt
+	$(DETECTRON2)/bin/python -m pip install --quiet --extra-index-url $(TORCH_INDEX) -r tests/integrations/requirements_detectron2.txt
 	rm -rf $(DETECTRON2)/detectron2 $(DETECTRON2)/AdelaiDet
 	cp -r $(SOURCE) $(DETECTRON2)/detectron2
 	MAX_JOBS=1 $(DETECTRON2)/bin/python -m pip install --quiet --no-build-isolation --no-deps $(DETECTRON2)/detectron2

@@ -133,7 +133,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def did_you_mean(path: Path) -> str:
-    """'; did you mean …?' with a neighbour of the missing ``path`` that is spelled alike, or nothing."""
+    """'; did you mean …?' with a neighbor of the missing ``path`` that is spelled alike, or nothing."""
     folder = path.parent
     if not folder.is_dir():
         return f" (nor does its folder {folder})" if folder != folder.parent else ""

@@ -1,6 +1,6 @@
 """Learning-rate schedules: frozen settings that are functions, (step, steps_per_epoch, epochs) → factor of the base rate.
 
-`step` is the number of optimiser steps already taken; the factor is a float from 0 to 1.
+`step` is the number of optimizer steps already taken; the factor is a float from 0 to 1.
 Source: cosine with one value per epoch and step decay are the recipes of DenseCL (CVPR 2021) and MoCo.
 """
 
@@ -18,7 +18,7 @@ class _Schedule(BaseModel):
     warmup_epochs: float = Field(0.0, ge=0, description="length of a linear ramp from 0, in epochs")
 
     def __call__(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
-        """The factor of the learning rate for the optimiser step number `step` (from 0)."""
+        """The factor of the learning rate for the optimizer step number `step` (from 0)."""
         warmup_steps = self.warmup_epochs * steps_per_epoch
         ramp = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
         return ramp * self.factor(step, steps_per_epoch, epochs)

@@ -152,7 +152,7 @@ def horizontal_flip(image: np.ndarray) -> np.ndarray:
     return cv2.flip(image, 1)
 
 
-# --- colour --------------------------------------------------------------------------------------------------------
+# --- color --------------------------------------------------------------------------------------------------------
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -161,14 +161,14 @@ def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with the mean grey of the whole image: 0 is flat grey, 1 the image. ``factor`` ≥ 0."""
+    """Blend with the mean gray of the whole image: 0 is flat gray, 1 the image. ``factor`` ≥ 0."""
     mean_gray = int(sum(share * mean for share, mean in zip(_GRAY, cv2.mean(image), strict=False)) + 0.5)
     return _blend_with_level(image, mean_gray, factor)
 
 
 def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend every pixel with its own grey: 0 is a grey image, 1 the image. ``factor`` ≥ 0."""
-    # OpenCV multiplies bytes in steps of 1/1024, of which a row must have 1024: else grey would change.
+    """Blend every pixel with its own gray: 0 is a gray image, 1 the image. ``factor`` ≥ 0."""
+    # OpenCV multiplies bytes in steps of 1/1024, of which a row must have 1024: else gray would change.
     red, green, blue = (round(1024 * (1.0 - factor) * share) / 1024 for share in _GRAY)
     own = 1.0 - (red + green + blue)
     rows = [(red + own, green, blue, _CUT_OFF), (red, green + own, blue, _CUT_OFF), (red, green, blue + own, _CUT_OFF)]
@@ -242,7 +242,7 @@ def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
 def _blur_kernel(sigma: float) -> np.ndarray:
     """1-D float32 kernel: three extended boxes of variance sigma² / 3 each, convolved."""
     variance = sigma * sigma / 3
-    reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)  # whole pixels on either side of the centre
+    reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)  # whole pixels on either side of the center
     edge = (2 * reach + 1) * (reach * (reach + 1) - 3 * variance) / (6 * (variance - (reach + 1) ** 2))
     box = np.array([edge] + [1.0] * (2 * reach + 1) + [edge]) / (2 * reach + 1 + 2 * edge)
     return np.convolve(np.convolve(box, box), box).astype(np.float32)
@@ -338,7 +338,7 @@ _ADJUSTMENTS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
 
 
 class RandomGrayscale(_Transform):
-    """With probability ``p``: grey, in three equal channels."""
+    """With probability ``p``: gray, in three equal channels."""
 
     name: Literal["RandomGrayscale"] = "RandomGrayscale"
     p: _Probability = 0.2
@@ -372,7 +372,7 @@ class Resize(_Transform):
     """The shorter side becomes ``size`` pixels, the longer one follows.
 
     Of an image more than a hundred times as long as wide the ends are cut off first: a strip of 20,000×1 pixels would
-    become 3.9 GB of which a centre crop takes the middle.
+    become 3.9 GB of which a center crop takes the middle.
     """
 
     name: Literal["Resize"] = "Resize"
@@ -402,13 +402,7 @@ class CenterCrop(_Transform):
 
 Transform = Annotated[
     Union[  # noqa: UP007 (pydantic evaluates this at run time)
-        RandomResizedCrop,
-        ColorJitter,
-        RandomGrayscale,
-        GaussianBlur,
-        RandomHorizontalFlip,
-        Resize,
-        CenterCrop,
+        RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur, RandomHorizontalFlip, Resize, CenterCrop
     ],
     Field(discriminator="name"),
 ]

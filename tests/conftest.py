@@ -28,7 +28,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A class-folder tree of 40 small synthetic photographs in 4 classes: coloured shapes on noise."""
+    """A class-folder tree of 40 small synthetic photographs in 4 classes: colored shapes on noise."""
     import cv2
     import numpy as np
 
@@ -37,10 +37,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rng = np.random.default_rng(index)
         label = index % 4
         image = rng.integers(0, 90, (72, 80, 3), dtype=np.uint8)
-        colour = [(220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 40)][label]
+        color = [(220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 40)][label]
         x, y = (int(value) for value in rng.integers(20, 52, 2))
-        cv2.circle(image, (x, y), 16, colour, -1) if label % 2 else cv2.rectangle(
-            image, (x - 15, y - 15), (x + 15, y + 15), colour, -1
+        cv2.circle(image, (x, y), 16, color, -1) if label % 2 else cv2.rectangle(
+            image, (x - 15, y - 15), (x + 15, y + 15), color, -1
         )
         (root / f"class_{label}").mkdir(exist_ok=True)
         cv2.imwrite(str(root / f"class_{label}" / f"{index:02d}.png"), image)

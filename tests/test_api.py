@@ -260,7 +260,7 @@ def test_other_files_give_their_resnet(pretraining, tmp_path):
         get_model(tmp_path / "no.pdparams")
 
 
-def test_foreign_states_and_classifiers_are_recognised(pretraining, linear, tmp_path):
+def test_foreign_states_and_classifiers_are_recognized(pretraining, linear, tmp_path):
     """What other projects' files hold is what ours hold; a converted file's card still tells strides, sizes and classes."""
     convert(pretraining.checkpoint, tmp_path / "state.pth", "mmpretrain-state")
     model = get_model(tmp_path / "state.pth")
@@ -473,7 +473,7 @@ def test_features_are_what_the_parts_compute(model, photos):
         found = {stage: extract(paths, stage, encoder=name) for stage in ("backbone", "pooled", "global", "dense")}
         np.testing.assert_allclose(found["backbone"], maps.numpy(), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(found["pooled"], maps.numpy().mean(axis=(2, 3)), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found["global"], expected.globe.numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found["global"], expected.global_vector.numpy(), rtol=1e-5, atol=1e-5)
         assert found["dense"].shape == (5, 8, 2, 2)  # the grid of the neck, not the map's 4×4
         for row in range(2):
             for column in range(2):
@@ -486,7 +486,7 @@ def test_features_are_what_the_parts_compute(model, photos):
     np.testing.assert_array_equal(extract(paths[0]), extract([paths[0]]))
 
 
-def test_pooled_features_are_those_of_the_nearest_neighbours(model, photos):
+def test_pooled_features_are_those_of_the_nearest_neighbors(model, photos):
     reference = pooled_features(model.query_encoder.backbone, scan_images(photos), VIEW, 16)
     extract = FeatureExtractor(model)
     np.testing.assert_array_equal(extract(photos, batch_size=16), reference.vectors)
@@ -570,15 +570,15 @@ def test_one_image_in_many_clothes(photos, tmp_path):
         for one in same_pixels:
             np.testing.assert_array_equal(pixels_of(one), pixels)
     assert not np.array_equal(pixels_of(pixels[..., ::-1]), pixels)
-    grey = pixels[..., 0]
+    gray = pixels[..., 0]
     for one in (
-        grey,
-        grey[..., None],
-        np.dstack([grey, grey]),
-        Image.fromarray(grey),
-        Image.fromarray(grey).convert("LA"),
+        gray,
+        gray[..., None],
+        np.dstack([gray, gray]),
+        Image.fromarray(gray),
+        Image.fromarray(gray).convert("LA"),
     ):
-        np.testing.assert_array_equal(pixels_of(one), np.dstack([grey] * 3))
+        np.testing.assert_array_equal(pixels_of(one), np.dstack([gray] * 3))
     assert len(collect(np.stack([pixels, pixels]))) == 2
     assert (collect(path).single, collect([path]).single) == (True, False)
 

@@ -136,9 +136,16 @@ def test_step(tmp_path):
     parts = figures["profile"]
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
     assert parts.keys() >= {
-        "backward", "key encoder: backbone forward", "key encoder: moving average", "query encoder: backbone forward",
-        "global loss", "dense loss: contrast", "dense loss: match", "optimiser", "queues",
-    }  # fmt: skip
+        "backward",
+        "key encoder: backbone forward",
+        "key encoder: moving average",
+        "query encoder: backbone forward",
+        "global loss",
+        "dense loss: contrast",
+        "dense loss: match",
+        "optimizer",
+        "queues",
+    }
     assert 0 < parts["the rest"]["share"] < 0.2
     assert "DenseCL" in text
     if several:
@@ -196,7 +203,7 @@ def test_pillow_draws_the_same_crops(recipes):
 
 
 def test_pillow_views_look_like_ours(recipes):
-    """Over many views: as many grey and mirrored ones, and the same colours and contrasts on average."""
+    """Over many views: as many gray and mirrored ones, and the same colors and contrasts on average."""
     from PIL import Image
 
     from passl_densecl.config import load_config

@@ -201,11 +201,7 @@ WRONG = [  # what is replaced, key, message
         "model.queue_len",
         "expected a whole number or 'auto', got 'auot'; did you mean 'auto'?",
     ),
-    (
-        {", queue_len: auto": ""},
-        "model.queue_len",
-        "missing: K, the number of negatives; auto fits it to the data set",
-    ),
+    ({", queue_len: auto": ""}, "model.queue_len", "missing: K, the number of negatives; auto fits it to the data set"),
     ({"model: {depth: 18, queue_len: auto}": "model: 18"}, "model", "expected a section of keys, got 18"),
     ({"{name: GaussianBlur}": "GaussianBlur"}, "data.transforms.1", "expected a section of keys, got 'GaussianBlur'"),
     ({"{name: GaussianBlur}": "{p: 0.5}"}, "data.transforms.1", "expected a mapping with a 'name', got {'p': 0.5}"),
@@ -215,9 +211,13 @@ WRONG = [  # what is replaced, key, message
         "unknown key; did you mean 'sigma'?",
     ),
     ({"name: cosine": "name: step"}, "schedule.milestones", "missing: epochs at which the rate drops"),
-    ({"task: pretrain": "task: pretrian"}, "task", "expected 'pretrain' or 'linear'; got 'pretrian'; did you mean 'pretrain'?"),
+    (
+        {"task: pretrain": "task: pretrian"},
+        "task",
+        "expected 'pretrain' or 'linear'; got 'pretrian'; did you mean 'pretrain'?",
+    ),
     ({"task: pretrain\n": ""}, "task", "expected 'pretrain' or 'linear'; it is missing"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,15 @@ def test_an_override_can_open_a_section_that_the_file_leaves_out(load):
 
 def test_wrong_overrides_are_named_with_the_rest(problems):
     found = problems(
-        "modle.depth=50", "model.dpth=18", "data.transforms.7.size=32", "data.transforms.2=x", "epochs.x=1", "lr", "=3",
+        "modle.depth=50",
+        "model.dpth=18",
+        "data.transforms.7.size=32",
+        "data.transforms.2=x",
+        "epochs.x=1",
+        "lr",
+        "=3",
         "a..b=1",
-    )  # fmt: skip
+    )
     assert found["modle"] == "unknown key; did you mean 'model'?"
     assert found["model.dpth"] == "unknown key; did you mean 'depth'?"
     assert found["-o data.transforms.7.size"] == "the file has no section 'data.transforms.7'"
@@ -299,7 +305,7 @@ def test_an_override_that_is_no_yaml_is_named(load):
 # ---------------------------------------------------------------- files
 
 
-def test_a_missing_file_comes_with_a_neighbour(tmp_path):
+def test_a_missing_file_comes_with_a_neighbor(tmp_path):
     (tmp_path / "densecl_r50.yaml").write_text(GOOD)
     with pytest.raises(InputError, match=r"r5\.yaml': no such file; did you mean 'densecl_r50.yaml'\?"):
         load_config(tmp_path / "densecl_r5.yaml")
@@ -346,8 +352,12 @@ runpy.run_path("tools/train.py", run_name="__main__")
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_PADDLE, *arguments, "--check"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_check_prints_the_resolved_config_without_paddle(tmp_path):

@@ -141,7 +141,7 @@ def test_a_pretrained_network_gives_the_same_numbers_elsewhere(run_folder, tmp_p
         with paddle.no_grad():
             features = encoder.backbone(normalize(paddle.to_tensor(images)))
             projections = encoder.project(features)
-        expected = {"backbone": features, "pooled": features.mean(axis=[2, 3]), "global": projections.globe}
+        expected = {"backbone": features, "pooled": features.mean(axis=[2, 3]), "global": projections.global_vector}
         expected["dense"] = projections.dense.reshape([shape[0], 8, *features.shape[2:]])
         close(run(images if kind == "uint8" else as_floats(images)), expected[stage])
 
@@ -192,11 +192,12 @@ def test_pooling_to_a_grid_is_paddles_for_any_size(cells):
     graph = _Graph({})
     output = graph.pool_to_grid("x", cells)
     proto = helper.make_graph(
-        graph.nodes, "pool",
+        graph.nodes,
+        "pool",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 2, "h", "w"])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["b", 2, cells, cells])],
         graph.initializers,
-    )  # fmt: skip
+    )
     model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     for height, width in ((7, 7), (1, 2), (5, 12), (14, 3), (11, 8)):

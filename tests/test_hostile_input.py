@@ -16,11 +16,11 @@ import yaml
 from passl_densecl.config import dump_config, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.data.lmdb_check import check_lmdb
-from passl_densecl.data.words import printable
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.evaluation.masks import read_voc_masks
 from passl_densecl.evaluation.multilabel import read_voc
+from passl_densecl.text import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "densecl" / "densecl_r50.yaml"
@@ -180,7 +180,7 @@ def test_json_without_an_end():
     ],
 )
 def test_a_state_that_is_none(state, tmp_path):
-    from passl_densecl.engine import checkpoint
+    from passl_densecl.reliability import checkpoint
     from passl_densecl.weights import weights_file, write_pickle
 
     folder = tmp_path / "run" / "checkpoints" / "epoch_0001"
@@ -195,7 +195,7 @@ def test_a_state_that_is_none(state, tmp_path):
 
 
 def test_metrics_that_are_none(tmp_path):
-    from passl_densecl.engine.runlog import RunLog
+    from passl_densecl.reliability.log import RunLog
     from passl_densecl.visualize.runs import read_run
 
     good = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
@@ -261,7 +261,7 @@ def test_a_voc_list_that_is_no_text(tmp_path):
     ],
 )
 def test_a_config_of_another_project(text, said, tmp_path):
-    from passl_densecl.downstream.yaml_files import resolve
+    from passl_densecl.integrations.yaml_files import resolve
 
     (tmp_path / "x.yml").write_text(text)
     with pytest.raises(InputError, match=said):
@@ -270,7 +270,7 @@ def test_a_config_of_another_project(text, said, tmp_path):
 
 @pytest.mark.parametrize("content", [b'{"categories": 5}', b"\xff" * 100_000, DEEP.encode(), b"[]", b"{}"])
 def test_annotations_that_are_none(content, tmp_path):
-    from passl_densecl.downstream.prepare import _categories
+    from passl_densecl.integrations.prepare import _categories
 
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError, match="not a COCO annotation file") as caught:
@@ -280,7 +280,7 @@ def test_annotations_that_are_none(content, tmp_path):
 
 @pytest.mark.parametrize("text", ["[{[]}]", "(1, 2", "[" * 5000, "(lambda: 1)()"])
 def test_a_text_that_is_no_tuple(text):
-    from passl_densecl.downstream.yaml_files import find
+    from passl_densecl.integrations.yaml_files import find
 
     assert find({"a": text}, "a") == text
 
@@ -366,7 +366,7 @@ PAGE = 4096
 def pack(tmp_path_factory) -> bytes:
     """150 small images, so that the tree has a branch and leaves, and values within pages and beyond."""
     pytest.importorskip("lmdb")
-    from passl_densecl.data.pack import write_pack
+    from passl_densecl.data.packs import write_pack
 
     path = tmp_path_factory.mktemp("pack") / "images.lmdb"
     small = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
@@ -387,7 +387,7 @@ def newest_root(data: bytes) -> int:
 def test_a_sound_pack_passes(pack, tmp_path):
     (tmp_path / "x.lmdb").write_bytes(pack)
     assert check_lmdb(str(tmp_path / "x.lmdb")) is None
-    images = scan_images(tmp_path / "x.lmdb", labelled=True)
+    images = scan_images(tmp_path / "x.lmdb", labeled=True)
     assert len(images) == 150
     assert images.decode(10).shape == (60, 60, 3)
 
@@ -420,10 +420,20 @@ def damaged(data: bytes, kind: str) -> bytes:
 
 @pytest.mark.parametrize(
     "kind",
-    ["a root beyond the end", "a page size of 0", "a child beyond the end", "a child that is the root", "an entry beyond the page",
-     "a page with a million entries", "a key beyond the page", "a value beyond the file", "a value that begins beyond the file",
-     "a table of tables", "no page at all"],
-)  # fmt: skip
+    [
+        "a root beyond the end",
+        "a page size of 0",
+        "a child beyond the end",
+        "a child that is the root",
+        "an entry beyond the page",
+        "a page with a million entries",
+        "a key beyond the page",
+        "a value beyond the file",
+        "a value that begins beyond the file",
+        "a table of tables",
+        "no page at all",
+    ],
+)
 def test_a_pack_that_would_kill_the_process(kind, pack, tmp_path):
     """In a process of its own: without the check, some of these end it."""
     path = tmp_path / "x.lmdb"
@@ -478,6 +488,6 @@ def test_a_pack_that_contradicts_itself(key, value, said, pack, tmp_path):
         environment.begin(write=True) as change,
     ):
         change.put(key, value)
-    for labelled in (False, True):
+    for labeled in (False, True):
         with pytest.raises(InputError, match=said):
-            scan_images(path, labelled=labelled)
+            scan_images(path, labeled=labeled)

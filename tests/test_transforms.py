@@ -17,7 +17,7 @@ from passl_densecl import transforms as T
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """160×240×3: smooth shapes, fine texture and hard edges, in every colour."""
+    """160×240×3: smooth shapes, fine texture and hard edges, in every color."""
     rng = np.random.default_rng(7)
     smooth = cv2.resize(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8), (240, 160), interpolation=cv2.INTER_CUBIC)
     image = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
@@ -72,7 +72,7 @@ def test_brightness_contrast_saturation_equal_pillow(photo, factor):
     for ours, theirs, mean, most in [
         (T.adjust_brightness, ImageEnhance.Brightness, 0.1, 3),
         (T.adjust_contrast, ImageEnhance.Contrast, 0.1, 3),
-        (T.adjust_saturation, ImageEnhance.Color, 0.5, 1),  # Pillow rounds the grey to a whole level first
+        (T.adjust_saturation, ImageEnhance.Color, 0.5, 1),  # Pillow rounds the gray to a whole level first
     ]:
         result, expected = ours(photo, factor), np.asarray(theirs(pillow).enhance(factor))
         assert difference(result, expected) <= mean, ours.__name__
@@ -101,17 +101,17 @@ def test_hue_equals_pillow(photo, shift):
 
 @pytest.mark.parametrize("shift", [-0.5, -0.34, -0.1, -0.02, 0.05, 0.1, 0.16, 0.3, 0.5])
 def test_hue_is_turned_exactly(shift):
-    """Against arithmetic with real numbers, for colours of every order, and with equal and extreme values."""
-    colours = np.random.default_rng(0).integers(0, 256, (2000, 3))
-    colours[:500] = np.random.default_rng(1).choice([0, 1, 128, 254, 255], (500, 3))
+    """Against arithmetic with real numbers, for colors of every order, and with equal and extreme values."""
+    colors = np.random.default_rng(0).integers(0, 256, (2000, 3))
+    colors[:500] = np.random.default_rng(1).choice([0, 1, 128, 254, 255], (500, 3))
     turn = (int(shift * 255) - 0.375) / 255
-    turned = T.adjust_hue(colours.astype(np.uint8).reshape(50, 40, 3), shift).reshape(-1, 3)
-    for colour, ours in zip(colours, turned, strict=True):
-        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+    turned = T.adjust_hue(colors.astype(np.uint8).reshape(50, 40, 3), shift).reshape(-1, 3)
+    for color, ours in zip(colors, turned, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*color)
         assert np.abs(ours - colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)).max() <= 0.51
 
 
-def test_hue_by_a_third_exchanges_the_primary_colours():
+def test_hue_by_a_third_exchanges_the_primary_colors():
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     assert difference(T.adjust_hue(red, 1 / 3), np.full((4, 4, 3), (0, 255, 0), np.uint8)) < 3
     assert difference(T.adjust_hue(red, -1 / 3), np.full((4, 4, 3), (0, 0, 255), np.uint8)) < 3
@@ -146,7 +146,7 @@ def test_resize_to_one_pixel(photo):
 
 def test_a_large_image_shrinks_without_aliasing():
     stripes = np.zeros((1200, 1600, 3), np.uint8)
-    stripes[:, ::2] = 255  # one pixel white, one black: must become flat grey
+    stripes[:, ::2] = 255  # one pixel white, one black: must become flat gray
     small = T.resize(stripes, 30, 40)
     assert np.abs(small.astype(int) - 127.5).max() < 6
 

@@ -1,4 +1,4 @@
-"""Features of a whole folder, with the names of its images: computed, written as a table, and searched for neighbours.
+"""Features of a whole folder, with the names of its images: computed, written as a table, and searched for neighbors.
 
 Images that cannot be decoded are left out and listed, never replaced. Only `embed` needs Paddle.
 """
@@ -38,7 +38,7 @@ class Embeddings:
         names: paths below the folder.
         features: (N, D) float32; per cell (N, D, H, W).
         places: (N,) which images of the set these are.
-        labels: (N,) int64 into `classes`; None when unlabelled.
+        labels: (N,) int64 into `classes`; None when unlabeled.
         left_out: (path, reason) of the images that cannot be decoded.
         card: how they were made; plain values.
     """
@@ -112,7 +112,7 @@ def embed(
     )
 
 
-# --- neighbours ----------------------------------------------------------------------------------------------------
+# --- neighbors ----------------------------------------------------------------------------------------------------
 
 
 def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +122,9 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         InputError: features are not one vector an image, or `count` is not from 1 to N − 1.
     """
     if features.ndim != 2:
-        raise InputError("neighbours need one vector an image: take stage 'pooled' or 'global'")
+        raise InputError("neighbors need one vector an image: take stage 'pooled' or 'global'")
     if not 1 <= count < len(features):
-        raise InputError(f"{count} neighbours: expected from 1 to {len(features) - 1}, for {len(features)} images")
+        raise InputError(f"{count} neighbors: expected from 1 to {len(features) - 1}, for {len(features)} images")
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     indices = np.empty((len(unit), count), np.int64)
     cosines = np.empty((len(unit), count), np.float32)
@@ -168,7 +168,7 @@ def check_format(path: Path) -> None:
 def write(embeddings: Embeddings, path: Path) -> None:
     """Write a table in the format of the path's ending, all or nothing.
 
-    - ``.npz``: arrays ``names``, ``features``, ``labels`` (-1 when unlabelled), ``classes``, ``left_out``, and ``card``, a
+    - ``.npz``: arrays ``names``, ``features``, ``labels`` (-1 when unlabeled), ``classes``, ``left_out``, and ``card``, a
       JSON text; ``numpy.load`` reads it without pickle.
     - ``.csv``: ``name``[, ``label``, ``class``][, ``row``, ``column``], ``f0`` …; one line an image, or a cell.
     - ``.parquet``: the same with all numbers in the column ``feature``; the card is in the schema's metadata.

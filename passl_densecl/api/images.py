@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from passl_densecl.data.datasets import ImageSet, UndecodableImage, decode, scan_images
-from passl_densecl.data.parallel import Death, in_processes
-from passl_densecl.data.words import printable, suggestion
+from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.errors import InputError
+from passl_densecl.text import printable, suggestion
 from passl_densecl.transforms import apply
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 def collect(inputs: Any) -> Images:
     """Whatever holds images → Images.
 
-    An array is uint8, RGB (``cv2.imread`` gives BGR: reverse it with ``[..., ::-1]``), (height, width, 3); grey ones
+    An array is uint8, RGB (``cv2.imread`` gives BGR: reverse it with ``[..., ::-1]``), (height, width, 3); gray ones
     (height, width[, 1]) are taken as three equal channels and an alpha channel is dropped, as of files. Four
     dimensions are N images. Files and Pillow images are turned upright as their EXIF orientation says.
 
@@ -85,10 +85,7 @@ def collect(inputs: Any) -> Images:
 def of_set(image_set: ImageSet) -> Images:
     """The images of a folder or pack, by their paths below it."""
     return Images(
-        len(image_set),
-        False,
-        image_set.decode,
-        lambda index: printable(os.fsdecode(image_set.relative_path(index))),
+        len(image_set), False, image_set.decode, lambda index: printable(os.fsdecode(image_set.relative_path(index)))
     )
 
 
@@ -140,7 +137,7 @@ def _rgb(array: np.ndarray, where: str = "") -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or not array.size or array.shape[2] not in (1, 2, 3, 4):
-        advice = "expected (height, width, 3), RGB, or (height, width) for a grey image"
+        advice = "expected (height, width, 3), RGB, or (height, width) for a gray image"
         if array.ndim == 3 and array.shape[0] in (1, 3, 4):
             advice += "; channels come last: x.transpose(1, 2, 0)"
         raise InputError(f"{where}an array of shape {shape}: {advice}")

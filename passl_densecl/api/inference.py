@@ -18,11 +18,11 @@ from passl_densecl.api.images import Images, batches, collect
 from passl_densecl.api.info import ModelInfo, checked_view, view
 from passl_densecl.api.models import get_model
 from passl_densecl.data.images import UndecodableImage
-from passl_densecl.data.words import suggestion
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import feature_maps, pool
 from passl_densecl.models import DenseCL, Encoder, LinearClassifier
 from passl_densecl.tensors import to_tensor
+from passl_densecl.text import suggestion
 
 if TYPE_CHECKING:
     from passl_densecl.transforms import Transform
@@ -79,7 +79,7 @@ class ImageClassificationInferencer(_Inferencer):
         model: a ``LinearClassifier``, or whatever :func:`~passl_densecl.get_model` makes one of.
         pretrained, device: for ``get_model``.
         classes: names to use in place of those that the model brings.
-        size: of the centre crop in pixels, in place of the one that the model was evaluated with.
+        size: of the center crop in pixels, in place of the one that the model was evaluated with.
 
     Raises:
         InputError: the model has no classifier, or `classes` are not as many as its classes.
@@ -159,7 +159,7 @@ class FeatureExtractor(_Inferencer):
 
     ``FeatureExtractor(model)(images, stage)`` → float32 array, one row an image (also for a single one):
 
-    - ``"backbone"``: (N, C, H, W), the last map; not normalised,
+    - ``"backbone"``: (N, C, H, W), the last map; not normalized,
     - ``"pooled"``: (N, C), its average over positions, what k-NN and linear evaluation look at,
     - ``"global"``: (N, D) unit vectors of the global neck,
     - ``"dense"``: (N, D, H, W), a unit vector of the dense neck for each cell.
@@ -232,7 +232,7 @@ def _projected(encoder: Encoder, images: np.ndarray, stage: Stage) -> np.ndarray
     features = feature_maps(encoder.backbone, images)  # (B, C, H, W)
     found = encoder.project(features)
     if stage == "global" or found.dense is None:
-        return found.globe.numpy()
+        return found.global_vector.numpy()
     grid = [encoder.num_grid] * 2 if encoder.num_grid is not None else features.shape[2:]
     return found.dense.reshape([*found.dense.shape[:2], *grid]).numpy()
 

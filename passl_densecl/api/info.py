@@ -27,7 +27,7 @@ class ModelInfo:
 
 
 def view(size: int = PUBLISHED_SIZE) -> tuple[Transform, ...]:
-    """The transforms of linear evaluation for a centre crop of `size` pixels: 224 from a shorter side of 256."""
+    """The transforms of linear evaluation for a center crop of `size` pixels: 224 from a shorter side of 256."""
     return Resize(size=round(size * 256 / 224)), CenterCrop(size=size)
 
 

@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from passl_densecl.api.info import Kind, ModelInfo, view_of
-from passl_densecl.config import (
-    DEPTHS,
-    QUEUE_LEN_MAX,
-    Config,
-    LinearConfig,
-    PretrainConfig,
-    load_config,
-)
+from passl_densecl.config import DEPTHS, QUEUE_LEN_MAX, Config, LinearConfig, PretrainConfig, load_config
 from passl_densecl.errors import InputError
 from passl_densecl.weights import (
     depth_of,
@@ -81,11 +74,11 @@ def get_model(
     - any other file that holds a ResNet (extracted, PASSL's, …): a ``paddle.vision`` ResNet without pooling and layer,
     - a YAML file, or what ``load_config`` returned: the model that it describes,
     - a name of :func:`list_models`: what the published file holds,
-    - the word "random": an untrained ResNet of `depth`, initialised with `seed`.
+    - the word "random": an untrained ResNet of `depth`, initialized with `seed`.
 
     Args:
         model: one of these; a path that exists goes before a name.
-        pretrained: of a config, False leaves the model untrained (initialised with the config's seed), True loads the
+        pretrained: of a config, False leaves the model untrained (initialized with the config's seed), True loads the
             newest checkpoint of its run, a path loads that checkpoint, which must fit exactly. Of a name, True downloads
             its weights once, a path loads those instead, False gives an untrained ResNet of its depth. Of a file of
             weights there is nothing to say.
@@ -209,10 +202,15 @@ def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
     if isinstance(config, PretrainConfig):
         rest = {key: getattr(config.model, key) for key in ("num_grid", "temperature", "momentum")}
     model = DenseCL(
-        depth, queue_len=arrays["global_queue.keys"].shape[0], hidden_dim=arrays[f"{QUERY}global_head.0.weight"].shape[1],
-        out_dim=arrays[f"{QUERY}global_head.2.weight"].shape[1], stem_stride=strides[0], last_stride=strides[1],
-        dense=any(name.startswith(f"{QUERY}dense_head.") for name in arrays), **rest,
-    )  # fmt: skip
+        depth,
+        queue_len=arrays["global_queue.keys"].shape[0],
+        hidden_dim=arrays[f"{QUERY}global_head.0.weight"].shape[1],
+        out_dim=arrays[f"{QUERY}global_head.2.weight"].shape[1],
+        stem_stride=strides[0],
+        last_stride=strides[1],
+        dense=any(name.startswith(f"{QUERY}dense_head.") for name in arrays),
+        **rest,
+    )
     load_strict(model, arrays, source=file)
     return _told(model, ModelInfo("pre-training model", str(file), depth, *strides, view_of(config)))
 
@@ -271,7 +269,7 @@ def _classes_of_training(config: LinearConfig) -> tuple[str, ...]:
 
     train = config.data.train
     try:
-        return scan_images(train.root, train.list_file, labelled=True).classes
+        return scan_images(train.root, train.list_file, labeled=True).classes
     except InputError as error:
         raise InputError(f"how many classes? They are not in the config, and: {error}; or give classes=") from None
 
@@ -310,7 +308,7 @@ def _choose_device(device: str | None) -> None:
         raise InputError(f"device {device!r}: expected 'cpu', 'gpu' or 'gpu:1'")
     import paddle
 
-    from passl_densecl.engine.runlog import set_device
+    from passl_densecl.reliability.log import set_device
 
     set_device(kind)
     if number:

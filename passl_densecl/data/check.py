@@ -11,7 +11,7 @@ import numpy as np
 
 from passl_densecl.data.image_set import ImageSet
 from passl_densecl.data.images import COUNTED_AS, UndecodableImage, decode_bytes, extension
-from passl_densecl.data.parallel import Death, in_processes
+from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.errors import RunError
 
 __all__ = ["Report", "check_images", "contents"]
@@ -19,7 +19,7 @@ __all__ = ["Report", "check_images", "contents"]
 
 class _Found(NamedTuple):
     kind: str
-    colours: str
+    colors: str
     width: int
     height: int
     size: int
@@ -32,7 +32,7 @@ class Report:
     Attributes:
         bad: (index, reason) of every image that cannot be decoded, in the order of the set.
         kinds: format by the contents → number of images.
-        colours: "RGB", "grey", "alpha", "palette", "CMYK" → number of images.
+        colors: "RGB", "gray", "alpha", "palette", "CMYK" → number of images.
         misnamed: images whose name ends like another format; they decode all the same.
         sizes: (M, 2) int64, width and height in pixels of the images that decode, upright.
         file_bytes: of those images together.
@@ -40,7 +40,7 @@ class Report:
 
     bad: list[tuple[int, str]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
-    colours: Counter[str] = field(default_factory=Counter)
+    colors: Counter[str] = field(default_factory=Counter)
     misnamed: int = 0
     sizes: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     file_bytes: int = 0
@@ -80,7 +80,7 @@ def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, in
             report.bad.append((index, found))
         else:
             report.kinds[found.kind] += 1
-            report.colours[found.colours] += 1
+            report.colors[found.colors] += 1
             report.misnamed += _kind_of(images.relative_path(index)) not in (found.kind, None)
             report.file_bytes += found.size
             sizes[index] = found.width, found.height
@@ -98,29 +98,29 @@ _SIGNATURES = {
     b"MM\0*": "tif",
     b"\0\0\0\x0cjP  ": "jp2",
 }
-_PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "alpha", 6: "alpha"}
-_JPEG_COLOURS = {1: "grey", 3: "RGB", 4: "CMYK"}
+_PNG_COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "alpha", 6: "alpha"}
+_JPEG_COLORS = {1: "gray", 3: "RGB", 4: "CMYK"}
 _ALIKE = {"dib": "bmp", "pgm": "pnm", "pbm": "pnm", "ppm": "pnm"}
 
 
 def contents(data: bytes) -> tuple[str, str]:
-    """(format, colours) by the first bytes of an image file; "other" for a format and "RGB" for colours not told."""
+    """(format, colors) by the first bytes of an image file; "other" for a format and "RGB" for colors not told."""
     kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "other")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp", "alpha" if data[12:16] == b"VP8X" and data[20] & 0x10 else "RGB"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return "avif", "RGB"
     if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
-        return "pnm", "RGB" if data[1:2] in b"36" else "grey"
+        return "pnm", "RGB" if data[1:2] in b"36" else "gray"
     if kind == "png":
-        return kind, _PNG_COLOURS.get(data[25], "RGB") if len(data) > 25 else "RGB"
+        return kind, _PNG_COLORS.get(data[25], "RGB") if len(data) > 25 else "RGB"
     if kind == "jpg":
-        return kind, _JPEG_COLOURS.get(_jpeg_components(data), "RGB")
+        return kind, _JPEG_COLORS.get(_jpeg_components(data), "RGB")
     return kind, "palette" if kind == "gif" else "RGB"
 
 
 def _jpeg_components(data: bytes) -> int:
-    """How many colour channels the frame header declares; 0 when there is none."""
+    """How many color channels the frame header declares; 0 when there is none."""
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]

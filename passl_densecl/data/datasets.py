@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from passl_densecl.data.folders import scan_images
 from passl_densecl.data.image_set import ImageSet, check_decodable
 from passl_densecl.data.images import EXTENSIONS, UndecodableImage, decode, decode_bytes, memory_is_named
 from passl_densecl.data.jpeg import upright_size
-from passl_densecl.data.scan import scan_images
-from passl_densecl.data.words import one_line
 from passl_densecl.errors import RunError
+from passl_densecl.text import one_line
 from passl_densecl.transforms import RandomResizedCrop, apply, resized_crop
 
 __all__ = [
     "EXTENSIONS",
     "WHY",
     "ImageSet",
-    "LabelledDataset",
+    "LabeledDataset",
     "PairDataset",
     "Transforms",
     "UndecodableImage",
@@ -67,7 +67,7 @@ class PairDataset:
         return query, key_view, np.int64(index), why
 
 
-class LabelledDataset:
+class LabeledDataset:
     """One view of every image and its label, for linear evaluation, k-NN and the like.
 
     ``dataset[epoch, index]`` → (image, label, index, why): a uint8 H×W×3 array, two int64 numbers and a text. ``label`` is

@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from passl_densecl.data.images import UndecodableImage, counted, decode_bytes, extension, read_file
-from passl_densecl.data.words import plural, printable
 from passl_densecl.errors import InputError
+from passl_densecl.text import plural, printable
 
 __all__ = ["ImageSet", "check_decodable", "spread"]
 
@@ -27,8 +27,8 @@ class ImageSet:
 
     Attributes:
         root: the folder that the paths are relative to, or the pack, as the user wrote it.
-        labels: (N,) int64, indices into ``classes``; None when unlabelled.
-        classes: class names in the order of the labels; empty when unlabelled.
+        labels: (N,) int64, indices into ``classes``; None when unlabeled.
+        classes: class names in the order of the labels; empty when unlabeled.
     """
 
     root: str

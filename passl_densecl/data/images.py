@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from passl_densecl.data.headers import declared_size
-from passl_densecl.data.words import one_line, printable
 from passl_densecl.errors import InputError, RunError
+from passl_densecl.text import one_line, printable
 
 __all__ = [
     "COUNTED_AS",
@@ -49,7 +49,7 @@ _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # the bits that ask for it; with colour, for grey is another bit
+}  # the bits that ask for it; with color, for gray is another bit
 
 
 def extension(name: bytes) -> str:
@@ -101,8 +101,8 @@ def memory_is_named(path: str) -> Iterator[None]:
 def decode(path: str) -> np.ndarray:
     """An image file → uint8 H×W×3, RGB, upright as its EXIF orientation says.
 
-    Grey, palette and CMYK images become RGB and 16 bits become 8. Alpha is dropped, as by ``convert("RGB")``
-    of Pillow and so in torchvision's data sets (TIFF excepted: OpenCV multiplies its colours with alpha).
+    Gray, palette and CMYK images become RGB and 16 bits become 8. Alpha is dropped, as by ``convert("RGB")``
+    of Pillow and so in torchvision's data sets (TIFF excepted: OpenCV multiplies its colors with alpha).
 
     Raises:
         UndecodableImage: the file cannot be read, is cut short, is no image or has more than :data:`MAX_PIXELS` pixels.

@@ -30,15 +30,15 @@ import cv2
 import numpy as np
 import paddle
 
-from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, Transforms
-from passl_densecl.data.parallel import available_cores, keep_freed_memory, leave_signals_to_main, signals_held
+from passl_densecl.data.datasets import ImageSet, LabeledDataset, PairDataset, Transforms
+from passl_densecl.data.workers import available_cores, keep_freed_memory, leave_signals_to_main, signals_held
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.tensors import to_tensor
 
 __all__ = [
     "EvaluationLoader",
-    "LabelledBatch",
-    "LabelledLoader",
+    "LabeledBatch",
+    "LabeledLoader",
     "PairBatch",
     "PairLoader",
     "choose_workers",
@@ -67,7 +67,7 @@ class PairBatch:
 
 
 @dataclass(frozen=True)
-class LabelledBatch:
+class LabeledBatch:
     """N images with their labels.
 
     Attributes:
@@ -92,14 +92,14 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _TrainingLoader:
-    """What :class:`PairLoader` and :class:`LabelledLoader` share: shuffling, dividing among ranks, dropping the rest.
+    """What :class:`PairLoader` and :class:`LabeledLoader` share: shuffling, dividing among ranks, dropping the rest.
 
     Attributes:
         steps_per_epoch: whole batches in an epoch; images that fill no whole batch wait for another epoch's order.
         wait_seconds: how long the consumer waited for the last step's data.
     """
 
-    _dataset_type: type[PairDataset] | type[LabelledDataset]
+    _dataset_type: type[PairDataset] | type[LabeledDataset]
 
     def __init__(
         self,
@@ -168,19 +168,19 @@ class PairLoader(_TrainingLoader):
             yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), _bad(indices, why))
 
 
-class LabelledLoader(_TrainingLoader):
+class LabeledLoader(_TrainingLoader):
     """One augmented view of every image and its label: the batches of linear training.
 
     Raises:
         InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
     """
 
-    _dataset_type = LabelledDataset
+    _dataset_type = LabeledDataset
 
-    def steps(self, start: int, stop: int) -> Generator[tuple[int, LabelledBatch], None, None]:
+    def steps(self, start: int, stop: int) -> Generator[tuple[int, LabeledBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
         for step, arrays in self._arrays(start, stop):
-            yield step, _labelled(arrays)
+            yield step, _labeled(arrays)
 
 
 class EvaluationLoader:
@@ -204,7 +204,7 @@ class EvaluationLoader:
         _check_ranks(world_size, rank, world_size)
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size}: expected at least 1")
-        self._dataset = LabelledDataset(image_set, transforms, seed=0)
+        self._dataset = LabeledDataset(image_set, transforms, seed=0)
         self._first = len(image_set) * rank // world_size
         self._stop = len(image_set) * (rank + 1) // world_size
         self._batch_size = batch_size
@@ -215,7 +215,7 @@ class EvaluationLoader:
         """The number of batches of this rank."""
         return -(-(self._stop - self._first) // self._batch_size)
 
-    def __iter__(self) -> Generator[LabelledBatch, None, None]:
+    def __iter__(self) -> Generator[LabeledBatch, None, None]:
         requests = (
             _Request(0, np.arange(first, min(first + self._batch_size, self._stop)))
             for first in range(self._first, self._stop, self._batch_size)
@@ -226,14 +226,14 @@ class EvaluationLoader:
                 began = time.perf_counter()
                 arrays = next(batches)
                 self.wait_seconds = time.perf_counter() - began
-                yield _labelled(arrays)
+                yield _labeled(arrays)
         finally:
             batches.close()
 
 
-def _labelled(arrays: Sequence[np.ndarray]) -> LabelledBatch:
+def _labeled(arrays: Sequence[np.ndarray]) -> LabeledBatch:
     images, labels, indices, why = arrays
-    return LabelledBatch(to_tensor(images), to_tensor(labels), indices.copy(), _bad(indices, why))
+    return LabeledBatch(to_tensor(images), to_tensor(labels), indices.copy(), _bad(indices, why))
 
 
 def _bad(indices: np.ndarray, why: np.ndarray) -> dict[int, str]:

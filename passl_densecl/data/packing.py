@@ -11,8 +11,8 @@ import numpy as np
 
 from passl_densecl.data.image_set import ImageSet
 from passl_densecl.data.images import UndecodableImage, decode_bytes
-from passl_densecl.data.pack import write_pack
-from passl_densecl.data.parallel import Death, in_processes
+from passl_densecl.data.packs import write_pack
+from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.transforms import Resize
 
 __all__ = ["Packed", "pack_images", "reduced"]
@@ -56,11 +56,11 @@ def pack_images(
 
     Args:
         shorter_side: images whose shorter side is longer than this many pixels are reduced to it; None keeps all bytes.
-        quality: of the JPEG encoding (1 to 100) of reduced images; their colours keep the full resolution (4:4:4).
+        quality: of the JPEG encoding (1 to 100) of reduced images; their colors keep the full resolution (4:4:4).
         num_workers: ≥ 1 processes that reduce; without ``shorter_side`` none is needed.
 
     Raises:
-        InputError: as :func:`~passl_densecl.data.pack.write_pack`.
+        InputError: as :func:`~passl_densecl.data.packs.write_pack`.
     """
 
     def store(index: int) -> _Stored:

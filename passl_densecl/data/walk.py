@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from passl_densecl.data import index
 from passl_densecl.data.images import COUNTED_AS, extension
 from passl_densecl.data.index import Listing, Stamp
-from passl_densecl.data.words import listed, plural, printable
 from passl_densecl.errors import InputError
+from passl_densecl.text import listed, plural, printable
 
 __all__ = ["SPLIT_NAMES", "Scan", "walk"]
 

@@ -1,1 +1,1 @@
-"""Training: the loops, the optimiser, checkpoints and the log of a run."""
+"""Training: the loops, the optimizer, checkpoints and the log of a run."""

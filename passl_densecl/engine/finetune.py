@@ -1,4 +1,4 @@
-"""Fine-tuning a whole backbone on few labelled images: the semi-supervised evaluation with 1 % or 10 % of the labels.
+"""Fine-tuning a whole backbone on few labeled images: the semi-supervised evaluation with 1 % or 10 % of the labels.
 
 A loop of minutes to hours in one process, so it keeps no checkpoints. Two learning rates, for backbone and classifier,
 are divided by ten after 60 % and 80 % of the steps (epochs 12 and 16 of 20), as benchmarks of the field do it.
@@ -17,7 +17,7 @@ from paddle import nn
 from paddle.vision.models import ResNet
 
 from passl_densecl.data.datasets import ImageSet, Transforms
-from passl_densecl.data.loader import EvaluationLoader, LabelledLoader
+from passl_densecl.data.loader import EvaluationLoader, LabeledLoader
 from passl_densecl.engine.guard import check_finite
 from passl_densecl.engine.optim import trained
 from passl_densecl.models import normalize
@@ -47,9 +47,17 @@ class FinetuneResult:
 
 
 def finetune(
-    backbone: ResNet, train: ImageSet, val: ImageSet, train_transforms: Transforms, val_transforms: Transforms,
-    recipe: Recipe, *, seed: int = 0, num_workers: int = 0, progress: Callable[[str, int, int], None] | None = None,
-) -> FinetuneResult:  # fmt: skip
+    backbone: ResNet,
+    train: ImageSet,
+    val: ImageSet,
+    train_transforms: Transforms,
+    val_transforms: Transforms,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    num_workers: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> FinetuneResult:
     """Train the backbone (which is changed) and a new classifier on all images of `train`; judge them on all of `val`.
 
     Raises:
@@ -62,11 +70,15 @@ def finetune(
     head.weight.set_value(weight)
     head.bias.set_value(np.zeros(classes, "float32"))
     optimizers = [
-        (rate, paddle.optimizer.Momentum(rate, recipe.momentum, list(trained(layer).values()),
-                                         weight_decay=recipe.weight_decay or None))
+        (
+            rate,
+            paddle.optimizer.Momentum(
+                rate, recipe.momentum, list(trained(layer).values()), weight_decay=recipe.weight_decay or None
+            ),
+        )
         for rate, layer in ((recipe.lr, backbone), (recipe.head_lr, head))
-    ]  # fmt: skip
-    loader = LabelledLoader(train, train_transforms, seed=seed, batch_size=recipe.batch_size, num_workers=num_workers)
+    ]
+    loader = LabeledLoader(train, train_transforms, seed=seed, batch_size=recipe.batch_size, num_workers=num_workers)
     last = recipe.epochs * loader.steps_per_epoch
     backbone.train()
     for step, batch in loader.steps(0, last):
@@ -87,9 +99,15 @@ def finetune(
 
 @paddle.no_grad()
 def _judge(
-    backbone: ResNet, head: nn.Linear, val: ImageSet, transforms: Transforms, batch_size: int, num_workers: int, steps: int,
+    backbone: ResNet,
+    head: nn.Linear,
+    val: ImageSet,
+    transforms: Transforms,
+    batch_size: int,
+    num_workers: int,
+    steps: int,
     progress: Callable[[str, int, int], None] | None,
-) -> FinetuneResult:  # fmt: skip
+) -> FinetuneResult:
     right = np.zeros(5)
     done = 0
     for batch in EvaluationLoader(val, transforms, batch_size=batch_size, num_workers=num_workers):

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import paddle
 
-from passl_densecl import dist
 from passl_densecl.config import PretrainConfig
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import PairBatch
 from passl_densecl.disk import whole_file
-from passl_densecl.engine.checkpoint import Checkpoints
+from passl_densecl.distributed import collectives as dist
 from passl_densecl.engine.optim import optimizer_state, scaler_state, trained
-from passl_densecl.engine.runlog import SilentLog
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.models import DenseCL
+from passl_densecl.models.batch_norm import ChainedStatistics
 from passl_densecl.models.densecl import Keys
+from passl_densecl.reliability.checkpoint import Checkpoints
+from passl_densecl.reliability.log import SilentLog
 from passl_densecl.tensors import to_tensor
 from passl_densecl.weights import Parent
 from passl_densecl.weights.card import run_card
@@ -39,8 +40,11 @@ LOSSES = ("loss", "global_loss", "global_top1", "dense_loss", "dense_top1")  # w
 SCALE_FLOOR = 1.0
 
 _CALLED = {
-    "losses": "a loss", "keys": "a key", "statistics": "a running statistic of BatchNorm", "gradients": "a gradient",
-}  # fmt: skip
+    "losses": "a loss",
+    "keys": "a key",
+    "statistics": "a running statistic of BatchNorm",
+    "gradients": "a gradient",
+}
 
 
 class Guard:
@@ -56,10 +60,19 @@ class Guard:
     """
 
     def __init__(
-        self, config: PretrainConfig, model: DenseCL, optimizer: paddle.optimizer.Optimizer,
-        scaler: paddle.amp.GradScaler, statistics: dist.ChainedStatistics, images: ImageSet, log: SilentLog,
-        *, steps_per_epoch: int, skipped: int = 0, parents: tuple[Parent, ...] = (),
-    ) -> None:  # fmt: skip
+        self,
+        config: PretrainConfig,
+        model: DenseCL,
+        optimizer: paddle.optimizer.Optimizer,
+        scaler: paddle.amp.GradScaler,
+        statistics: ChainedStatistics,
+        images: ImageSet,
+        log: SilentLog,
+        *,
+        steps_per_epoch: int,
+        skipped: int = 0,
+        parents: tuple[Parent, ...] = (),
+    ) -> None:
         self.skipped = skipped  # steps of the whole run, this process's part of it and those before
         self._config = config
         self._model = model
@@ -80,12 +93,12 @@ class Guard:
         `reports` holds the losses of each micro-batch. A sum is finite only if all its terms are; it could also overflow,
         of gradients beyond 1e30, which are as bad.
         """
-        values = [report.sum() for report in reports] + [keys.globe.sum(), self._statistics.joined().sum()]
+        values = [report.sum() for report in reports] + [keys.global_vector.sum(), self._statistics.values().sum()]
         if keys.dense_mean is not None:
             values.append(keys.dense_mean.sum())
         gradients = [weight.grad.sum() for weight in self._trained.values() if weight.grad is not None]
         sums = paddle.stack([paddle.stack(values).sum(), paddle.stack(gradients).sum()])
-        values_finite, gradients_finite = np.isfinite(dist.summed(sums).numpy())
+        values_finite, gradients_finite = np.isfinite(dist.all_reduce(sums).numpy())
         if not (values_finite and (gradients_finite or self._scaler_copes())):
             return False
         self._row_began = 0
@@ -165,18 +178,21 @@ class Guard:
             for number, row in enumerate(table)
             if not np.isfinite(row).all()
         ]
-        vectors = {"global": keys.globe, "dense_mean": keys.dense_mean}
+        vectors = {"global": keys.global_vector, "dense_mean": keys.dense_mean}
         return {
             "losses": losses,
             "keys": [name for name, value in vectors.items() if value is not None and not _is_finite(value)],
             "statistics": [
-                name for name, value in self._model.named_parameters()
+                name
+                for name, value in self._model.named_parameters()
                 if name.endswith(("._mean", "._variance")) and not _is_finite(value)
             ],
             "gradients": [
-                name for name, weight in self._trained.items() if weight.grad is not None and not _is_finite(weight.grad)
+                name
+                for name, weight in self._trained.items()
+                if weight.grad is not None and not _is_finite(weight.grad)
             ],
-        }  # fmt: skip
+        }
 
     def _keep(self, done: int, batch: PairBatch, found: dict[str, list[Any]], settings: Mapping[str, float]) -> str:
         """Write the report, and of the first such steps the batch and the state; says where, for a message.
@@ -195,13 +211,17 @@ class Guard:
         folder = self._config.run_dir / FOLDER / f"step_{done:08d}"
         share = len(indices) // dist.world_size()
         report = {
-            "step": done, "epoch": (done - 1) // self._steps_per_epoch + 1, **settings, "processes": dist.world_size(),
-            "nonfinite_steps": self.skipped, "nonfinite": found,
+            "step": done,
+            "epoch": (done - 1) // self._steps_per_epoch + 1,
+            **settings,
+            "processes": dist.world_size(),
+            "nonfinite_steps": self.skipped,
+            "nonfinite": found,
             "images": [
                 {"process": row // share, "index": int(index), "path": self._images.path(int(index))}
                 for row, index in enumerate(indices)
             ],
-        }  # fmt: skip
+        }
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if whole:
@@ -218,11 +238,14 @@ class Guard:
         """The state before the step, as a checkpoint like any other."""
         before, name = done - 1, f"step_{done - 1:08d}"
         Checkpoints(folder, keep=1).save(
-            name, before, self._model.state_dict(), optimizer_state(self._optimizer, self._model),
+            name,
+            before,
+            self._model.state_dict(),
+            optimizer_state(self._optimizer, self._model),
             {"task": "pretrain", "scaler": scaler_state(self._scaler), "nonfinite_steps": self.skipped - 1},
             card=run_card(self._config, epoch=before // self._steps_per_epoch, step=before, parents=self._parents),
             must=True,
-        )  # fmt: skip
+        )
 
 
 def check_finite(what: str, values: Sequence[float], done: int, remedy: str) -> None:

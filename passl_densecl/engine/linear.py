@@ -13,14 +13,21 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from passl_densecl import dist
 from passl_densecl.config import BackboneConfig, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
-from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, choose_workers
+from passl_densecl.data.loader import EvaluationLoader, LabeledLoader, choose_workers
 from passl_densecl.disk import make_writable, whole_file
-from passl_densecl.engine.bad_images import BadImages
-from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
-from passl_densecl.engine.entrance import (
+from passl_densecl.distributed import collectives as dist
+from passl_densecl.distributed import process_group
+from passl_densecl.engine.guard import check_finite
+from passl_densecl.engine.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    restore_scaler,
+    scaler_state,
+)
+from passl_densecl.engine.start import (
     amp_context,
     check_same_start,
     checkpoint_name,
@@ -31,18 +38,12 @@ from passl_densecl.engine.entrance import (
     read_fitting_backbone,
     warn_of_amp,
 )
-from passl_densecl.engine.guard import check_finite
-from passl_densecl.engine.optim import (
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    restore_scaler,
-    scaler_state,
-)
-from passl_densecl.engine.runlog import SilentLog, Stopwatch, peak_memory_mb, set_device
-from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import LinearClassifier
+from passl_densecl.reliability.bad_images import BadImages
+from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, bytes_of, report_start
+from passl_densecl.reliability.log import SilentLog, Stopwatch, peak_memory_mb, set_device
+from passl_densecl.reliability.signals import StopRequest
 from passl_densecl.weights import load_strict, recorded_classes, weights_file
 from passl_densecl.weights.card import run_card
 from passl_densecl.weights.convert import read_classifier
@@ -52,9 +53,14 @@ NO_BEST = {"epoch": 0, "top1": -1.0, "name": ""}
 
 
 def linear_eval(
-    config: LinearConfig, *, pretrained: str | None = None, load: str | None = None, evaluate_only: bool = False,
-    resume: str | None = None, overwrite: bool = False,
-) -> int:  # fmt: skip
+    config: LinearConfig,
+    *,
+    pretrained: str | None = None,
+    load: str | None = None,
+    evaluate_only: bool = False,
+    resume: str | None = None,
+    overwrite: bool = False,
+) -> int:
     """Train a classifier on the frozen backbone `pretrained` and evaluate it each epoch. Returns the exit code.
 
     `pretrained` is any file or folder with a backbone (extracted, with a prefix, or a training checkpoint), or "random".
@@ -81,11 +87,17 @@ def linear_eval(
 
 
 def _train(
-    config: LinearConfig, pretrained: str | None, load: str | None, start: Checkpoint | None, checkpoints: Checkpoints,
-    log: SilentLog, stop: StopRequest, overwrite: bool,
-) -> int:  # fmt: skip
-    train_set = scan_images(config.data.train.root, config.data.train.list_file, labelled=True)
-    val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=train_set.classes)
+    config: LinearConfig,
+    pretrained: str | None,
+    load: str | None,
+    start: Checkpoint | None,
+    checkpoints: Checkpoints,
+    log: SilentLog,
+    stop: StopRequest,
+    overwrite: bool,
+) -> int:
+    train_set = scan_images(config.data.train.root, config.data.train.list_file, labeled=True)
+    val_set = scan_images(config.data.val.root, config.data.val.list_file, labeled=True, classes=train_set.classes)
     steps_per_epoch = _check_counts(train_set, config)
     for images in (train_set, val_set):
         check_decodable(images)
@@ -129,15 +141,24 @@ def _train(
     checkpoints.check_room(bytes_of(model), log, also=1)
     model.train()
     parallel = dist.parallel(model)
-    loader = LabelledLoader(
-        train_set, config.data.train_transforms, seed=config.seed, batch_size=config.batch_size,
-        rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
-    )  # fmt: skip
+    loader = LabeledLoader(
+        train_set,
+        config.data.train_transforms,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=workers,
+    )
     last, stopwatch = steps_per_epoch * config.epochs, Stopwatch()
     bad_images = BadImages(
-        config.run_dir, train_set, config.data.max_bad_share, log,
-        resumed=start is not None, in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
-    )  # fmt: skip
+        config.run_dir,
+        train_set,
+        config.data.max_bad_share,
+        log,
+        resumed=start is not None,
+        in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
+    )
     enter_folder(start, checkpoints, log, overwrite, keep_also=best["name"])
     with stop.at_steps():
         for step, batch in loader.steps(first, last):
@@ -147,7 +168,7 @@ def _train(
             with amp_context(config.amp):
                 logits = parallel(batch.images)
             loss = F.cross_entropy(logits.astype("float32"), batch.labels)
-            dist.meet()
+            dist.wait_for_all()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -161,7 +182,7 @@ def _train(
             if done % config.log_every_steps == 0 or ending:
                 bad_images.meet(epoch, images_per_epoch, ends=ending)
                 top1 = (logits.argmax(axis=1) == batch.labels).astype("float32").mean()
-                report = dist.mean(paddle.stack([loss.detach(), top1]))
+                report = dist.all_reduce_mean(paddle.stack([loss.detach(), top1]))
                 _log_step(config, log, stopwatch, report, done, steps_per_epoch, optimizer.get_lr())
             before = best
             if ending:
@@ -186,12 +207,18 @@ def _train(
                 }
                 with dist.uninterrupted():
                     saved = checkpoints.save(
-                        name, done, model.state_dict(), optimizer_state(optimizer, model), state,
+                        name,
+                        done,
+                        model.state_dict(),
+                        optimizer_state(optimizer, model),
+                        state,
                         card=run_card(
                             config, epoch=done // steps_per_epoch, step=done, classes=train_set.classes, parents=parents
                         ),
-                        keep_also=best["name"], must=stopping or done == last, log=log,
-                    )  # fmt: skip
+                        keep_also=best["name"],
+                        must=stopping or done == last,
+                        log=log,
+                    )
                 if saved is None:  # what is called the best must be there to be used
                     best = before
             if stopping and done < last:
@@ -205,10 +232,10 @@ def _train(
 
 def _evaluate_only(config: LinearConfig, load: str) -> int:
     set_device(config.device)
-    dist.start()
+    process_group.start()
     path = classifier_file(load)
     arrays, classes = read_classifier(path), recorded_classes(path)
-    val_set = scan_images(config.data.val.root, config.data.val.list_file, labelled=True, classes=classes)
+    val_set = scan_images(config.data.val.root, config.data.val.list_file, labeled=True, classes=classes)
     check_decodable(val_set)
     count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)
     if count != len(val_set.classes):
@@ -232,7 +259,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
         print(
             f"top-1 {top1:.2%}  top-5 {top5:.2%}  on {images:,} images of {count} classes{left_out(val_set, images)} · {target}"
         )
-    dist.stop()
+    process_group.stop()
     return 0
 
 
@@ -264,9 +291,13 @@ def evaluate(
     are left out. The model is left in train mode. Raises RunError when too many cannot be decoded.
     """
     loader = EvaluationLoader(
-        val_set, config.data.val_transforms, batch_size=max(1, config.batch_size // dist.world_size()),
-        rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
-    )  # fmt: skip
+        val_set,
+        config.data.val_transforms,
+        batch_size=max(1, config.batch_size // dist.world_size()),
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=workers,
+    )
     model.eval()
     right1 = right5 = seen = 0
     own = math.ceil(len(val_set) / dist.world_size())
@@ -280,7 +311,7 @@ def evaluate(
         bad_images.add(batch.bad, val_set)
         log.progress(title, seen, own, "")
     model.train()
-    right1, right5, seen = (int(value) for value in dist.total([right1, right5, seen]))
+    right1, right5, seen = (int(value) for value in dist.all_reduce_sum([right1, right5, seen]))
     if seen != len(val_set):
         raise RuntimeError(
             f"evaluated {seen} of {len(val_set)} images: the processes do not agree on the validation set"
@@ -309,7 +340,7 @@ def left_out(images: ImageSet, judged: int) -> str:
 
 
 def load_pretrained(model: LinearClassifier, path: str, expected: BackboneConfig, log: SilentLog) -> None:
-    """Put the backbone of any recognised file into the model; `random` keeps the seeded initialisation.
+    """Put the backbone of any recognized file into the model; `random` keeps the seeded initialization.
 
     Raises InputError when it does not fit, or when its run is known to have used other strides than `expected`.
     """
@@ -322,7 +353,7 @@ def load_pretrained(model: LinearClassifier, path: str, expected: BackboneConfig
 
 
 def load_classifier(model: LinearClassifier, path: str, log: SilentLog) -> None:
-    """Put a classifier of any recognised kind into the model."""
+    """Put a classifier of any recognized kind into the model."""
     file = classifier_file(path)
     load_strict(model, read_classifier(file), source=path)
     log.line("weights", f"{file}: classifier")
@@ -363,9 +394,16 @@ def _workers(config: LinearConfig) -> tuple[int, str]:
 
 
 def _validate(
-    config: LinearConfig, model: LinearClassifier, val_set: ImageSet, workers: int, epoch: int, done: int,
-    best: dict[str, Any], bad_images: BadImages, log: SilentLog,
-) -> dict[str, Any]:  # fmt: skip
+    config: LinearConfig,
+    model: LinearClassifier,
+    val_set: ImageSet,
+    workers: int,
+    epoch: int,
+    done: int,
+    best: dict[str, Any],
+    bad_images: BadImages,
+    log: SilentLog,
+) -> dict[str, Any]:
     title = f"epoch {epoch}/{config.epochs} val"
     top1, top5, judged = evaluate(config, model, val_set, workers, bad_images, log, title)
     log.line("val", f"epoch {epoch}/{config.epochs}  top-1 {top1:.2%}  top-5 {top5:.2%}{left_out(val_set, judged)}")
@@ -378,16 +416,24 @@ def _remedy(lr: float) -> str:
 
 
 def _log_step(
-    config: LinearConfig, log: SilentLog, stopwatch: Stopwatch, report: list[float], done: int, steps_per_epoch: int,
+    config: LinearConfig,
+    log: SilentLog,
+    stopwatch: Stopwatch,
+    report: list[float],
+    done: int,
+    steps_per_epoch: int,
     lr: float,
-) -> None:  # fmt: skip
+) -> None:
     loss, top1 = report
     check_finite("the loss", [loss], done, _remedy(lr))
     rate, waited, eta = stopwatch.read(config.batch_size, steps_per_epoch * config.epochs - done)
     epoch, within = divmod(done - 1, steps_per_epoch)
     log.progress(
-        f"epoch {epoch + 1}/{config.epochs}", within + 1, steps_per_epoch,
-        f"loss {loss:.3f}  top-1 {top1:.1%}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}", record=True,
-    )  # fmt: skip
+        f"epoch {epoch + 1}/{config.epochs}",
+        within + 1,
+        steps_per_epoch,
+        f"loss {loss:.3f}  top-1 {top1:.1%}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}",
+        record=True,
+    )
     values: dict[str, float] = {"step": done, "epoch": epoch + 1, "loss": loss, "train_top1": top1, "lr": lr}
     log.metrics(values | {"images_per_second": rate, "data_share": waited, "peak_memory_mb": peak_memory_mb()})

@@ -10,14 +10,14 @@ import time
 
 import numpy as np
 
-from passl_densecl import dist
 from passl_densecl.config import EvaluationConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
-from passl_densecl.engine.runlog import SilentLog, duration
+from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Features, pooled_features
-from passl_densecl.evaluation.knn import Neighbours, nearest, vote
+from passl_densecl.evaluation.knn import Neighbors, nearest, vote
 from passl_densecl.models import DenseCL
+from passl_densecl.reliability.log import SilentLog, duration
 from passl_densecl.tensors import to_tensor
 from passl_densecl.transforms import CenterCrop, Resize
 
@@ -28,13 +28,19 @@ class OnlineKNN:
     """Evaluates every few epochs, before the first and after the last one. Without a config it is never due."""
 
     def __init__(
-        self, config: EvaluationConfig | None, *, size: int, num_workers: int, steps_per_epoch: int, epochs: int,
+        self,
+        config: EvaluationConfig | None,
+        *,
+        size: int,
+        num_workers: int,
+        steps_per_epoch: int,
+        epochs: int,
         log: SilentLog,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Finds the images at once, so that a wrong folder is known before hours of training.
 
         Args:
-            size: pixels of the centre crop where the config says none.
+            size: pixels of the center crop where the config says none.
 
         Raises:
             InputError: no such images, or fewer than k or than there are processes.
@@ -46,14 +52,18 @@ class OnlineKNN:
         self._num_workers = num_workers
         self._size = config.size or size
         self._transforms = (Resize(size=round(self._size * 256 / 224)), CenterCrop(size=self._size))
-        self._bank = scan_images(config.train, labelled=True)
-        self._queries = scan_images(config.val, labelled=True, classes=self._bank.classes)
-        for name, images, least in (("train", self._bank, max(config.k, dist.world_size())),
-                                    ("val", self._queries, dist.world_size())):  # fmt: skip
+        self._bank = scan_images(config.train, labeled=True)
+        self._queries = scan_images(config.val, labeled=True, classes=self._bank.classes)
+        for name, images, least in (
+            ("train", self._bank, max(config.k, dist.world_size())),
+            ("val", self._queries, dist.world_size()),
+        ):
             check_decodable(images)
             if len(images) < least:
-                raise InputError(f"evaluation.{name}: {images.describe()}; expected at least {least:,} (evaluation.k, and one "
-                                 "for every process)")  # fmt: skip
+                raise InputError(
+                    f"evaluation.{name}: {images.describe()}; expected at least {least:,} (evaluation.k, and one "
+                    "for every process)"
+                )
         log.line(
             "knn",
             f"{config.k}-NN before training and every {config.every_epochs} epochs, {self._size} px: val "
@@ -71,13 +81,13 @@ class OnlineKNN:
 
     def missing(self, done: int) -> bool:
         """Whether they are to be evaluated and the run's metrics say that they were not; every process gets the answer."""
-        return self.due(done) and not dist.any_of(self._log.recorded("knn_top1", done))
+        return self.due(done) and not dist.any_process(self._log.recorded("knn_top1", done))
 
     def run(self, model: DenseCL, done: int) -> float:
         """Evaluate the query encoder after `done` steps, log it, and give the share of right answers (0 to 1).
 
         All processes come here together: each computes the features of its part of the images, and searches its own part
-        of the bank for the neighbours of all queries. The result does not depend on their number, but for rounding.
+        of the bank for the neighbors of all queries. The result does not depend on their number, but for rounding.
         """
         assert self._config is not None
         began = time.perf_counter()
@@ -91,9 +101,9 @@ class OnlineKNN:
         kept, judged = bank.labels != _BAD, labels != _BAD
         own = nearest(bank.vectors[kept], bank.labels[kept], vectors, self._config.k)
         stacks = [dist.gather_rows(to_tensor(part[None])).numpy() for part in own]
-        found = Neighbours.merge([Neighbours(*one) for one in zip(*stacks, strict=True)], self._config.k)
+        found = Neighbors.merge([Neighbors(*one) for one in zip(*stacks, strict=True)], self._config.k)
         top1 = float((vote(found, self._config.k, self._config.temperature) == labels)[judged].mean())
-        (bad,) = dist.total([len(bank.bad) + len(queries.bad)])
+        (bad,) = dist.all_reduce_sum([len(bank.bad) + len(queries.bad)])
         left_out = f"; {bad:,.0f} images cannot be decoded and are left out" if bad else ""
         seconds = time.perf_counter() - began
         epoch = done // self._steps_per_epoch
@@ -109,10 +119,15 @@ class OnlineKNN:
         assert self._config is not None
         title = f"epoch {done // self._steps_per_epoch}/{self._epochs} knn"
         found = pooled_features(
-            model.query_encoder.backbone, images, self._transforms, self._config.batch_size, num_workers=self._num_workers,
-            rank=dist.rank(), world_size=dist.world_size(),
+            model.query_encoder.backbone,
+            images,
+            self._transforms,
+            self._config.batch_size,
+            num_workers=self._num_workers,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
             progress=lambda seen, total: self._log.progress(title, seen, total // dist.world_size(), ""),
-        )  # fmt: skip
+        )
         first = len(images) * dist.rank() // dist.world_size()
         found.labels[[index - first for index in found.bad]] = _BAD
         return found

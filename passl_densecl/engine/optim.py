@@ -50,7 +50,7 @@ def load_optimizer_state(
     wrong += [name for name in state if name not in weights]
     if wrong:
         raise InputError(
-            f"the optimiser's state does not fit the model: {', '.join(wrong[:3])}"
+            f"the optimizer's state does not fit the model: {', '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; the checkpoint is of another experiment"
         )
     optimizer.set_state_dict({weights[name].name + _STATE: to_tensor(value) for name, value in state.items()})

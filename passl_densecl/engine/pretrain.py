@@ -8,18 +8,20 @@ from contextlib import nullcontext
 import numpy as np
 import paddle
 
-from passl_densecl import dist
-from passl_densecl.config import (
-    QUEUE_LEN_MAX,
-    PretrainConfig,
-    PretrainModelConfig,
-)
+from passl_densecl.config import QUEUE_LEN_MAX, PretrainConfig, PretrainModelConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.loader import PairLoader, choose_workers
-from passl_densecl.engine import checkpoint as checkpoint_files
-from passl_densecl.engine.bad_images import BadImages
-from passl_densecl.engine.checkpoint import Checkpoint, Checkpoints
-from passl_densecl.engine.entrance import (
+from passl_densecl.distributed import collectives as dist
+from passl_densecl.engine.guard import Guard
+from passl_densecl.engine.online_knn import OnlineKNN
+from passl_densecl.engine.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    restore_scaler,
+    scaler_state,
+)
+from passl_densecl.engine.start import (
     amp_context,
     check_same_start,
     check_strides,
@@ -32,32 +34,29 @@ from passl_densecl.engine.entrance import (
     read_fitting_backbone,
     warn_of_amp,
 )
-from passl_densecl.engine.guard import Guard
-from passl_densecl.engine.online_knn import OnlineKNN
-from passl_densecl.engine.optim import (
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    restore_scaler,
-    scaler_state,
-)
-from passl_densecl.engine.runlog import SilentLog, Stopwatch, peak_memory_mb
-from passl_densecl.engine.signals import StopRequest
-from passl_densecl.engine.watchdog import Watchdog, similarity
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
+from passl_densecl.models.batch_norm import ChainedStatistics
 from passl_densecl.models.densecl import Keys
-from passl_densecl.weights import (
-    load_strict,
-)
+from passl_densecl.reliability import checkpoint as checkpoint_files
+from passl_densecl.reliability.bad_images import BadImages
+from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints
+from passl_densecl.reliability.log import SilentLog, Stopwatch, peak_memory_mb
+from passl_densecl.reliability.signals import StopRequest
+from passl_densecl.reliability.watchdog import Watchdog, similarity
+from passl_densecl.weights import load_strict
 from passl_densecl.weights.card import run_card
 from passl_densecl.weights.convert import read_training_state
 
 
 def pretrain(
-    config: PretrainConfig, *, resume: str | None = None, load: str | None = None, pretrained: str | None = None,
+    config: PretrainConfig,
+    *,
+    resume: str | None = None,
+    load: str | None = None,
+    pretrained: str | None = None,
     overwrite: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     """Run or continue the experiment. Returns the exit code: 0 when finished, 128 + signal when asked to stop.
 
     `resume` is "auto" for the run's newest complete checkpoint (a new run when there is none) or a checkpoint's path.
@@ -74,9 +73,15 @@ def pretrain(
 
 
 def _train(
-    config: PretrainConfig, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog, stop: StopRequest,
-    load: str | None, pretrained: str | None, overwrite: bool,
-) -> int:  # fmt: skip
+    config: PretrainConfig,
+    start: Checkpoint | None,
+    checkpoints: Checkpoints,
+    log: SilentLog,
+    stop: StopRequest,
+    load: str | None,
+    pretrained: str | None,
+    overwrite: bool,
+) -> int:
     images = scan_images(config.data.root, config.data.list_file)
     steps_per_epoch = check_image_count(images, config)
     check_decodable(images)
@@ -87,10 +92,14 @@ def _train(
     queue_len = choose_queue_len(config, len(images), log)
     check_same_start(start)
     checkpoint_files.report_start(start, checkpoints, log)
-    neighbours = OnlineKNN(
-        config.evaluation, size=output_size(config.data.transforms), num_workers=workers,
-        steps_per_epoch=steps_per_epoch, epochs=config.epochs, log=log,
-    )  # fmt: skip
+    neighbors = OnlineKNN(
+        config.evaluation,
+        size=output_size(config.data.transforms),
+        num_workers=workers,
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.epochs,
+        log=log,
+    )
     model = build_model(config, queue_len)
     optimizer = build_optimizer(config.optimizer, model)
     scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
@@ -112,24 +121,41 @@ def _train(
 
     model.train()
     parallel = dist.parallel(model)
-    statistics = dist.ChainedStatistics(model, config.micro_batch_count // dist.world_size())
+    statistics = ChainedStatistics(model, config.micro_batch_count // dist.world_size())
     loader = PairLoader(
-        images, config.data.transforms, seed=config.seed, batch_size=config.batch_size,
-        rank=dist.rank(), world_size=dist.world_size(), num_workers=workers,
-    )  # fmt: skip
+        images,
+        config.data.transforms,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=workers,
+    )
     guard = Guard(
-        config, model, optimizer, scaler, statistics, images, log, steps_per_epoch=steps_per_epoch,
-        skipped=start.state.get("nonfinite_steps", 0) if start is not None else 0, parents=parents,
-    )  # fmt: skip
+        config,
+        model,
+        optimizer,
+        scaler,
+        statistics,
+        images,
+        log,
+        steps_per_epoch=steps_per_epoch,
+        skipped=start.state.get("nonfinite_steps", 0) if start is not None else 0,
+        parents=parents,
+    )
     watchdog = Watchdog(config, queue_len, workers, log)
     last = steps_per_epoch * config.epochs
     bad_images = BadImages(
-        config.run_dir, images, config.data.max_bad_share, log,
-        resumed=start is not None, in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
-    )  # fmt: skip
+        config.run_dir,
+        images,
+        config.data.max_bad_share,
+        log,
+        resumed=start is not None,
+        in_epoch=start.state.get("bad_in_epoch", 0) if start else 0,
+    )
     enter_folder(start, checkpoints, log, overwrite)
-    if neighbours.missing(first):
-        neighbours.run(model, first)
+    if neighbors.missing(first):
+        neighbors.run(model, first)
     stopwatch = Stopwatch()
     with stop.at_steps():
         for step, batch in loader.steps(first, last):
@@ -163,29 +189,46 @@ def _train(
                 )
             if good and log_due:
                 values = _log_step(
-                    config, log, stopwatch, dist.mean(paddle.stack(reports).mean(axis=0)), done=done,
-                    steps_per_epoch=steps_per_epoch, lr=optimizer.get_lr(), loss_lambda=loss_lambda, queue_len=queue_len,
-                    similar=similarity(keys), skipped=guard.skipped,
-                )  # fmt: skip
+                    config,
+                    log,
+                    stopwatch,
+                    dist.all_reduce_mean(paddle.stack(reports).mean(axis=0)),
+                    done=done,
+                    steps_per_epoch=steps_per_epoch,
+                    lr=optimizer.get_lr(),
+                    loss_lambda=loss_lambda,
+                    queue_len=queue_len,
+                    similar=similarity(keys),
+                    skipped=guard.skipped,
+                )
                 watchdog.look(values)
             if name:
                 guard.check_weights(done)
             if name and dist.is_main():
                 with dist.uninterrupted():
                     saved = checkpoints.save(
-                        name, done, model.state_dict(), optimizer_state(optimizer, model),
-                        {"task": "pretrain", "steps_per_epoch": steps_per_epoch, "images": len(images),
-                         "scaler": scaler_state(scaler), "bad_in_epoch": bad_images.in_epoch,
-                         "nonfinite_steps": guard.skipped},
+                        name,
+                        done,
+                        model.state_dict(),
+                        optimizer_state(optimizer, model),
+                        {
+                            "task": "pretrain",
+                            "steps_per_epoch": steps_per_epoch,
+                            "images": len(images),
+                            "scaler": scaler_state(scaler),
+                            "bad_in_epoch": bad_images.in_epoch,
+                            "nonfinite_steps": guard.skipped,
+                        },
                         card=run_card(config, epoch=done // steps_per_epoch, step=done, parents=parents),
-                        must=stopping or done == last, log=log,
-                    )  # fmt: skip
+                        must=stopping or done == last,
+                        log=log,
+                    )
                 if stopping and done < last:
                     log.line("stopped", f"on request, at step {done:,}; saved {saved}; continue with --resume")
             if stopping and done < last:
                 return stop.exit_code
-            if neighbours.due(done):  # after the checkpoint: killed in it, a run goes on with it
-                neighbours.run(model, done)
+            if neighbors.due(done):  # after the checkpoint: killed in it, a run goes on with it
+                neighbors.run(model, done)
                 stopwatch.skip()
     end = checkpoints.newest()
     log.line(
@@ -233,10 +276,18 @@ def build_model(config: PretrainConfig, queue_len: int) -> DenseCL:
     """The model of a config; without a dense branch when loss_lambda is 0."""
     model = config.model
     return DenseCL(
-        model.depth, queue_len=queue_len, hidden_dim=model.hidden_dim, out_dim=model.out_dim, num_grid=model.num_grid,
-        stem_stride=model.stem_stride, last_stride=model.last_stride, temperature=model.temperature, momentum=model.momentum,
-        dense=model.loss_lambda > 0, seed=config.seed,
-    )  # fmt: skip
+        model.depth,
+        queue_len=queue_len,
+        hidden_dim=model.hidden_dim,
+        out_dim=model.out_dim,
+        num_grid=model.num_grid,
+        stem_stride=model.stem_stride,
+        last_stride=model.last_stride,
+        temperature=model.temperature,
+        momentum=model.momentum,
+        dense=model.loss_lambda > 0,
+        seed=config.seed,
+    )
 
 
 def restore(
@@ -256,9 +307,11 @@ def load_state(model: DenseCL, path: str, expected: PretrainModelConfig, log: Si
     state = read_training_state(path)
     queue_len, out_dim = model.global_queue.keys.shape
     sizes = (
-        ("depth", state.depth, expected.depth), ("hidden_dim", state.hidden_dim, expected.hidden_dim),
-        ("out_dim", state.out_dim, out_dim), ("queue_len", state.queue_len, queue_len),
-    )  # fmt: skip
+        ("depth", state.depth, expected.depth),
+        ("hidden_dim", state.hidden_dim, expected.hidden_dim),
+        ("out_dim", state.out_dim, out_dim),
+        ("queue_len", state.queue_len, queue_len),
+    )
     unfit = [(key, there, here) for key, there, here in sizes if there != here]
     if unfit:
         said = "; ".join(f"model.{key} is {there} there and {here} here" for key, there, here in unfit)
@@ -274,14 +327,11 @@ def load_state(model: DenseCL, path: str, expected: PretrainModelConfig, log: Si
         )
     check_strides("--load", path, expected)
     load_strict(model, state.arrays, source=path)
-    log.line(
-        "weights",
-        f"{path}: {state.kind}, {state.describe()}; into a new run",
-    )
+    log.line("weights", f"{path}: {state.kind}, {state.describe()}; into a new run")
 
 
 def load_backbones(model: DenseCL, path: str, expected: PretrainModelConfig, log: SilentLog) -> None:
-    """Put the backbone of any recognised file into both encoders of a new run; the necks and queues stay random."""
+    """Put the backbone of any recognized file into both encoders of a new run; the necks and queues stay random."""
     extraction = read_fitting_backbone(path, expected)
     for encoder in (model.query_encoder, model.key_encoder):
         load_strict(encoder.backbone, extraction.backbone, source=path)
@@ -292,8 +342,14 @@ def load_backbones(model: DenseCL, path: str, expected: PretrainModelConfig, log
 
 
 def _describe(
-    config: PretrainConfig, model: DenseCL, queue_len: int, steps_per_epoch: int, log: SilentLog, *, queues_are_full: bool
-) -> None:  # fmt: skip
+    config: PretrainConfig,
+    model: DenseCL,
+    queue_len: int,
+    steps_per_epoch: int,
+    log: SilentLog,
+    *,
+    queues_are_full: bool,
+) -> None:
     weights = sum(int(np.prod(p.shape)) for p in model.parameters() if not _is_statistic(p))
     trained = sum(int(np.prod(p.shape)) for p in model.parameters() if not p.stop_gradient)
     method = "DenseCL" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
@@ -334,9 +390,16 @@ def _batch_bytes(config: PretrainConfig) -> int:
 
 
 def forward_backward(
-    config: PretrainConfig, model: DenseCL, parallel: paddle.nn.Layer, scaler: paddle.amp.GradScaler,
-    query: paddle.Tensor, key: paddle.Tensor, *, step: int, loss_lambda: float,
-) -> tuple[Keys, list[paddle.Tensor]]:  # fmt: skip
+    config: PretrainConfig,
+    model: DenseCL,
+    parallel: paddle.nn.Layer,
+    scaler: paddle.amp.GradScaler,
+    query: paddle.Tensor,
+    key: paddle.Tensor,
+    *,
+    step: int,
+    loss_lambda: float,
+) -> tuple[Keys, list[paddle.Tensor]]:
     """The keys of a step, and its losses with their gradients, averaged over its micro-batches and the processes.
 
     `query` and `key` are this process's views; `parallel` is the model, or what `dist.parallel` made of it. A loss is
@@ -348,7 +411,7 @@ def forward_backward(
         part = slice(index * size, (index + 1) * size)
         final = index == count - 1
         if final:
-            dist.meet()  # the gradients of all processes do in its backward pass
+            dist.wait_for_all()  # the gradients of all processes do in its backward pass
         with nullcontext() if final else dist.local_gradients(parallel):
             losses = parallel(query[part], keys.local.rows(part), amp_context(config.amp))
             loss = losses[0]
@@ -367,9 +430,19 @@ def key_order(config: PretrainConfig, step: int) -> np.ndarray | None:
 
 
 def _log_step(
-    config: PretrainConfig, log: SilentLog, stopwatch: Stopwatch, report: list[float], *, done: int,
-    steps_per_epoch: int, lr: float, loss_lambda: float, queue_len: int, similar: dict[str, float], skipped: int,
-) -> dict[str, float]:  # fmt: skip
+    config: PretrainConfig,
+    log: SilentLog,
+    stopwatch: Stopwatch,
+    report: list[float],
+    *,
+    done: int,
+    steps_per_epoch: int,
+    lr: float,
+    loss_lambda: float,
+    queue_len: int,
+    similar: dict[str, float],
+    skipped: int,
+) -> dict[str, float]:
     """One line and one object of metrics, which comes back."""
     loss, global_loss, global_top1, *dense = report
     fill = min(1.0, done * config.batch_size / queue_len)
@@ -386,8 +459,11 @@ def _log_step(
     filling = f"  queue {fill:.0%}" if fill < 1 else ""
     filling += f"  {skipped} not finite" if skipped else ""
     log.progress(
-        f"epoch {epoch + 1}/{config.epochs}", within + 1, steps_per_epoch,
-        f"{parts}  {top1}{filling}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}", record=True,
-    )  # fmt: skip
+        f"epoch {epoch + 1}/{config.epochs}",
+        within + 1,
+        steps_per_epoch,
+        f"{parts}  {top1}{filling}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}",
+        record=True,
+    )
     log.metrics(values)
     return values

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import paddle
 
-from passl_densecl import dist
 from passl_densecl.config import PretrainConfig
-from passl_densecl.engine import checkpoint as checkpoint_files
-from passl_densecl.engine.checkpoint import Checkpoint
+from passl_densecl.distributed import collectives as dist
 from passl_densecl.engine.guard import BATCH, LOSSES, REPORT
 from passl_densecl.engine.optim import build_optimizer, trained
 from passl_densecl.engine.pretrain import build_model, forward_backward, key_order, restore
-from passl_densecl.engine.runlog import set_device
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
+from passl_densecl.reliability import checkpoint as checkpoint_files
+from passl_densecl.reliability.checkpoint import Checkpoint
+from passl_densecl.reliability.log import set_device
 from passl_densecl.tensors import to_tensor
 
 
@@ -97,9 +97,14 @@ def _restored(config: PretrainConfig, start: Checkpoint) -> tuple[DenseCL, paddl
 
 
 def _step(
-    config: PretrainConfig, model: DenseCL, scaler: paddle.amp.GradScaler, batch: dict[str, np.ndarray], step: int,
-    loss_lambda: float, say: Callable[[str], None],
-) -> np.ndarray:  # fmt: skip
+    config: PretrainConfig,
+    model: DenseCL,
+    scaler: paddle.amp.GradScaler,
+    batch: dict[str, np.ndarray],
+    step: int,
+    loss_lambda: float,
+    say: Callable[[str], None],
+) -> np.ndarray:
     """Losses and gradients of the training loop's own step; (micro-batches, 3 or 5) losses come back."""
     query, key = to_tensor(batch["query"]), to_tensor(batch["key"])
     _, reports = forward_backward(config, model, model, scaler, query, key, step=step, loss_lambda=loss_lambda)
@@ -141,9 +146,11 @@ def _watcher(name: str, found: list[str], images: list[str], seen: list[int], si
         if not len(rows):
             return
         weights = [
-            key for key, value in layer.named_parameters()
-            if not key.startswith("_") and not np.isfinite(value.numpy()).all()  # the call has moved BatchNorm's statistics
-        ]  # fmt: skip
+            key
+            for key, value in layer.named_parameters()
+            if not key.startswith("_")
+            and not np.isfinite(value.numpy()).all()  # the call has moved BatchNorm's statistics
+        ]
         had = "finite" if np.isfinite(inputs[0].astype("float32").numpy()).all() else "not finite either"
         first = (seen[0] - 1) * size
         of = [images[first + row] for row in rows]

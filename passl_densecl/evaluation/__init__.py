@@ -1,4 +1,4 @@
-"""What a backbone is worth without training it further: features, nearest neighbours, linear heads, correspondences."""
+"""What a backbone is worth without training it further: features, nearest neighbors, linear heads, correspondences."""
 
 from __future__ import annotations
 

@@ -77,14 +77,14 @@ def grid(height: int, width: int) -> np.ndarray:
 def true_positions(
     query: View, key: View, query_shape: tuple[int, int], key_shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the centres of the query view's cells are in the key view.
+    """Where the centers of the query view's cells are in the key view.
 
     Args:
-        query_shape, key_shape: (H, W) of the maps. The centre of cell (i, j) is at ((i + ½) / H, (j + ½) / W) of the
+        query_shape, key_shape: (H, W) of the maps. The center of cell (i, j) is at ((i + ½) / H, (j + ½) / W) of the
             view.
 
     Returns:
-        (S, 2) float64 row and column in key cells, where a whole number is the centre of a cell; and (S,) bool,
+        (S, 2) float64 row and column in key cells, where a whole number is the center of a cell; and (S,) bool,
         whether the place lies in the key view at all.
     """
     places = (grid(*query_shape) + 0.5) / query_shape

@@ -1,10 +1,10 @@
 """Semantic segmentation by a linear 1×1 head on the frozen map: what single positions know.
 
-Geometry: with sides of 32·n + 1 pixels, a stride of 32 gives maps of n + 1 cells whose centres are at pixels 0, 32, …, so
+Geometry: with sides of 32·n + 1 pixels, a stride of 32 gives maps of n + 1 cells whose centers are at pixels 0, 32, …, so
 that the first and last cells lie on the borders and logits are interpolated from corner to corner (as DeepLab has it).
-Training: the target of a cell is the share of each class around its centre; multinomial logistic regression on
-standardised features is convex, so L-BFGS finds its minimum and nothing depends on a learning rate or a seed.
-Scoring: logits are interpolated to the size of the mask, and every labelled pixel counts, in an exact confusion matrix.
+Training: the target of a cell is the share of each class around its center; multinomial logistic regression on
+standardized features is convex, so L-BFGS finds its minimum and nothing depends on a learning rate or a seed.
+Scoring: logits are interpolated to the size of the mask, and every labeled pixel counts, in an exact confusion matrix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import paddle.nn.functional as F
 from passl_densecl import transforms
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, feature_maps
-from passl_densecl.evaluation.linear import standardisation
+from passl_densecl.evaluation.linear import standardization
 from passl_densecl.tensors import to_tensor
 
 GRID = 32
@@ -30,7 +30,7 @@ L2S = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Strengths of the penalty to choose from, the strongest first: each fit starts from the one before."""
 
 Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
-"""Number of an image → its map, float32 (C, H, W), and its mask, int (height, width), -1 where unlabelled."""
+"""Number of an image → its map, float32 (C, H, W), and its mask, int (height, width), -1 where unlabeled."""
 
 Progress = Callable[[int, int], None] | None
 
@@ -46,13 +46,13 @@ class Cells(NamedTuple):
     """Positions of maps with what lies around them."""
 
     features: np.ndarray  # (M, C) float32
-    targets: np.ndarray  # (M, classes) float32: shares of the labelled area, summing to the labelled share of the cell
+    targets: np.ndarray  # (M, classes) float32: shares of the labeled area, summing to the labeled share of the cell
 
 
 def cell_targets(mask: np.ndarray, height: int, width: int, classes: int) -> np.ndarray:
     """(·, ·) → (height·width, classes) float32: the share of each class in the cell around every position of the map.
 
-    Cells on the border are cut in half by it. Shares sum to the labelled share.
+    Cells on the border are cut in half by it. Shares sum to the labeled share.
     """
     targets = np.zeros((height, width, classes), np.float32)
     halves = (max(1, 2 * (width - 1)), max(1, 2 * (height - 1)))
@@ -70,7 +70,7 @@ def cell_targets(mask: np.ndarray, height: int, width: int, classes: int) -> np.
 def gather_cells(
     read: Reader, indices: Sequence[int], classes: int, *, most: int = 200_000, seed: int = 0, progress: Progress = None
 ) -> list[Cells]:
-    """The labelled cells of every image; of more than `most` in all about so many, drawn evenly."""
+    """The labeled cells of every image; of more than `most` in all about so many, drawn evenly."""
     parts: list[Cells] = []
     share = most / max(len(indices), 1)
     for done, index in enumerate(indices, start=1):
@@ -83,13 +83,13 @@ def gather_cells(
         if progress is not None:
             progress(done, len(indices))
     if not sum(len(part.features) for part in parts):
-        raise InputError("no labelled pixel on the training images")
+        raise InputError("no labeled pixel on the training images")
     return parts
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear head; it includes the standardisation."""
+    """A linear head; it includes the standardization."""
 
     weight: np.ndarray  # (C, classes) float32
     bias: np.ndarray  # (classes,) float32
@@ -102,7 +102,7 @@ class Probe:
         if len(l2s) > 1 and len(parts) > 1:
             chosen, head = _choose(parts, seed, l2s)
         cells = _joined(parts)
-        mean, deviation = standardisation(cells.features)
+        mean, deviation = standardization(cells.features)
         weight, bias = fit((cells.features - mean) / deviation, cells.targets, chosen, start=head)
         weight = weight / deviation[:, None]
         return Probe(weight.astype(np.float32), (bias - mean @ weight).astype(np.float32), chosen)
@@ -125,7 +125,7 @@ def _choose(
     order = np.random.default_rng([seed, 0xDE45E]).permutation(len(parts))
     out = max(1, len(parts) // 4)
     held, rest = (_joined([parts[index] for index in some]) for some in (order[:out], order[out:]))
-    mean, deviation = standardisation(rest.features)
+    mean, deviation = standardization(rest.features)
     inside, outside = ((cells.features - mean) / deviation for cells in (rest, held))
     best, chosen, head, found = np.inf, l2s[0], None, None
     for l2 in l2s:
@@ -138,9 +138,13 @@ def _choose(
 
 
 def confusion(
-    read: Reader, probe: Probe, indices: Sequence[int], *, progress: Progress = None,
+    read: Reader,
+    probe: Probe,
+    indices: Sequence[int],
+    *,
+    progress: Progress = None,
     seen: Callable[[int, np.ndarray], None] | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """(G, classes, classes) int64: pixels by true and predicted class, for G groups of images in a row (each image is its
     own group up to 100 images). `seen` gets every prediction."""
     classes = len(probe.bias)
@@ -149,8 +153,8 @@ def confusion(
     for row, index in enumerate(indices):
         features, mask = read(index)
         predicted = probe.predict(features, *mask.shape)
-        labelled = mask >= 0
-        pairs = mask[labelled].astype(np.int64) * classes + predicted[labelled]
+        labeled = mask >= 0
+        pairs = mask[labeled].astype(np.int64) * classes + predicted[labeled]
         counts = np.bincount(pairs, minlength=classes * classes)
         found[row * groups // len(indices)] += counts.reshape(classes, classes)
         if seen is not None:
@@ -175,8 +179,12 @@ class DenseScores(NamedTuple):
         there = truth > 0
         iou = np.full(len(matrix), np.nan)
         iou[there] = right[there] / (truth + said - right)[there]
-        return DenseScores(float(iou[there].mean()), float((right[there] / truth[there]).mean()),
-                           float(right.sum() / matrix.sum()), iou)  # fmt: skip
+        return DenseScores(
+            float(iou[there].mean()),
+            float((right[there] / truth[there]).mean()),
+            float(right.sum() / matrix.sum()),
+            iou,
+        )
 
 
 def jackknife(groups: np.ndarray, score: Callable[[np.ndarray], float]) -> float:
@@ -193,13 +201,18 @@ def jackknife(groups: np.ndarray, score: Callable[[np.ndarray], float]) -> float
 
 
 def fit(
-    features: np.ndarray, targets: np.ndarray, l2: float, *, start: tuple[np.ndarray, np.ndarray] | None = None,
-    most: int = 300, tolerance: float = 3e-4,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    features: np.ndarray,
+    targets: np.ndarray,
+    l2: float,
+    *,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+    most: int = 300,
+    tolerance: float = 3e-4,
+) -> tuple[np.ndarray, np.ndarray]:
     """(M, C), (M, classes) → weight (C, classes) and bias (classes,): the minimum of
 
     Σ targets · −log softmax(features @ weight + bias) / Σ targets + l2 / 2 · ‖weight‖², to within a gradient of
-    `tolerance` times the first one; the bias is not penalised. By L-BFGS.
+    `tolerance` times the first one; the bias is not penalized. By L-BFGS.
     """
     shape = (features.shape[1] + 1, targets.shape[1])
     point = np.zeros(shape) if start is None else np.vstack([start[0], start[1]])
@@ -210,11 +223,11 @@ def fit(
         gradient[:-1] += l2 * weight
         return loss + l2 / 2 * float(np.square(weight).sum()), gradient.ravel()
 
-    point = minimise(objective, point.ravel(), most=most, tolerance=tolerance).reshape(shape)
+    point = minimize(objective, point.ravel(), most=most, tolerance=tolerance).reshape(shape)
     return point[:-1], point[-1]
 
 
-def minimise(
+def minimize(
     objective: Callable[[np.ndarray], tuple[float, np.ndarray]], point: np.ndarray, *, most: int, tolerance: float
 ) -> np.ndarray:
     """Where a smooth convex function, given with its gradient, is smallest. L-BFGS with ten pairs and backtracking.
@@ -261,14 +274,14 @@ def _inverse_hessian(steps: Sequence[tuple[np.ndarray, np.ndarray, float]], grad
 def _cross_entropy(
     features: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """The mean loss over the labelled area, and its gradient (C + 1, classes), in float64 but for the products."""
+    """The mean loss over the labeled area, and its gradient (C + 1, classes), in float64 but for the products."""
     logits = features @ weight.astype(np.float32) + bias.astype(np.float32)
     logits -= logits.max(axis=1, keepdims=True)
     likely = np.exp(logits)
     sums = likely.sum(axis=1, keepdims=True)
-    labelled, area = targets.sum(axis=1, keepdims=True), float(targets.sum(dtype=np.float64))
+    labeled, area = targets.sum(axis=1, keepdims=True), float(targets.sum(dtype=np.float64))
     loss = float((targets * (np.log(sums) - logits)).sum(dtype=np.float64)) / area
-    error = (likely / sums * labelled - targets) / np.float32(area)
+    error = (likely / sums * labeled - targets) / np.float32(area)
     return loss, np.vstack([features.T @ error, error.sum(axis=0, keepdims=True)]).astype(np.float64)
 
 

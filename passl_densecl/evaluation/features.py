@@ -22,7 +22,7 @@ from passl_densecl.weights import load_strict, read_backbone, recorded_model, we
 RANDOM = "random"
 
 Backbone = Callable[[paddle.Tensor], paddle.Tensor]
-"""Normalised float32 images (B, 3, height, width) → map (B, C, H, W)."""
+"""Normalized float32 images (B, 3, height, width) → map (B, C, H, W)."""
 
 
 class Features(NamedTuple):
@@ -42,7 +42,7 @@ def load_backbone(
     last_stride: int | None = None,
     encoder: Literal["query", "key"] = "query",
 ) -> ResNetBackbone:
-    """A backbone in eval mode, from weights or, for the word "random", as initialised with `seed`.
+    """A backbone in eval mode, from weights or, for the word "random", as initialized with `seed`.
 
     Args:
         path: a checkpoint folder, a run folder (its newest checkpoint) or a weight file of any kind that
@@ -74,7 +74,7 @@ def load_backbone(
 
 
 def untrained_like(backbone: ResNetBackbone, seed: int = 0) -> ResNetBackbone:
-    """The backbone as it was before any training: same depth and strides, weights as initialised with `seed`."""
+    """The backbone as it was before any training: same depth and strides, weights as initialized with `seed`."""
     fresh = copy.deepcopy(backbone)
     for name, parameter in fresh.named_parameters():
         if len(parameter.shape) == 1:  # of BatchNorm: weight and variance are 1, bias and mean 0
@@ -87,12 +87,12 @@ def untrained_like(backbone: ResNetBackbone, seed: int = 0) -> ResNetBackbone:
 
 @paddle.no_grad()
 def feature_maps(backbone: Backbone, images: np.ndarray) -> paddle.Tensor:
-    """uint8 RGB (B, height, width, 3) → float32 (B, C, H, W), not normalised over channels."""
+    """uint8 RGB (B, height, width, 3) → float32 (B, C, H, W), not normalized over channels."""
     return backbone(normalize(to_tensor(images))).astype("float32")
 
 
 def feature_map(backbone: Backbone, image: np.ndarray) -> np.ndarray:
-    """uint8 RGB (height, width, 3) → float32 (C, H, W), not normalised over channels."""
+    """uint8 RGB (height, width, 3) → float32 (C, H, W), not normalized over channels."""
     return feature_maps(backbone, image[None])[0].numpy()
 
 

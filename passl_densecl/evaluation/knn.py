@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification: how well classes lie together, with nothing trained.
+"""Weighted k-nearest-neighbor classification: how well classes lie together, with nothing trained.
 
 Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4.
 """
@@ -13,19 +13,19 @@ import numpy as np
 _SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The k nearest of a bank for each of M vectors, nearest first."""
 
     similarity: np.ndarray  # (M, k) float32 cosines; -inf where the bank was too small
     labels: np.ndarray  # (M, k) int64
 
     @staticmethod
-    def merge(parts: Sequence[Neighbours], k: int) -> Neighbours:
+    def merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
         """The k nearest of several banks together; of equal cosines the earlier bank's come first."""
         similarity = np.concatenate([part.similarity for part in parts], axis=1)
         labels = np.concatenate([part.labels for part in parts], axis=1)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        return Neighbours(np.take_along_axis(similarity, order, axis=1), np.take_along_axis(labels, order, axis=1))
+        return Neighbors(np.take_along_axis(similarity, order, axis=1), np.take_along_axis(labels, order, axis=1))
 
 
 def knn_accuracy(
@@ -68,12 +68,12 @@ def knn_accuracies(
         raise ValueError("no validation vectors")
     train_labels, val_labels = np.asarray(train_labels), np.asarray(val_labels)
     if min(train_labels.min(), val_labels.min()) < 0:
-        raise ValueError("a label is negative: the images are not labelled")
+        raise ValueError("a label is negative: the images are not labeled")
     found = nearest(train_features, train_labels, val_features, max(ks))
     return {k: float((vote(found, k, temperature) == val_labels).mean()) for k in ks}
 
 
-def nearest(train_features: np.ndarray, train_labels: np.ndarray, val_features: np.ndarray, k: int) -> Neighbours:
+def nearest(train_features: np.ndarray, train_labels: np.ndarray, val_features: np.ndarray, k: int) -> Neighbors:
     """(N, C), (N,), (M, C) → the k nearest by cosine; a bank of fewer than k is filled up with cosines of -inf."""
     bank = _unit(train_features)  # (N, C)
     labels = np.asarray(train_labels, np.int64)
@@ -83,17 +83,17 @@ def nearest(train_features: np.ndarray, train_labels: np.ndarray, val_features: 
     for start in range(0, len(val_features), chunk):
         similarity = _unit(val_features[start : start + chunk]) @ bank.T  # (chunk, N)
         some = np.argpartition(-similarity, own - 1, axis=1)[:, :own]
-        parts.append(Neighbours(np.take_along_axis(similarity, some, axis=1), labels[some]))
+        parts.append(Neighbors(np.take_along_axis(similarity, some, axis=1), labels[some]))
     similarity = np.full((len(val_features), k), -np.inf, np.float32)
     names = np.zeros((len(val_features), k), np.int64)
     similarity[:, :own] = np.concatenate([part.similarity for part in parts])
     names[:, :own] = np.concatenate([part.labels for part in parts])
-    return Neighbours.merge([Neighbours(similarity, names)], k)
+    return Neighbors.merge([Neighbors(similarity, names)], k)
 
 
-def vote(neighbours: Neighbours, k: int, temperature: float) -> np.ndarray:
+def vote(neighbors: Neighbors, k: int, temperature: float) -> np.ndarray:
     """(M,) int64: the label with the largest sum of weights among each vector's k nearest."""
-    closeness, labels = neighbours.similarity[:, :k], neighbours.labels[:, :k]
+    closeness, labels = neighbors.similarity[:, :k], neighbors.labels[:, :k]
     # Relative to the closest, which changes no decision and cannot overflow at a low temperature.
     weights = np.exp((closeness - closeness[:, :1]).astype(np.float64) / temperature)
     votes = np.zeros((len(labels), int(labels.max()) + 1))

@@ -1,7 +1,7 @@
 """Linear classifiers on cached features: a whole sweep of learning rates and weight decays trained at once.
 
 This is the fast preset. Beside the official recipe, which `tools/train.py` runs: features are computed once (or once for
-each of a few augmented copies) instead of anew in every epoch, they are standardised, and the learning rate is chosen
+each of a few augmented copies) instead of anew in every epoch, they are standardized, and the learning rate is chosen
 instead of given. Figures are therefore comparable with each other, not with published ones.
 """
 
@@ -62,7 +62,7 @@ def linear_accuracy(
     """
     train_labels, val_labels = np.asarray(train_labels), np.asarray(val_labels)
     classes = int(max(train_labels.max(), val_labels.max())) + 1
-    mean, deviation = standardisation(train[0])
+    mean, deviation = standardization(train[0])
     standard = _Standard(mean, deviation)
     combinations = list(itertools.product(lrs, weight_decays))
     chosen, shares = combinations[0], dict[tuple[float, float], float]()
@@ -70,21 +70,35 @@ def linear_accuracy(
     if rounds == 2:
         out = hold_out(train_labels, held_out, seed)
         weights = _fit(
-            [copy[~out] for copy in train], train_labels[~out], classes, combinations, standard, epochs, batch_size, seed,
+            [copy[~out] for copy in train],
+            train_labels[~out],
+            classes,
+            combinations,
+            standard,
+            epochs,
+            batch_size,
+            seed,
             _part(progress, 0, epochs * rounds),
-        )  # fmt: skip
+        )
         top1, _ = _judge(weights, train[0][out], train_labels[out], classes, standard)
         shares = dict(zip(combinations, top1.tolist(), strict=True))
         chosen = max(combinations, key=lambda one: shares[one])
     weights = _fit(
-        train, train_labels, classes, [chosen], standard, epochs, batch_size, seed,
+        train,
+        train_labels,
+        classes,
+        [chosen],
+        standard,
+        epochs,
+        batch_size,
+        seed,
         _part(progress, epochs * (rounds - 1), epochs * rounds),
-    )  # fmt: skip
+    )
     (top1,), (top5,) = (values.tolist() for values in _judge(weights, val, val_labels, classes, standard))
     return LinearResult(top1, top5, math.sqrt(top1 * (1 - top1) / len(val_labels)), *chosen, shares)
 
 
-def standardisation(vectors: np.ndarray, rows: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def standardization(vectors: np.ndarray, rows: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """(N, C) → (C,) mean and (C,) deviation over the rows; a channel that never varies has deviation 1."""
     total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
     for start in range(0, len(vectors), rows):
@@ -104,8 +118,10 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
         rows = rng.permutation(np.flatnonzero(labels == label))
         out[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
     if not out.any():
-        raise InputError("no class has two training images: none can be held out to choose the learning rate; give one "
-                         "learning rate and one weight decay")  # fmt: skip
+        raise InputError(
+            "no class has two training images: none can be held out to choose the learning rate; give one "
+            "learning rate and one weight decay"
+        )
     return out
 
 
@@ -115,15 +131,22 @@ class _Standard:
     deviation: np.ndarray
 
     def __call__(self, vectors: np.ndarray) -> paddle.Tensor:
-        """(B, C) of any float type → float32 tensor, standardised."""
+        """(B, C) of any float type → float32 tensor, standardized."""
         return to_tensor((vectors.astype(np.float32) - self.mean) / self.deviation)
 
 
 @paddle.no_grad()
 def _fit(
-    copies: Sequence[np.ndarray], labels: np.ndarray, classes: int, combinations: Sequence[tuple[float, float]],
-    standard: _Standard, epochs: int, batch_size: int, seed: int, progress: Callable[[int], None],
-) -> tuple[paddle.Tensor, paddle.Tensor]:  # fmt: skip
+    copies: Sequence[np.ndarray],
+    labels: np.ndarray,
+    classes: int,
+    combinations: Sequence[tuple[float, float]],
+    standard: _Standard,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None],
+) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Weights (C, G·classes) and biases (G·classes) of G classifiers, one a combination: one product gives all logits."""
     count, batch_size = len(labels), min(batch_size, len(labels))
     steps = count // batch_size
@@ -153,8 +176,12 @@ def _fit(
 
 @paddle.no_grad()
 def _judge(
-    weights: tuple[paddle.Tensor, paddle.Tensor], vectors: np.ndarray, labels: np.ndarray, classes: int, standard: _Standard
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    weights: tuple[paddle.Tensor, paddle.Tensor],
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    standard: _Standard,
+) -> tuple[np.ndarray, np.ndarray]:
     """(G,) top-1 and (G,) top-5, exact; of equal logits the smaller class comes first, one that diverged is never right."""
     weight, bias = weights
     hits = np.zeros((2, weight.shape[1] // classes))

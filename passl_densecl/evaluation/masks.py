@@ -17,12 +17,12 @@ import numpy as np
 
 from passl_densecl.data.datasets import EXTENSIONS, UndecodableImage, decode
 from passl_densecl.data.images import read_file
-from passl_densecl.data.words import listed, plural
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.multilabel import VOC_CLASSES
+from passl_densecl.text import listed, plural
 
-UNLABELLED = -1
+UNLABELED = -1
 VOID = 255
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -35,7 +35,7 @@ class MaskSet:
     images: tuple[str, ...]
     masks: tuple[str, ...]
     classes: tuple[str, ...]
-    number_of: dict[int, int] = field(repr=False)  # value in the mask → index into classes; other values are unlabelled
+    number_of: dict[int, int] = field(repr=False)  # value in the mask → index into classes; other values are unlabeled
     segments: dict[str, dict[int, int]] | None = field(default=None, repr=False)  # panoptic: mask file → id → value
     left_out: Counter[str] = field(default_factory=Counter)  # what of the folders is not in here, and how many
 
@@ -47,7 +47,7 @@ class MaskSet:
         return decode(self.images[index])
 
     def mask(self, index: int) -> np.ndarray:
-        """(height, width) int16 indices into `classes`, or UNLABELLED. Raises InputError when it is no such mask."""
+        """(height, width) int16 indices into `classes`, or UNLABELED. Raises InputError when it is no such mask."""
         values = read_mask(self.masks[index])
         lookup = self.number_of
         if self.segments is not None:
@@ -57,19 +57,26 @@ class MaskSet:
             lookup = {one: self.number_of[kind] for one, kind in self.segments[name].items() if kind in self.number_of}
         elif values.max(initial=0) > 65535:
             raise InputError(
-                f"{self.masks[index]}: a colour image, as COCO's panoptic masks are; give their JSON (--categories), or "
+                f"{self.masks[index]}: a color image, as COCO's panoptic masks are; give their JSON (--categories), or "
                 "masks of one channel"
             )
         found, place = np.unique(values, return_inverse=True)
-        numbers = np.array([lookup.get(int(value), UNLABELLED) for value in found], np.int16)
+        numbers = np.array([lookup.get(int(value), UNLABELED) for value in found], np.int16)
         return numbers[place].reshape(values.shape)
 
     def only(self, classes: Sequence[int]) -> MaskSet:
-        """The same images with these classes only; pixels of the others are unlabelled."""
+        """The same images with these classes only; pixels of the others are unlabeled."""
         new = {old: number for number, old in enumerate(classes)}
         number_of = {value: new[old] for value, old in self.number_of.items() if old in new}
-        return MaskSet(self.names, self.images, self.masks, tuple(self.classes[old] for old in classes), number_of,
-                       self.segments, self.left_out)  # fmt: skip
+        return MaskSet(
+            self.names,
+            self.images,
+            self.masks,
+            tuple(self.classes[old] for old in classes),
+            number_of,
+            self.segments,
+            self.left_out,
+        )
 
     def describe(self) -> str:
         rest = f" ({self.without()})" if self.left_out else ""
@@ -98,8 +105,15 @@ def join(first: MaskSet, second: MaskSet) -> MaskSet:
     segments = None
     if first.segments is not None and second.segments is not None:
         segments = first.segments | second.segments
-    return MaskSet(first.names + second.names, first.images + second.images, first.masks + second.masks, classes, number_of,
-                   segments, first.left_out + second.left_out)  # fmt: skip
+    return MaskSet(
+        first.names + second.names,
+        first.images + second.images,
+        first.masks + second.masks,
+        classes,
+        number_of,
+        segments,
+        first.left_out + second.left_out,
+    )
 
 
 def presence(masks: MaskSet, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
@@ -125,9 +139,13 @@ def fold_of(names: Sequence[str], folds: int, seed: int) -> np.ndarray:
 
 
 def read_folders(
-    images: str | os.PathLike[str], masks: str | os.PathLike[str], *, categories: str | os.PathLike[str] | None = None,
-    group: bool = False, ignore: Sequence[int] = (VOID,),
-) -> MaskSet:  # fmt: skip
+    images: str | os.PathLike[str],
+    masks: str | os.PathLike[str],
+    *,
+    categories: str | os.PathLike[str] | None = None,
+    group: bool = False,
+    ignore: Sequence[int] = (VOID,),
+) -> MaskSet:
     """Two folders whose files go by the same names but for their endings, sub-folders included.
 
     Args:
@@ -152,7 +170,7 @@ def read_folders(
     paths = tuple(str(by_name[name]) for name in names), tuple(str(found[name]) for name in names)
     if categories is not None:
         titles, number_of, segments = _read_categories(Path(categories), group, ignore)
-        if not _in_colour(paths[1][0]):  # semantic masks, named by a file that happens to be of panoptic ones
+        if not _in_color(paths[1][0]):  # semantic masks, named by a file that happens to be of panoptic ones
             segments = None
         return MaskSet(tuple(names), *paths, titles, number_of, segments, left_out)
     if group:
@@ -181,8 +199,10 @@ def read_voc_masks(folder: str | os.PathLike[str], split: str) -> MaskSet:
     masks = tuple(str(root / "SegmentationClass" / f"{name}.png") for name in names)
     missing = [path for path in (*images, *masks) if not os.path.isfile(path)]
     if missing or not names:
-        raise InputError(f"{listing}: lists {listed([os.path.basename(path) for path in missing], 1) or 'nothing'}, "
-                         f"not found under {root}")  # fmt: skip
+        raise InputError(
+            f"{listing}: lists {listed([os.path.basename(path) for path in missing], 1) or 'nothing'}, "
+            f"not found under {root}"
+        )
     return MaskSet(names, images, masks, ("background", *VOC_CLASSES), {value: value for value in range(21)})
 
 
@@ -220,8 +240,8 @@ def _name(path: Path, root: str | os.PathLike[str]) -> str:
 
 
 def read_mask(path: str) -> np.ndarray:
-    """(height, width) int64: the values of a grey image, the indices (not the colours) of one with a palette, and
-    R + 256·G + 65536·B of one in colour. Raises UndecodableImage."""
+    """(height, width) int64: the values of a gray image, the indices (not the colors) of one with a palette, and
+    R + 256·G + 65536·B of one in color. Raises UndecodableImage."""
     data = read_file(path)
     pixels = cv2.imdecode(np.frombuffer(_without_palette(data), np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if pixels is None:
@@ -235,7 +255,7 @@ def read_mask(path: str) -> np.ndarray:
     return red + 256 * green + 65536 * blue
 
 
-def _in_colour(path: str) -> bool:
+def _in_color(path: str) -> bool:
     """Whether a mask is a PNG of three or four channels."""
     header = read_file(path)[:26]
     return header.startswith(_PNG) and len(header) == 26 and header[25] in (2, 6)
@@ -244,15 +264,15 @@ def _in_colour(path: str) -> bool:
 def _one_channel(path: str) -> np.ndarray:
     values = read_mask(path)
     if values.max(initial=0) > 65535:
-        raise InputError(f"{path}: a mask in colours; give the JSON that says what they mean (--categories)")
+        raise InputError(f"{path}: a mask in colors; give the JSON that says what they mean (--categories)")
     return values
 
 
 def _without_palette(data: bytes) -> bytes:
-    """A PNG with a palette → the same indices as a grey PNG, for OpenCV gives colours only; anything else as it is."""
+    """A PNG with a palette → the same indices as a gray PNG, for OpenCV gives colors only; anything else as it is."""
     if not data.startswith(_PNG) or len(data) < 33 or data[25] != 3:
         return data
-    header = data[16:25] + b"\0" + data[26:29]  # width, height, bits; colour type grey; compression, filter, interlace
+    header = data[16:25] + b"\0" + data[26:29]  # width, height, bits; color type gray; compression, filter, interlace
     parts, at = [_PNG, _chunk(b"IHDR", header)], 33
     while at + 8 <= len(data):
         size, kind = struct.unpack(">I4s", data[at : at + 8])

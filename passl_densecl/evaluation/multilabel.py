@@ -10,14 +10,32 @@ from pathlib import Path
 import numpy as np
 
 from passl_densecl.data.datasets import ImageSet
-from passl_densecl.data.words import plural, suggestion
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.svm import ABSENT, PRESENT, UNSURE
+from passl_densecl.text import plural, suggestion
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 @dataclass(frozen=True)

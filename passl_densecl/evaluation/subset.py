@@ -1,4 +1,4 @@
-"""A small part of a labelled set, for semi-supervised evaluation: as many images of every class, the same for everybody."""
+"""A small part of a labeled set, for semi-supervised evaluation: as many images of every class, the same for everybody."""
 
 from __future__ import annotations
 

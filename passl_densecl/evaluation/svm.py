@@ -47,9 +47,14 @@ def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
 
 
 def svm_accuracy(
-    train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray, *,
-    costs: Sequence[float] = COSTS, progress: Callable[[int, int], None] | None = None,
-) -> SvmResult:  # fmt: skip
+    train: np.ndarray,
+    train_targets: np.ndarray,
+    test: np.ndarray,
+    test_targets: np.ndarray,
+    *,
+    costs: Sequence[float] = COSTS,
+    progress: Callable[[int, int], None] | None = None,
+) -> SvmResult:
     """(N, C), (N, classes), (M, C), (M, classes) → average precision of each class, its cost chosen by 3-fold
     cross-validation (by sklearn's average precision, as the protocol does) on the training images.
 
@@ -71,10 +76,17 @@ def svm_accuracy(
 
 
 def low_shot_accuracy(
-    train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray, *,
-    shots: Sequence[int] = SHOTS, samples: int = 5, costs: Sequence[float] = COSTS, seed: int = 0,
+    train: np.ndarray,
+    train_targets: np.ndarray,
+    test: np.ndarray,
+    test_targets: np.ndarray,
+    *,
+    shots: Sequence[int] = SHOTS,
+    samples: int = 5,
+    costs: Sequence[float] = COSTS,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[int, np.ndarray]:  # fmt: skip
+) -> dict[int, np.ndarray]:
     """k → (samples, costs) mean average precision with k positives and (classes − 1)·k negatives of each class.
 
     The protocol reports the cost whose mean over the samples is best on the test images: an upper bound, since with k = 1
@@ -124,12 +136,16 @@ def _choose_cost(train: np.ndarray, target: np.ndarray, costs: Sequence[float]) 
         return costs[0]
     folds = list(StratifiedKFold(FOLDS).split(train, target))
     means = [
-        np.mean([
-            average_precision_score(target[out], _fitted(train[rows], target[rows], cost).decision_function(train[out]))
-            for rows, out in folds
-        ])
+        np.mean(
+            [
+                average_precision_score(
+                    target[out], _fitted(train[rows], target[rows], cost).decision_function(train[out])
+                )
+                for rows, out in folds
+            ]
+        )
         for cost in costs
-    ]  # fmt: skip
+    ]
     return costs[int(np.argmax(means))]
 
 
@@ -138,8 +154,9 @@ def _fitted(vectors: np.ndarray, target: np.ndarray, cost: float) -> Any:
     from sklearn.svm import LinearSVC
 
     dual: Any = True
-    svm = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, loss="squared_hinge", tol=1e-4, dual=dual, max_iter=2000,
-                    random_state=0)  # fmt: skip
+    svm = LinearSVC(
+        C=cost, class_weight={1: 2, -1: 1}, loss="squared_hinge", tol=1e-4, dual=dual, max_iter=2000, random_state=0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops at 2,000 iterations, finished or not
         return svm.fit(vectors, target)

@@ -14,7 +14,7 @@ from passl_densecl.weights import load_strict
 class StageLayer(nn.Layer):
     """Images → the output of one stage, in eval mode.
 
-    Images are uint8 (B, height, width, 3) with `normalizing`, else float32 (B, 3, height, width), normalised.
+    Images are uint8 (B, height, width, 3) with `normalizing`, else float32 (B, 3, height, width), normalized.
     """
 
     def __init__(self, network: Network, normalizing: bool) -> None:

@@ -32,7 +32,7 @@ InputKind = Literal["uint8", "float32"]
 
 INPUT_NAME = "images"
 INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "uint8": ("RGB, 0 to 255, as decoded; normalised inside", ("batch", "height", "width", "3")),
+    "uint8": ("RGB, 0 to 255, as decoded; normalized inside", ("batch", "height", "width", "3")),
     "float32": ("RGB, (value − mean) / std", ("batch", "3", "height", "width")),
 }
 # stage → (name of its output, axes, what it is)
@@ -113,9 +113,17 @@ def read_network(
     grid = _grid(file) if stage == "dense" else None
     classes = recorded_classes(file, len(arrays["fc.bias"])) or () if stage == "classifier" else ()
     return Network(
-        stage, taken.depth, stem_stride or strides[0], last_stride or strides[1], grid, arrays, classes, file,
-        taken.kind, model is not None,
-    )  # fmt: skip
+        stage,
+        taken.depth,
+        stem_stride or strides[0],
+        last_stride or strides[1],
+        grid,
+        arrays,
+        classes,
+        file,
+        taken.kind,
+        model is not None,
+    )
 
 
 def _head(file: Path, taken: Extraction, stage: str, encoder: str) -> dict[str, np.ndarray]:

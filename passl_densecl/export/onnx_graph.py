@@ -38,9 +38,12 @@ def onnx_model(network: Network, kind: InputKind) -> onnx.ModelProto:
     )
     info = network.info(kind)
     model = helper.make_model(
-        proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
-        producer_name="passl_densecl", producer_version=info["written_by"].split()[-1],
-    )  # fmt: skip
+        proto,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="passl_densecl",
+        producer_version=info["written_by"].split()[-1],
+    )
     helper.set_model_props(model, {key: _as_text(value) for key, value in info.items()})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -63,7 +66,7 @@ def _output_shape(network: Network, axes: tuple[str, ...]) -> list[str | int]:
 
 
 def _backbone(graph: _Graph, network: Network, images: str) -> str:
-    """Normalised (B, 3, height, width) → (B, C, H, W). He et al. 2016, the stride in a bottleneck's 3×3 convolution."""
+    """Normalized (B, 3, height, width) → (B, C, H, W). He et al. 2016, the stride in a bottleneck's 3×3 convolution."""
     x = graph.conv_norm(images, "backbone.conv1", "backbone.bn1", stride=1 if network.stem_stride == 1 else 2)
     x = graph.node("Relu", [x], "backbone.stem")
     if network.stem_stride == 4:
@@ -131,16 +134,12 @@ class _Graph:
         """A convolution that keeps the size but for its stride, with its bias where there is one."""
         window = self.arrays[f"{at}.weight"].shape[-1]
         inputs = [x, *(self.weight(f"{at}.{part}") for part in ("weight", "bias") if f"{at}.{part}" in self.arrays)]
-        return self.node(
-            "Conv", inputs, at, kernel_shape=[window] * 2, strides=[stride] * 2, pads=[window // 2] * 4
-        )  # fmt: skip
+        return self.node("Conv", inputs, at, kernel_shape=[window] * 2, strides=[stride] * 2, pads=[window // 2] * 4)
 
     def conv_norm(self, x: str, conv: str, norm: str, stride: int) -> str:
         """Convolution and BatchNorm with its running statistics, unfused: engines fuse them, readers find the weights."""
         values = [self.weight(f"{norm}.{part}") for part in ("weight", "bias", "_mean", "_variance")]
-        return self.node(
-            "BatchNormalization", [self.conv(x, conv, stride), *values], norm, epsilon=BATCH_NORM_EPSILON
-        )  # fmt: skip
+        return self.node("BatchNormalization", [self.conv(x, conv, stride), *values], norm, epsilon=BATCH_NORM_EPSILON)
 
     def linear(self, x: str, at: str) -> str:
         return self.node("Gemm", [x, self.weight(f"{at}.weight"), self.weight(f"{at}.bias")], at)

@@ -73,7 +73,7 @@ def export(
 
     Args:
         out: a folder to make (paddle: program, parameters, info.json) or a file ending in .onnx.
-        kind: "uint8" takes images as they are decoded and normalises inside; "float32" takes normalised images.
+        kind: "uint8" takes images as they are decoded and normalizes inside; "float32" takes normalized images.
         size: about how many pixels a side the images have on which it is tried; the written model takes any.
         photo: uint8 RGB (height, width, 3), also tried.
 
@@ -226,10 +226,7 @@ def snippet(out: Path, format: str, info: dict[str, Any], size: int, file: str =
         lines.append("import onnxruntime")
     else:
         lines.append("from paddle.inference import Config, create_predictor")
-    lines += [
-        "",
-        f'image = cv2.cvtColor(cv2.resize(cv2.imread("{file}"), ({size}, {size})), cv2.COLOR_BGR2RGB)',
-    ]
+    lines += ["", f'image = cv2.cvtColor(cv2.resize(cv2.imread("{file}"), ({size}, {size})), cv2.COLOR_BGR2RGB)']
     if info["input"]["dtype"] == "uint8":
         lines.append("images = image[None]  # uint8 RGB, (1, height, width, 3)")
     else:

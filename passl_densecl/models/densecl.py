@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from passl_densecl import dist
+from passl_densecl.distributed import collectives as dist
 from passl_densecl.models.losses import gather_matches, info_nce, match
 from passl_densecl.models.queue import Queue
 from passl_densecl.models.resnet import build_backbone, channels, initialize, normalize, rng_of
@@ -27,11 +27,11 @@ from passl_densecl.tensors import to_tensor
 class Projections:
     """What an encoder says of B images. The dense parts are None in a MoCo-v2 encoder."""
 
-    globe: paddle.Tensor  # (B, D) unit vectors
+    global_vector: paddle.Tensor  # (B, D) unit vectors
     features: paddle.Tensor | None = None  # (B, C, S) of the backbone, pooled to the neck's grid, in its own precision
     dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
     dense_mean: paddle.Tensor | None = (
-        None  # (B, D) unit vectors: the mean of the dense ones before they were normalised
+        None  # (B, D) unit vectors: the mean of the dense ones before they were normalized
     )
 
     def rows(self, index: slice | paddle.Tensor) -> Projections:
@@ -42,13 +42,13 @@ class Projections:
 
     def map(self, function: Callable[[paddle.Tensor], paddle.Tensor]) -> Projections:
         """The function applied to every part that there is."""
-        parts = (self.globe, self.features, self.dense, self.dense_mean)
+        parts = (self.global_vector, self.features, self.dense, self.dense_mean)
         return Projections(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
 
     @staticmethod
     def concat(parts: list[Projections]) -> Projections:
         """Several groups of images as one."""
-        columns = zip(*((p.globe, p.features, p.dense, p.dense_mean) for p in parts), strict=True)
+        columns = zip(*((p.global_vector, p.features, p.dense, p.dense_mean) for p in parts), strict=True)
         return Projections(*(None if column[0] is None else paddle.concat(list(column)) for column in columns))  # type: ignore[arg-type]
 
 
@@ -57,7 +57,7 @@ class Keys:
     """The keys of one step: this process's images for its losses, the whole batch's vectors for the queues."""
 
     local: Projections
-    globe: paddle.Tensor  # (whole batch, D)
+    global_vector: paddle.Tensor  # (whole batch, D)
     dense_mean: paddle.Tensor | None  # (whole batch, D)
 
 
@@ -65,9 +65,17 @@ class Encoder(nn.Layer):
     """Backbone and both necks. The necks have no BatchNorm; `dense=False` leaves the dense one out."""
 
     def __init__(
-        self, depth: int, *, hidden_dim: int = 2048, out_dim: int = 128, num_grid: int | None = None,
-        stem_stride: int = 4, last_stride: int = 2, dense: bool = True, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        depth: int,
+        *,
+        hidden_dim: int = 2048,
+        out_dim: int = 128,
+        num_grid: int | None = None,
+        stem_stride: int = 4,
+        last_stride: int = 2,
+        dense: bool = True,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.num_grid = num_grid
         width = channels(depth)
@@ -88,27 +96,38 @@ class Encoder(nn.Layer):
                     parameter.set_value(values)
 
     def forward(self, images: paddle.Tensor) -> Projections:
-        """float32 (B, 3, height, width), normalised → float32 projections."""
+        """float32 (B, 3, height, width), normalized → float32 projections."""
         return self.project(self.backbone(images))
 
     def project(self, features: paddle.Tensor) -> Projections:
-        """(B, C, H, W) backbone map → projections; vectors are normalised in float32 whatever the network's precision."""
-        globe = _unit(self.global_head(features.mean(axis=[2, 3])))
+        """(B, C, H, W) backbone map → projections; vectors are normalized in float32 whatever the network's precision."""
+        global_vector = _unit(self.global_head(features.mean(axis=[2, 3])))
         if self.dense_head is None:
-            return Projections(globe)
+            return Projections(global_vector)
         if self.num_grid is not None:
             features = F.adaptive_avg_pool2d(features, self.num_grid)
         dense = self.dense_head(features).flatten(2).astype("float32")  # (B, D, S)
-        return Projections(globe, features.flatten(2).detach(), _unit(dense), _unit(dense.mean(axis=2)))
+        return Projections(global_vector, features.flatten(2).detach(), _unit(dense), _unit(dense.mean(axis=2)))
 
 
 class DenseCL(nn.Layer):
     """The pre-training model. λ is given at each step; with `dense=False` this is MoCo-v2, at its cost."""
 
     def __init__(
-        self, depth: int, *, queue_len: int, hidden_dim: int = 2048, out_dim: int = 128, num_grid: int | None = None,
-        stem_stride: int = 4, last_stride: int = 2, temperature: float = 0.2, momentum: float = 0.999, dense: bool = True, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        depth: int,
+        *,
+        queue_len: int,
+        hidden_dim: int = 2048,
+        out_dim: int = 128,
+        num_grid: int | None = None,
+        stem_stride: int = 4,
+        last_stride: int = 2,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        dense: bool = True,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.momentum = momentum
@@ -154,9 +173,13 @@ class DenseCL(nn.Layer):
 
     @paddle.no_grad()
     def encode_keys(
-        self, images: paddle.Tensor, *, micro_batch_size: int, order: np.ndarray | None = None,
+        self,
+        images: paddle.Tensor,
+        *,
+        micro_batch_size: int,
+        order: np.ndarray | None = None,
         amp: AbstractContextManager | None = None,
-    ) -> Keys:  # fmt: skip
+    ) -> Keys:
         """This process's key images, uint8 (N, height, width, 3) → the keys of the step. Moves the key encoder first.
 
         `order` is a permutation of the whole batch (all processes) by which images are shuffled before they are encoded
@@ -171,18 +194,18 @@ class DenseCL(nn.Layer):
             for start in range(0, images.shape[0], micro_batch_size):
                 parts.append(self.key_encoder(normalize(images[start : start + micro_batch_size])))
         encoded = Projections.concat(parts)
-        globe = dist.gather_rows(encoded.globe)
+        global_vector = dist.gather_rows(encoded.global_vector)
         dense_mean = None if encoded.dense_mean is None else dist.gather_rows(encoded.dense_mean)
         if order is None:
-            return Keys(encoded, globe, dense_mean)
+            return Keys(encoded, global_vector, dense_mean)
         back = np.argsort(order)
         own, places = dist.own_rows(len(order)), to_tensor(back)
-        globe = paddle.gather(globe, places)
-        local = Projections(globe[own])
+        global_vector = paddle.gather(global_vector, places)
+        local = Projections(global_vector[own])
         if dense_mean is not None:
             dense_mean = paddle.gather(dense_mean, places)
             local = encoded.map(lambda part: dist.exchange_rows(part, back))
-        return Keys(local, globe, dense_mean)
+        return Keys(local, global_vector, dense_mean)
 
     def forward(
         self, images: paddle.Tensor, key: Projections, amp: AbstractContextManager | None = None
@@ -193,12 +216,12 @@ class DenseCL(nn.Layer):
         return self.losses(query, key)
 
     def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
-        """Normalised float32 (B, 3, height, width) → maps of the query backbone, see `ResNetBackbone.extract_feat`."""
+        """Normalized float32 (B, 3, height, width) → maps of the query backbone, see `ResNetBackbone.extract_feat`."""
         return self.query_encoder.backbone.extract_feat(images, out_indices)
 
     def losses(self, query: Projections, key: Projections) -> tuple[paddle.Tensor, ...]:
         """(global loss, top-1[, dense loss, top-1]) of B images as float32 scalars; chance level of a loss is ln(K+1)."""
-        results = info_nce(query.globe, key.globe, self.global_queue.keys, self.temperature)
+        results = info_nce(query.global_vector, key.global_vector, self.global_queue.keys, self.temperature)
         if query.dense is None or self.dense_queue is None:
             return results
         if query.features is None or key.features is None or key.dense is None:
@@ -209,7 +232,7 @@ class DenseCL(nn.Layer):
 
     def enqueue(self, keys: Keys) -> None:
         """Put the whole batch's keys into the queues, after the losses."""
-        self.global_queue.enqueue(keys.globe)
+        self.global_queue.enqueue(keys.global_vector)
         if self.dense_queue is not None and keys.dense_mean is not None:
             self.dense_queue.enqueue(keys.dense_mean)
 

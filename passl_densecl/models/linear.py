@@ -31,7 +31,7 @@ class LinearClassifier(nn.Layer):
         return self
 
     def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
-        """Normalised float32 (B, 3, height, width) → maps of the backbone, see `ResNetBackbone.extract_feat`."""
+        """Normalized float32 (B, 3, height, width) → maps of the backbone, see `ResNetBackbone.extract_feat`."""
         return self.backbone.extract_feat(images, out_indices)
 
     def features(self, images: paddle.Tensor) -> paddle.Tensor:

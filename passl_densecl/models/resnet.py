@@ -1,4 +1,4 @@
-"""The backbone: `paddle.vision.models.ResNet` without pooling and classifier, initialised as the method wants it."""
+"""The backbone: `paddle.vision.models.ResNet` without pooling and classifier, initialized as the method wants it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ResNetBackbone(ResNet):
     """``paddle.vision.models.ResNet`` whose maps can be asked for stage by stage."""
 
     def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
-        """Normalised float32 RGB (B, 3, height, width) → the maps (B, channels, H, W) of stages 0 to 3, as asked for.
+        """Normalized float32 RGB (B, 3, height, width) → the maps (B, channels, H, W) of stages 0 to 3, as asked for.
 
         The last stage's map is the backbone's own output; `(0, 1, 2, 3)` gives C2 to C5 of detection, in this order.
         Gradients and BatchNorm behave as in any call of the layer: use `eval()` and `paddle.no_grad()` to look only.
@@ -59,7 +59,7 @@ def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0, last_
 
     `stem_stride` 4 is the published network; 2 leaves its max-pooling out and 1 also the stride of conv1, for small
     images. `last_stride` 1 keeps the last stage at the resolution of the one before it, so that H and W double. The names
-    and shapes of the weights are the same for all of them. `seed=None` keeps Paddle's initialisation.
+    and shapes of the weights are the same for all of them. `seed=None` keeps Paddle's initialization.
     """
     backbone = ResNetBackbone(BasicBlock if depth < 50 else BottleneckBlock, depth, num_classes=0, with_pool=False)
     if stem_stride < 4:

@@ -49,7 +49,7 @@ class Summary:
     parts: dict[str, Cost]  # by attribute of the network: backbone, global_head, dense_head; or backbone, fc
     map_shape: tuple[int, int, int]  # (C, H, W) of the backbone
     encoders: int  # 2 in pre-training
-    trained: int  # weights that the optimiser moves
+    trained: int  # weights that the optimizer moves
     queues: tuple[int, int, int]  # how many, K, D; (0, 0, 0) in linear evaluation
     training: dict[str, int]  # what a training step does → multiply-adds for one image
 
@@ -68,14 +68,19 @@ def summarize_pretraining(model: PretrainModelConfig, size: int, queue_len: int)
 
     A training step encodes two views of an image: the query with a backward pass, which costs twice the forward pass (the
     gradient of the weights and that of the input), the key without one. The losses visit every key of a queue twice, for
-    the similarities and for their gradient. What a step does once, whatever its batch (moving average, optimiser), is
+    the similarities and for their gradient. What a step does once, whatever its batch (moving average, optimizer), is
     left out.
     """
     dense = model.loss_lambda > 0
     encoder = Encoder(
-        model.depth, hidden_dim=model.hidden_dim, out_dim=model.out_dim, num_grid=model.num_grid,
-        stem_stride=model.stem_stride, last_stride=model.last_stride, dense=dense,
-    )  # fmt: skip
+        model.depth,
+        hidden_dim=model.hidden_dim,
+        out_dim=model.out_dim,
+        num_grid=model.num_grid,
+        stem_stride=model.stem_stride,
+        last_stride=model.last_stride,
+        dense=dense,
+    )
     parts, map_shape = _measure(encoder, encoder.backbone, paddle.zeros([1, 3, size, size]))
     forward = sum(part.multiply_adds for part in parts.values())
     training = {

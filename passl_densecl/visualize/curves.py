@@ -10,17 +10,7 @@ import numpy as np
 from passl_densecl.config import PretrainConfig
 from passl_densecl.errors import InputError
 from passl_densecl.visualize.runs import Run, smoothed
-from passl_densecl.visualize.style import (
-    GREY,
-    INK,
-    LINES,
-    PALE,
-    SERIES,
-    WIDTH,
-    heading,
-    new_figure,
-    styled,
-)  # fmt: skip
+from passl_densecl.visualize.style import GRAY, INK, LINES, PALE, SERIES, WIDTH, heading, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,10 +52,13 @@ def panels_of(runs: list[Run]) -> list[Panel]:
     present = list(dict.fromkeys(key for run in runs for key in run.keys()))  # noqa: SIM118
     pretraining = "global_loss" in present
     found = [
-        panel for panel in PANELS if panel.key in present and len(_drawable(runs, panel.key))
+        panel
+        for panel in PANELS
+        if panel.key in present
+        and len(_drawable(runs, panel.key))
         # The sum of two losses says nothing that they do not say, and λ makes it jump.
         and not (panel.key == "loss" and pretraining and all(len(run.series("global_loss")[0]) for run in runs))
-    ]  # fmt: skip
+    ]
     others = [key for key in present if key not in _KNOWN and key.endswith(_SHARES) and len(_drawable(runs, key))]
     extra = [Panel(key, key.replace("_", " "), _PERCENT, 100, zero=True, most=100) for key in others]
     at = next((n for n, panel in enumerate(found) if panel.key == "images_per_second"), len(found))
@@ -155,28 +148,41 @@ def _draw_panel(axes: Axes, panel: Panel, runs: list[Run]) -> None:
         y = values * panel.scale
         window = window_of(run) if len(steps) > 20 else 1
         smooth = smoothed(y, window)
-        colour, line = SERIES[number % len(SERIES)], LINES[number % len(LINES)]
+        color, line = SERIES[number % len(SERIES)], LINES[number % len(LINES)]
         if window > 1:
-            axes.plot(x, y, color=colour, lw=0.8, alpha=0.3, zorder=1)
+            axes.plot(x, y, color=color, lw=0.8, alpha=0.3, zorder=1)
         few = len(steps) <= 20
-        axes.plot(x, smooth, color=colour, lw=2, ls=line, marker="o" if few else None, ms=4, zorder=2)
+        axes.plot(x, smooth, color=color, lw=2, ls=line, marker="o" if few else None, ms=4, zorder=2)
         if len(runs) == 1:
             last = f"{smooth[-1]:.2f}" if panel.unit == _LOSS else f"{smooth[-1]:.1f}"
             axes.annotate(
-                last, (x[-1], smooth[-1]), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9,
-                color=colour, fontweight="bold", annotation_clip=False,
-            )  # fmt: skip
+                last,
+                (x[-1], smooth[-1]),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color=color,
+                fontweight="bold",
+                annotation_clip=False,
+            )
         if panel.chance:
             chances |= {round(float(value), 3) for value in run.series(panel.chance)[1]}
         highest = max(highest, float(y.max()))
         if len(runs) == 1:
             _mark_lambda(axes, panel, run, epochs)
     for chance in sorted(chances):
-        axes.axhline(chance, color=GREY, lw=1.2, ls=(0, (2, 2)), zorder=0)
+        axes.axhline(chance, color=GRAY, lw=1.2, ls=(0, (2, 2)), zorder=0)
         axes.annotate(
-            f"chance ln(K+1) = {chance:.2f}", (1, chance), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
-            textcoords="offset points", ha="right", fontsize=8.5, color="#555555",
-        )  # fmt: skip
+            f"chance ln(K+1) = {chance:.2f}",
+            (1, chance),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color="#555555",
+        )
     axes.set_title(panel.title)
     axes.set_ylabel(panel.unit)
     axes.set_xlabel("epoch" if epochs else "step")
@@ -202,8 +208,16 @@ def _mark_lambda(axes: Axes, panel: Panel, run: Run, epochs: bool) -> None:
         return
     at = warmup / run.steps_per_epoch if epochs and run.steps_per_epoch else warmup
     axes.axvspan(0, at, color=PALE, alpha=0.5, lw=0, zorder=0)
-    axes.text(at, 0.02, "not trained yet: λ = 0 ", transform=axes.get_xaxis_transform(), ha="right", va="bottom",
-              fontsize=8.5, color=INK)  # fmt: skip
+    axes.text(
+        at,
+        0.02,
+        "not trained yet: λ = 0 ",
+        transform=axes.get_xaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=8.5,
+        color=INK,
+    )
 
 
 def key_figures(run: Run) -> list[tuple[str, str]]:

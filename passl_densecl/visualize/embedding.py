@@ -12,23 +12,13 @@ import numpy as np
 
 from passl_densecl.data.datasets import ImageSet, UndecodableImage
 from passl_densecl.data.image_set import spread
-from passl_densecl.data.words import printable
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, pool
 from passl_densecl.tensors import to_tensor
+from passl_densecl.text import printable
 from passl_densecl.transforms import CenterCrop, Resize, apply
 from passl_densecl.visualize.pca import principal_components
-from passl_densecl.visualize.style import (
-    GREY,
-    INK,
-    MARKERS,
-    SERIES,
-    WIDTH,
-    at_most,
-    heading,
-    new_figure,
-    styled,
-)  # fmt: skip
+from passl_densecl.visualize.style import GRAY, INK, MARKERS, SERIES, WIDTH, at_most, heading, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +44,7 @@ class Sample:
 def pooled_sample(
     model: Backbone, images: ImageSet, most: int, size: int, progress: Callable[[int, int], None] | None = None
 ) -> Sample:
-    """At most `most` images, evenly over the folder, through the model; each a centre crop of `size` pixels.
+    """At most `most` images, evenly over the folder, through the model; each a center crop of `size` pixels.
 
     Raises:
         InputError: fewer than five of them can be decoded.
@@ -121,8 +111,8 @@ def lay_out(vectors: np.ndarray, method: Literal["tsne", "pca"], seed: int = 0) 
     return Layout(np.asarray(places, np.float64), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)"))
 
 
-def neighbour_agreement(vectors: np.ndarray, groups: list[str]) -> tuple[float, float]:
-    """How often an image's nearest neighbour (by cosine) is of its own group, and how often chance would have it.
+def neighbor_agreement(vectors: np.ndarray, groups: list[str]) -> tuple[float, float]:
+    """How often an image's nearest neighbor (by cosine) is of its own group, and how often chance would have it.
 
     Measured on the vectors, not on the plane.
     """
@@ -137,7 +127,7 @@ def neighbour_agreement(vectors: np.ndarray, groups: list[str]) -> tuple[float, 
 
 @styled
 def draw_embedding(sample: Sample, layout: Layout, *, title: str = "", thumbnails: int = 0) -> Figure:
-    """A point for every image, coloured and shaped by its sub-folder, with a legend.
+    """A point for every image, colored and shaped by its sub-folder, with a legend.
 
     Args:
         thumbnails: draw up to so many of the images themselves, where they do not cover each other.
@@ -150,11 +140,16 @@ def draw_embedding(sample: Sample, layout: Layout, *, title: str = "", thumbnail
     for number, name in enumerate(names):
         rows = [row for row, group in enumerate(sample.groups) if group == name]
         axes.scatter(
-            layout.places[rows, 0], layout.places[rows, 1], s=34 if len(sample.groups) < 400 else 16,
+            layout.places[rows, 0],
+            layout.places[rows, 1],
+            s=34 if len(sample.groups) < 400 else 16,
             marker=MARKERS[(number + number // len(SERIES)) % len(MARKERS)],
-            color=SERIES[number % len(SERIES)], edgecolors="white", linewidths=0.4, zorder=2,
+            color=SERIES[number % len(SERIES)],
+            edgecolors="white",
+            linewidths=0.4,
+            zorder=2,
             label=f"{name} ({counts[name]})" if number < _LEGEND else None,
-        )  # fmt: skip
+        )
     if thumbnails:
         _draw_thumbnails(figure, axes, sample, layout, names, thumbnails)
     axes.set_xlabel(layout.labels[0])
@@ -174,15 +169,15 @@ def draw_embedding(sample: Sample, layout: Layout, *, title: str = "", thumbnail
             title=f"and {more} more" if more > 0 else None,
             handletextpad=0.2,
         )
-        legend.get_title().set_color(GREY)
-        share, chance = neighbour_agreement(sample.vectors, sample.groups)
-        note = f"the nearest neighbour (cosine of the pooled features) is of the same sub-folder for {share:.0%}; chance {chance:.0%}"
+        legend.get_title().set_color(GRAY)
+        share, chance = neighbor_agreement(sample.vectors, sample.groups)
+        note = f"the nearest neighbor (cosine of the pooled features) is of the same sub-folder for {share:.0%}; chance {chance:.0%}"
     heading(figure, f"{shown} images{f' · {title}' if title else ''}", note)
     return figure
 
 
 def _draw_thumbnails(figure: Figure, axes: Axes, sample: Sample, layout: Layout, names: list[str], most: int) -> None:
-    """Images at their points, each in a frame of its group's colour; one that would cover another is left out."""
+    """Images at their points, each in a frame of its group's color; one that would cover another is left out."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     axes.margins(0.07)
@@ -196,11 +191,12 @@ def _draw_thumbnails(figure: Figure, axes: Axes, sample: Sample, layout: Layout,
         if all(np.abs(inches[row] - inches[other]).max() >= apart for other in placed):
             placed.append(row)
     for row in placed:
-        colour = SERIES[names.index(sample.groups[row]) % len(SERIES)] if len(names) > 1 else INK
+        color = SERIES[names.index(sample.groups[row]) % len(SERIES)] if len(names) > 1 else INK
         box = AnnotationBbox(
             OffsetImage(sample.thumbnails[row], zoom=34 / max(sample.thumbnails[row].shape[:2])),
             (float(layout.places[row, 0]), float(layout.places[row, 1])),
-            pad=0.12, bboxprops={"edgecolor": colour, "linewidth": 2},
-        )  # fmt: skip
+            pad=0.12,
+            bboxprops={"edgecolor": color, "linewidth": 2},
+        )
         box.set_zorder(3)
         axes.add_artist(box)

@@ -68,9 +68,11 @@ def draw_heatmap(images: list[np.ndarray], similarity: Similarity, *, names: lis
     grid = figure.subplots(rows, panels, squeeze=False, width_ratios=shown)
     plain, heat = ([grid[0, 0]], [grid[0, 1]]) if rows == 1 else (list(grid[0]), list(grid[1]))
     others = np.concatenate(
-        [values[np.arange(values.size).reshape(values.shape) != _flat(similarity)] if number == 0 else values.ravel()
-         for number, values in enumerate(similarity.maps)]
-    )  # fmt: skip
+        [
+            values[np.arange(values.size).reshape(values.shape) != _flat(similarity)] if number == 0 else values.ravel()
+            for number, values in enumerate(similarity.maps)
+        ]
+    )
     low, high = (float(others.min()), float(others.max())) if others.size else (0.0, 1.0)
     drawn = None
     for number, (image, values) in enumerate(zip(images, similarity.maps, strict=True)):
@@ -84,12 +86,12 @@ def draw_heatmap(images: list[np.ndarray], similarity: Similarity, *, names: lis
         marks = [("white", similarity.cell, "-")] if number == 0 else []
         marks.append((INK, similarity.best(number), "--"))
         for axes in (plain[number], heat[number]):
-            for colour, (row, column), line in marks:
+            for color, (row, column), line in marks:
                 cell = image.shape[1] / values.shape[1], image.shape[0] / values.shape[0]
                 corner = (column * cell[0] - 0.5, row * cell[1] - 0.5)
-                under = INK if colour == "white" else "white"
+                under = INK if color == "white" else "white"
                 axes.add_patch(Rectangle(corner, *cell, fill=False, ec=under, lw=2.8))
-                axes.add_patch(Rectangle(corner, *cell, fill=False, ec=colour, lw=1.3, ls=line))
+                axes.add_patch(Rectangle(corner, *cell, fill=False, ec=color, lw=1.3, ls=line))
     assert drawn is not None
     figure.colorbar(drawn, ax=heat if rows == 1 else list(grid.ravel()), label="cosine to the chosen cell", shrink=0.9)
     last = len(images) - 1

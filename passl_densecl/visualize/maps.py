@@ -18,8 +18,12 @@ from passl_densecl.weights.names import unwrap
 FEATURES = ("backbone", "dense")
 
 # Where an encoder's backbone stands → where its dense head does.
-_HEADS = {"query_encoder.backbone.": "query_encoder.dense_head.", "key_encoder.backbone.": "key_encoder.dense_head.",
-          "encoder_q.0.": "encoder_q.1.mlp2.", "encoder_k.0.": "encoder_k.1.mlp2."}  # fmt: skip
+_HEADS = {
+    "query_encoder.backbone.": "query_encoder.dense_head.",
+    "key_encoder.backbone.": "key_encoder.dense_head.",
+    "encoder_q.0.": "encoder_q.1.mlp2.",
+    "encoder_k.0.": "encoder_k.1.mlp2.",
+}
 
 
 def load_map(
@@ -32,7 +36,7 @@ def load_map(
     encoder: Literal["query", "key"] = "query",
     features: Literal["backbone", "dense"] = "backbone",
 ) -> Backbone:
-    """Normalised images (B, 3, height, width) → map (B, C or D, H, W), in eval mode.
+    """Normalized images (B, 3, height, width) → map (B, C or D, H, W), in eval mode.
 
     Arguments as of :func:`~passl_densecl.evaluation.load_backbone`; `features` chooses between the backbone's map and
     the dense head on every cell of it (`num_grid` pools in training only: a picture wants the fine map).

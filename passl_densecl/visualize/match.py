@@ -1,4 +1,4 @@
-"""Which cells of two images a backbone takes for the same: lines between nearest neighbours."""
+"""Which cells of two images a backbone takes for the same: lines between nearest neighbors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# state of a match → (label, colour, line style): told apart without colour, too
+# state of a match → (label, color, line style): told apart without color, too
 _STATES: dict[int, tuple[str, str, Any]] = {
     2: ("correct, within one cell", RIGHT, "solid"),
     1: ("wrong", WRONG, (0, (4, 1.6))),
@@ -37,7 +37,7 @@ class Matches:
     similarity: np.ndarray  # (M,) float32 cosine, -1 to 1
     shape_a: tuple[int, int]  # (H, W) of map a
     shape_b: tuple[int, int]
-    mutual: bool  # each the nearest neighbour of the other; else b is a's nearest neighbour
+    mutual: bool  # each the nearest neighbor of the other; else b is a's nearest neighbor
     # Where the images are two views of one, for every match:
     visible: np.ndarray | None = None  # (M,) bool: the place of cell a lies in view b at all
     correct: np.ndarray | None = None  # (M,) bool: and cell b is within one cell of it
@@ -82,7 +82,7 @@ def match_images(
     mutual: bool = True,
     views: tuple[View, View] | None = None,
 ) -> Matches:
-    """Nearest neighbours among the cells of the backbone's maps of two images, by cosine.
+    """Nearest neighbors among the cells of the backbone's maps of two images, by cosine.
 
     Args:
         image_a, image_b: uint8 RGB (height, width, 3), in the size in which the backbone shall see them.
@@ -126,7 +126,7 @@ def draw_matches(
 ) -> Figure:
     """Both images side by side with a line for every match; `save_figure(figure, path)` writes it.
 
-    Lines are coloured by similarity; for two views of one image by whether they are correct, with a line style for each.
+    Lines are colored by similarity; for two views of one image by whether they are correct, with a line style for each.
     The images are uint8 RGB, as they were matched; the second is drawn as high as the first.
 
     Args:
@@ -189,7 +189,7 @@ def as_json(matches: Matches) -> dict[str, Any]:
 def summary(matches: Matches) -> str:
     """One sentence: how many, and how many of them are correct where that is known."""
     count = matches.shape_a[0] * matches.shape_a[1]
-    kind = "mutual nearest neighbours among" if matches.mutual else "nearest neighbours of"
+    kind = "mutual nearest neighbors among" if matches.mutual else "nearest neighbors of"
     text = f"{len(matches)} {kind} {count} cells"
     if matches.visible is None or matches.correct is None:
         return text
@@ -213,8 +213,8 @@ def _draw_lines(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray
         states = np.where(matches.correct, 2, np.where(matches.visible, 1, 0))
         looks = [_STATES[state][1:] for state in states]
         legend = [
-            Line2D([], [], color=colour, ls=line, lw=2.2, label=f"{(states == state).sum()} {label}")
-            for state, (label, colour, line) in _STATES.items()
+            Line2D([], [], color=color, ls=line, lw=2.2, label=f"{(states == state).sum()} {label}")
+            for state, (label, color, line) in _STATES.items()
         ]
         figure.legend(
             handles=legend, loc="outside lower center", ncols=3 if figure.get_figwidth() > 6 else 1, handlelength=3
@@ -223,18 +223,18 @@ def _draw_lines(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray
     else:
         low, high = (matches.similarity.min(), matches.similarity.max()) if len(matches) else (0.0, 1.0)
         scale = ScalarMappable(Normalize(low, max(high, low + 1e-6)), colormaps[HEAT])
-        looks = [(tuple(colour), "solid") for colour in scale.to_rgba(matches.similarity)]
+        looks = [(tuple(color), "solid") for color in scale.to_rgba(matches.similarity)]
         figure.colorbar(scale, ax=axes, shrink=0.8, pad=0.01, label="cosine similarity")
         order = np.argsort(matches.similarity)
     columns, rows = matches.shape_a[1], matches.shape_a[0]
     cell = axes.get_ylim()[0] / rows
     for index in order:
-        (y0, x0), (y1, x1), (colour, style) = starts[index], ends[index], looks[index]
+        (y0, x0), (y1, x1), (color, style) = starts[index], ends[index], looks[index]
         # Lines of one row would cover each other: every column's line takes another way through the middle.
         bend = 2 * _BEND * cell * ((matches.cells_a[index] % columns + 0.5) / columns - 0.5)
         path = Path(
             [(x0, y0), ((x0 + x1) / 2, (y0 + y1) / 2 + 2 * bend), (x1, y1)], [Path.MOVETO, Path.CURVE3, Path.CURVE3]
         )
-        for edge, line, width, alpha in (("white", "solid", 2.8, 0.5), (colour, style, 1.5, 1.0)):
+        for edge, line, width, alpha in (("white", "solid", 2.8, 0.5), (color, style, 1.5, 1.0)):
             axes.add_patch(PathPatch(path, fill=False, edgecolor=edge, ls=line, lw=width, alpha=alpha))
-        axes.scatter([x0, x1], [y0, y1], s=26, color=[colour], edgecolors="black", linewidths=0.6, zorder=3)
+        axes.scatter([x0, x1], [y0, y1], s=26, color=[color], edgecolors="black", linewidths=0.6, zorder=3)

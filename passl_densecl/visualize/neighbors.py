@@ -1,4 +1,4 @@
-"""Images beside their nearest neighbours: what a backbone takes for alike."""
+"""Images beside their nearest neighbors: what a backbone takes for alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passl_densecl.data.words import printable
+from passl_densecl.text import printable
 from passl_densecl.visualize import style
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def draw_neighbors(
         tile: index → uint8 RGB (side, side, 3), of one size for all.
         queries: which images to show.
         indices, cosines: (N, k) as :func:`passl_densecl.api.embeddings.nearest` gives them.
-        labels: (N,) classes; frames are then blue where a neighbour is of the query's class and orange where it is not.
+        labels: (N,) classes; frames are then blue where a neighbor is of the query's class and orange where it is not.
         names: what to write below the queries.
     """
     count = indices.shape[1]
     figure = style.new_figure((count + 1.3) * _TILE_INCHES, len(queries) * (_TILE_INCHES + 0.3) + 0.7)
-    # An empty column keeps the queries apart from their neighbours.
+    # An empty column keeps the queries apart from their neighbors.
     grid = figure.add_gridspec(len(queries), count + 2, width_ratios=[1, 0.08, *[1] * count])
     for row, query in enumerate(queries):
         for column, shown in enumerate([query, *indices[query].tolist()]):

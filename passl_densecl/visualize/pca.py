@@ -1,4 +1,4 @@
-"""A map in three colours: its first principal components as red, green and blue, the same for all images."""
+"""A map in three colors: its first principal components as red, green and blue, the same for all images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passl_densecl.data.words import plural
 from passl_densecl.errors import InputError
+from passl_densecl.text import plural
 from passl_densecl.visualize.maps import cells
 from passl_densecl.visualize.style import WIDTH, heading, new_figure, show_image, styled
 
@@ -38,12 +38,12 @@ def principal_components(vectors: np.ndarray, count: int) -> Principal:
     """
     vectors = np.asarray(vectors, np.float64)
     mean = vectors.mean(axis=0)
-    centred = vectors - mean
-    tall = len(centred) >= centred.shape[1]
-    small = centred.T @ centred if tall else centred @ centred.T
+    centerd = vectors - mean
+    tall = len(centerd) >= centerd.shape[1]
+    small = centerd.T @ centerd if tall else centerd @ centerd.T
     values, found = np.linalg.eigh(small)
     order = np.argsort(values)[::-1][:count]
-    axes = found[:, order].T if tall else (centred.T @ found[:, order]).T
+    axes = found[:, order].T if tall else (centerd.T @ found[:, order]).T
     lengths = np.linalg.norm(axes, axis=1, keepdims=True)
     axes = np.where(lengths > 1e-9, axes / np.maximum(lengths, 1e-9), 0)
     axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1) < 0, -1, 1)
@@ -52,10 +52,10 @@ def principal_components(vectors: np.ndarray, count: int) -> Principal:
     return Principal(mean, np.pad(axes, ((0, missing), (0, 0))), np.pad(shares, (0, missing)))
 
 
-def map_colours(maps: list[np.ndarray], margin: int = 0) -> tuple[list[np.ndarray], float]:
+def map_colors(maps: list[np.ndarray], margin: int = 0) -> tuple[list[np.ndarray], float]:
     """Maps (C, H, W) of several images → as many RGB arrays (H, W, 3) from 0 to 1, and the share of variance they show.
 
-    One set of components and one scale for all images, so that equal colours mean similar features throughout.
+    One set of components and one scale for all images, so that equal colors mean similar features throughout.
 
     Args:
         margin: so many rows and columns of cells along the border have no part in the components and their scale.
@@ -72,11 +72,11 @@ def map_colours(maps: list[np.ndarray], margin: int = 0) -> tuple[list[np.ndarra
         )
     principal = principal_components(everything, 3)
     low, high = np.percentile(principal.project(everything), _TAILS, axis=0)
-    colours = [
+    colors = [
         np.clip((principal.project(each) - low) / np.maximum(high - low, 1e-9), 0, 1).reshape(*one.shape[1:], 3)
         for each, one in zip(vectors, maps, strict=True)
     ]
-    return colours, float(principal.shares.sum())
+    return colors, float(principal.shares.sum())
 
 
 def _inner(each: np.ndarray, margin: int) -> np.ndarray:
@@ -85,9 +85,9 @@ def _inner(each: np.ndarray, margin: int) -> np.ndarray:
 
 
 @styled
-def draw_colours(
+def draw_colors(
     images: list[np.ndarray],
-    colours: list[np.ndarray],
+    colors: list[np.ndarray],
     share: float,
     *,
     names: list[str],
@@ -95,7 +95,7 @@ def draw_colours(
     columns: int = 4,
     margin: int = 0,
 ) -> Figure:
-    """Every image, and its map in colours below it."""
+    """Every image, and its map in colors below it."""
     columns = min(columns, len(images))
     bands = -(-len(images) // columns)
     width = min(WIDTH, 2.9 * columns + 0.4)
@@ -105,23 +105,23 @@ def draw_colours(
     grid = figure.subplots(2 * bands, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
-    for number, (image, colour) in enumerate(zip(images, colours, strict=True)):
+    for number, (image, color) in enumerate(zip(images, colors, strict=True)):
         band, column = divmod(number, columns)
         above, below = grid[2 * band, column], grid[2 * band + 1, column]
         show_image(above, image)
         above.set_title(names[number] if len(names[number]) <= 24 else names[number][:23] + "…", fontsize=9.5)
-        below.imshow(colour, interpolation="nearest", extent=(0, image.shape[1], image.shape[0], 0))
+        below.imshow(color, interpolation="nearest", extent=(0, image.shape[1], image.shape[0], 0))
     if title is not None:
-        heading(figure, title, *describe(colours, share, margin))
+        heading(figure, title, *describe(colors, share, margin))
     return figure
 
 
-def describe(colours: list[np.ndarray], share: float, margin: int = 0) -> tuple[str, str]:
-    """Two lines: what the colours are, and how to read them."""
-    sizes = sorted({f"{colour.shape[0]}×{colour.shape[1]}" for colour in colours})
+def describe(colors: list[np.ndarray], share: float, margin: int = 0) -> tuple[str, str]:
+    """Two lines: what the colors are, and how to read them."""
+    sizes = sorted({f"{color.shape[0]}×{color.shape[1]}" for color in colors})
     border = f"; components without {margin} {plural(margin, 'cell')} along the border" if margin else ""
     return (
         f"red, green, blue: the first three principal components, {share:.0%} of the variance",
-        f"equal colours are similar features in all {len(colours)} {plural(len(colours), 'image')}; maps of "
+        f"equal colors are similar features in all {len(colors)} {plural(len(colors), 'image')}; maps of "
         f"{' and '.join(sizes[:3])} cells{border}",
     )

@@ -14,8 +14,8 @@ import numpy as np
 from passl_densecl.config import Config, LinearConfig, PretrainConfig, dump_config
 from passl_densecl.data.datasets import ImageSet, UndecodableImage, scan_images
 from passl_densecl.data.image_set import spread
-from passl_densecl.data.words import printable
 from passl_densecl.errors import InputError
+from passl_densecl.text import printable
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize
 from passl_densecl.visualize.curves import draw_panel, key_figures, panels_of
 from passl_densecl.visualize.runs import LOG, Run
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PAIRS = 4  # augmented pairs that are shown
-_IMAGES = 2  # of which correspondences and colours are shown
+_IMAGES = 2  # of which correspondences and colors are shown
 _WIDTH = 5.0  # inches: of a figure whose letters a telephone shows in a legible size
 _SEED = 0  # of the two views of an image
 _WARNINGS = 20
@@ -103,7 +103,7 @@ def _sections(run: Run, sources: Sources) -> list[tuple[str, Callable[[], Iterab
         ("Schedule", lambda: _schedule(run)),
         ("What training sees", lambda: _views(run, sources)),
         ("Correspondences", lambda: _matches(run, sources)),
-        ("Features as colours", lambda: _colours(run, sources)),
+        ("Features as colors", lambda: _colors(run, sources)),
         ("Warnings", lambda: _warnings(run)),
         ("Configuration and environment", lambda: _settings(run)),
     ]
@@ -179,7 +179,7 @@ def _curves(run: Run) -> Iterator[str]:
         ends = f"from {values[0] * panel.scale:.4g} to {values[-1] * panel.scale:.4g} {panel.unit}"
         yield _figure(draw_panel(panel, [run]), f"{panel.title} over the run, {ends}")
     yield "</div>\n"
-    yield _soft("Bold: mean over neighbouring logged steps; pale: as logged.")
+    yield _soft("Bold: mean over neighboring logged steps; pale: as logged.")
 
 
 def _schedule(run: Run) -> Iterator[str]:
@@ -236,15 +236,15 @@ def _matches(run: Run, sources: Sources) -> Iterator[str]:
     yield "</div>\n"
     yield _soft(
         f"Two random crops of an image, {size} px each; lines join cells of the backbone's map that are each other's nearest "
-        "neighbour. A few images illustrate; for a number over many there is tools/evaluate.py."
+        "neighbor. A few images illustrate; for a number over many there is tools/evaluate.py."
     )
 
 
-def _colours(run: Run, sources: Sources) -> Iterator[str]:
+def _colors(run: Run, sources: Sources) -> Iterator[str]:
     config = _needed(run)
     from passl_densecl.evaluation import feature_map
     from passl_densecl.visualize.maps import load_map
-    from passl_densecl.visualize.pca import describe, draw_colours, map_colours
+    from passl_densecl.visualize.pca import describe, draw_colors, map_colors
 
     rng = np.random.default_rng(0)  # Resize draws nothing
     photographs = [(name, Resize(size=_size(config))(image, rng)) for name, image in _photographs(config, sources)]
@@ -254,10 +254,10 @@ def _colours(run: Run, sources: Sources) -> Iterator[str]:
         models["Dense"] = load_map(run.path, features="dense")
     yield '<div class="grid wide">\n'
     for kind, model in models.items():
-        colours, share = map_colours([feature_map(model, image) for image in images])
-        figure = draw_colours(images, colours, share, names=names, title=None)
-        caption = f"{kind} features; {'; '.join(describe(colours, share))}."
-        yield _figure(figure, f"{kind} features of {len(images)} images as colours", caption, photographs=True)
+        colors, share = map_colors([feature_map(model, image) for image in images])
+        figure = draw_colors(images, colors, share, names=names, title=None)
+        caption = f"{kind} features; {'; '.join(describe(colors, share))}."
+        yield _figure(figure, f"{kind} features of {len(images)} images as colors", caption, photographs=True)
     yield "</div>\n"
 
 

@@ -79,9 +79,15 @@ def read_run(path: Path, *, need_metrics: bool = True) -> Run:
         every = f"; the run logs every {config.log_every_steps} steps" if config else ""
         raise InputError(f"{path}: nothing logged in {METRICS} yet{every}. Try again when it has made some steps")
     return Run(
-        path, path.resolve().name, config, metrics, unread, _steps_per_epoch(path),
-        _read_object(path / ENVIRONMENT), _results(path),
-    )  # fmt: skip
+        path,
+        path.resolve().name,
+        config,
+        metrics,
+        unread,
+        _steps_per_epoch(path),
+        _read_object(path / ENVIRONMENT),
+        _results(path),
+    )
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -145,7 +151,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """(N,) → (N,): the mean over `window` neighbours, fewer at both ends."""
+    """(N,) → (N,): the mean over `window` neighbors, fewer at both ends."""
     if window <= 1 or len(values) < 3:
         return values
     sums = np.concatenate([[0.0], np.cumsum(values)])

@@ -1,6 +1,6 @@
-"""What all pictures share: colours, lettering, and how they are written.
+"""What all pictures share: colors, lettering, and how they are written.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for colour-blind eyes, and never
+Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for color-blind eyes, and never
 carry a meaning alone: line style or marker says it as well.
 """
 
@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import cv2
 import numpy as np
 
-from passl_densecl.data.words import printable
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
+from passl_densecl.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-INK, GREY, PALE = "#222222", "#8c8c8c", "#d9d9d9"
+INK, GRAY, PALE = "#222222", "#8c8c8c", "#d9d9d9"
 
 # The first of two views, images or encoders, and the second.
 FIRST, SECOND = BLUE, ORANGE
-# State of a match → colour and line style.
-RIGHT, WRONG, UNSEEN = BLUE, ORANGE, GREY
+# State of a match → color and line style.
+RIGHT, WRONG, UNSEEN = BLUE, ORANGE, GRAY
 # Several runs, or several classes.
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, INK)
 LINES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
@@ -50,7 +50,7 @@ _SETTINGS: dict[str, Any] = {
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.labelsize": 9.5,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -175,10 +175,10 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def frame(axes: Axes, colour: str, line: Any = "solid", width: float = 2.5) -> None:
+def frame(axes: Axes, color: str, line: Any = "solid", width: float = 2.5) -> None:
     """A frame around an image."""
     for spine in axes.spines.values():
-        spine.set(visible=True, edgecolor=colour, linestyle=line, linewidth=width)
+        spine.set(visible=True, edgecolor=color, linestyle=line, linewidth=width)
 
 
 def at_most(image: np.ndarray, side: int) -> np.ndarray:

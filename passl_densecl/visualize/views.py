@@ -110,16 +110,16 @@ def draw_pairs(pairs: list[Pair], *, title: str | None = "", columns: int = 2) -
         at = column * 4
         original, query, key = (figure.add_subplot(cells[row, at + offset]) for offset in range(3))
         _draw_original(original, pair)
-        for axes, view, colour, line in ((query, pair.query, FIRST, LINES[0]), (key, pair.key, SECOND, LINES[1])):
+        for axes, view, color, line in ((query, pair.query, FIRST, LINES[0]), (key, pair.key, SECOND, LINES[1])):
             show_image(axes, view)
-            frame(axes, colour, line)
+            frame(axes, color, line)
         if row == 0:
-            for axes, name, colour in (
+            for axes, name, color in (
                 (original, "image, crops", INK),
                 (query, "query view", FIRST),
                 (key, "key view", SECOND),
             ):
-                axes.set_title(name, color=colour, loc="center", fontsize=9.5)
+                axes.set_title(name, color=color, loc="center", fontsize=9.5)
     if title is not None:
         heading(figure, title, "solid frame: query; dashed frame: key")
     return figure
@@ -130,13 +130,13 @@ def _draw_original(axes: Axes, pair: Pair) -> None:
 
     if pair.original is None:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "cannot be\ndecoded; its\nneighbour\nstands in", ha="center", va="center", fontsize=9)
+        axes.text(0.5, 0.5, "cannot be\ndecoded; its\nneighbor\nstands in", ha="center", va="center", fontsize=9)
         return
     show_image(axes, pair.original)
     axes.set_anchor("C")
-    for crop, colour, line in zip(pair.crops or (), (FIRST, SECOND), LINES, strict=False):
+    for crop, color, line in zip(pair.crops or (), (FIRST, SECOND), LINES, strict=False):
         corner = (crop.left - 0.5, crop.top - 0.5)
-        for edge, width in (("white", 3.4), (colour, 2.0)):
+        for edge, width in (("white", 3.4), (color, 2.0)):
             style = "solid" if edge == "white" else line
             axes.add_patch(
                 Rectangle(

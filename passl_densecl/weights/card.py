@@ -61,7 +61,7 @@ class Card(_Entry):
     stem_stride: int | None = None
     last_stride: int | None = None
     epoch: int | None = None  # whole epochs trained
-    step: int | None = None  # optimiser steps taken
+    step: int | None = None  # optimizer steps taken
     classes: tuple[str, ...] | None = None  # of a classifier, in the order of its outputs
     config: dict[str, Any] | None = None  # of the run, without its folders
     parents: tuple[Parent, ...] = ()
@@ -88,15 +88,25 @@ class Card(_Entry):
 
 
 def run_card(
-    config: PretrainConfig | LinearConfig, *, epoch: int | None, step: int | None,
-    classes: tuple[str, ...] | None = None, parents: tuple[Parent, ...] = (),
-) -> Card:  # fmt: skip
-    """The card of a run's checkpoint after ``step`` optimiser steps."""
+    config: PretrainConfig | LinearConfig,
+    *,
+    epoch: int | None,
+    step: int | None,
+    classes: tuple[str, ...] | None = None,
+    parents: tuple[Parent, ...] = (),
+) -> Card:
+    """The card of a run's checkpoint after ``step`` optimizer steps."""
     return Card(
         kind=PRETRAINING if config.task == "pretrain" else CLASSIFIER,
-        depth=config.model.depth, stem_stride=config.model.stem_stride, last_stride=config.model.last_stride,
-        epoch=epoch, step=step, classes=classes, config=_recipe(config), parents=parents,
-    )  # fmt: skip
+        depth=config.model.depth,
+        stem_stride=config.model.stem_stride,
+        last_stride=config.model.last_stride,
+        epoch=epoch,
+        step=step,
+        classes=classes,
+        config=_recipe(config),
+        parents=parents,
+    )
 
 
 def encode(card: Card | Mapping[str, Any]) -> bytes:

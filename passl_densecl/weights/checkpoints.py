@@ -46,7 +46,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def recorded_step(checkpoint: Path) -> int | None:
-    """The optimiser steps that a checkpoint's `state.json` says, or None."""
+    """The optimizer steps that a checkpoint's `state.json` says, or None."""
     try:
         step = parse_json((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):

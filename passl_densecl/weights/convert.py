@@ -112,7 +112,7 @@ TARGETS = {
         ),
         shallow=(
             "the first block has a shortcut convolution there, for which the file holds the identity: exact in evaluation and "
-            "with freeze_norm: true; a trained BatchNorm normalises the map at that place",
+            "with freeze_norm: true; a trained BatchNorm normalizes the map at that place",
         ),
     ),
     "safetensors": Target(

@@ -176,8 +176,7 @@ def _fetch_from(url: str, part: _Part, check: Callable[[Path], object], limits: 
 def _attempt(url: str, part: _Part, limits: Limits, shown: Display) -> None:
     """One request; returns when the part is complete."""
     request = urllib.request.Request(
-        url,
-        headers={"User-Agent": f"passl_densecl/{passl_densecl.__version__}", "Accept-Encoding": "identity"},
+        url, headers={"User-Agent": f"passl_densecl/{passl_densecl.__version__}", "Accept-Encoding": "identity"}
     )
     version = part.version(url)
     if version:

@@ -1,4 +1,4 @@
-"""Weight files of every format read as data, recognised by their content, and written by their suffix.
+"""Weight files of every format read as data, recognized by their content, and written by their suffix.
 
 Formats: pickles (.pdparams and .pdopt of Paddle, .pd of PASSL, .pkl of detectron2), torch's zip files and what torch wrote
 before (.pth, .pt), safetensors. Reading never runs anything of a file and needs neither Paddle nor torch; each format has a
@@ -53,9 +53,14 @@ __all__ = [
 Format = Literal["pickle", "torch", "torch (legacy)", "safetensors"]
 
 _WRITERS: dict[str, Callable[..., None]] = {
-    ".pdparams": write_pickle, ".pdopt": write_pickle, ".pd": write_pickle, ".pkl": write_pickle,
-    ".pth": write_torch, ".pt": write_torch, ".safetensors": write_safetensors,
-}  # fmt: skip
+    ".pdparams": write_pickle,
+    ".pdopt": write_pickle,
+    ".pd": write_pickle,
+    ".pkl": write_pickle,
+    ".pth": write_torch,
+    ".pt": write_torch,
+    ".safetensors": write_safetensors,
+}
 SUFFIXES = tuple(_WRITERS)
 _CARDS = {"pickle": pickle_card, "torch": torch_card, "safetensors": safetensors_card}
 
@@ -74,7 +79,7 @@ class WeightFile:
 def read_weights(path: str | os.PathLike[str]) -> WeightFile:
     """What a weight file of any format holds; a checkpoint or run folder means what :func:`weights_file` says.
 
-    The format is recognised by content, never by suffix. Tensors become arrays that are contiguous and the caller's own;
+    The format is recognized by content, never by suffix. Tensors become arrays that are contiguous and the caller's own;
     bfloat16 of torch and safetensors becomes float32, exactly; ordered dictionaries become dictionaries. Nothing in the
     file is executed, whoever wrote it. A file of a checkpoint is compared with the checksums beside it first.
 
@@ -88,7 +93,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightFile:
 
 def _read_weights(path: Path) -> WeightFile:
     with opened(path) as (file, size):
-        format = recognise(path, file, size)
+        format = recognize(path, file, size)
         card = _card(path, format, file, size)
         file.seek(0)
         if format == "pickle":
@@ -110,7 +115,7 @@ def read_card(path: str | os.PathLike[str]) -> Card | None:
     """
     path = weights_file(path)
     with opened(path) as (file, size):
-        card = _card(path, recognise(path, file, size), file, size)
+        card = _card(path, recognize(path, file, size), file, size)
     try:
         return None if card is None else Card.from_dict(card)
     except InputError as error:
@@ -147,14 +152,14 @@ def read_pickle(path: str | os.PathLike[str]) -> object:
     """
     path = Path(path)
     with opened(path) as (file, size):
-        format = recognise(path, file, size)
+        format = recognize(path, file, size)
         if format != "pickle":
             raise InputError(f"{path}: a {format} file; expected a pickle, as paddle.save writes")
         return load_pickle(path, file, size)
 
 
 def read_arrays(path: str | os.PathLike[str], *, checked: bool = False) -> dict[str, np.ndarray]:
-    """Name → array of a weight file that is one flat table, as a layer's or an optimiser's state is.
+    """Name → array of a weight file that is one flat table, as a layer's or an optimizer's state is.
 
     `checked` says that the caller has compared the file with its checksums.
 
@@ -208,7 +213,7 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
 # Formats
 
 
-def recognise(path: Path, file: BinaryIO, size: int) -> Format:
+def recognize(path: Path, file: BinaryIO, size: int) -> Format:
     """The format of an open file by its first bytes; the file is left at its start. Raises InputError saying what it is."""
     start = file.read(64)
     file.seek(0)

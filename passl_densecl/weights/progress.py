@@ -80,9 +80,13 @@ class _Bar(Display):
 
         self._name = name
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(),
-            TimeRemainingColumn(), console=Console(file=sys.stderr),
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+        )
         self._progress.start()
         self._task = None
 

@@ -25,9 +25,20 @@ from passl_densecl.weights.plain import UnfitError, as_array, check_shape, descr
 MAX_HEADER = 100_000_000  # the format's own limit
 _METADATA, _CARD_KEY = "__metadata__", "passl_densecl"
 _DTYPES = {
-    "F32": "<f4", "F64": "<f8", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U64": "<u8",
-    "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1", "C64": "<c8",
-}  # fmt: skip
+    "F32": "<f4",
+    "F64": "<f8",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+    "C64": "<c8",
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -66,10 +77,7 @@ def safetensors_card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | 
 
 
 def write_safetensors(
-    path: str | os.PathLike[str],
-    arrays: Mapping[str, Any],
-    *,
-    card: cards.Card | Mapping[str, Any] | None = None,
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], *, card: cards.Card | Mapping[str, Any] | None = None
 ) -> None:
     """Write name → array to ``path``, all or nothing. Equal arrays and card give equal bytes.
 

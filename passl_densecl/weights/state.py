@@ -53,7 +53,7 @@ def state_shapes(depth: int, hidden_dim: int, out_dim: int, queue_len: int, dens
 
 
 def read_state(arrays: Mapping[str, np.ndarray], expected: str | None = None) -> TrainingState:
-    """Recognise a whole training state and give it this project's names and layouts.
+    """Recognize a whole training state and give it this project's names and layouts.
 
     Args:
         arrays: name → array of a whole checkpoint.

@@ -36,22 +36,56 @@ ByteOrder = Literal["<", ">"]
 # torch's dtype → numpy's. bfloat16, which numpy lacks, is read as its bits and widened to float32, which is exact.
 _BFLOAT16 = np.dtype("V2")
 DTYPES = {
-    "float32": "f4", "float64": "f8", "float16": "f2", "bfloat16": _BFLOAT16, "uint8": "u1", "int8": "i1", "int16": "i2",
-    "int32": "i4", "int64": "i8", "bool": "b1", "complex64": "c8", "complex128": "c16", "uint16": "u2", "uint32": "u4",
+    "float32": "f4",
+    "float64": "f8",
+    "float16": "f2",
+    "bfloat16": _BFLOAT16,
+    "uint8": "u1",
+    "int8": "i1",
+    "int16": "i2",
+    "int32": "i4",
+    "int64": "i8",
+    "bool": "b1",
+    "complex64": "c8",
+    "complex128": "c16",
+    "uint16": "u2",
+    "uint32": "u4",
     "uint64": "u8",
-}  # fmt: skip
+}
 STORAGES = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16", "IntStorage": "int32", "LongStorage": "int64",
-    "BoolStorage": "bool", "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
-}  # fmt: skip
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}
 _OTHER_KINDS = ("float8", "qint", "quint", "complex32", "bits")
 
 # Packages whose objects stand beside weights in checkpoints. None of them is ever imported.
 _BOOKKEEPING = (
-    "addict", "argparse", "datetime", "easydict", "fvcore", "mmcls", "mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg",
-    "mmselfsup", "omegaconf", "pathlib", "yacs",
-)  # fmt: skip
+    "addict",
+    "argparse",
+    "datetime",
+    "easydict",
+    "fvcore",
+    "mmcls",
+    "mmcv",
+    "mmdet",
+    "mmengine",
+    "mmpretrain",
+    "mmseg",
+    "mmselfsup",
+    "omegaconf",
+    "pathlib",
+    "yacs",
+)
 
 
 class Storage(StandIn):
@@ -160,9 +194,15 @@ def _tensor(storage: object, offset: object, shape: object, strides: object, *_:
 
 
 def _tensor_of_dtype(
-    storage: object, offset: object, shape: object, strides: object, _gradient: object, _hooks: object, dtype: object,
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    _gradient: object,
+    _hooks: object,
+    dtype: object,
     *_: object,
-) -> TensorStandIn:  # fmt: skip
+) -> TensorStandIn:
     return TensorStandIn(storage, offset, shape, strides, dtype)
 
 

@@ -105,10 +105,16 @@ class _TorchProgram:
         place = _plain("storage") + _global(f"torch {storage}") + _plain(key) + _plain("cpu") + _plain(array.size)
         return _call(
             "torch._utils _rebuild_tensor_v2",
-            pickle.MARK + place + pickle.TUPLE + pickle.BINPERSID
-            + _plain(0) + _tuple(array.shape) + _tuple(strides) + _plain(False)
+            pickle.MARK
+            + place
+            + pickle.TUPLE
+            + pickle.BINPERSID
+            + _plain(0)
+            + _tuple(array.shape)
+            + _tuple(strides)
+            + _plain(False)
             + _call("collections OrderedDict", b""),
-        )  # fmt: skip
+        )
 
 
 def _plain(value: Any) -> bytes:

@@ -1,6 +1,6 @@
 """Published DenseCL weights: what there is, from where, and how it gets into the cache, checked and converted.
 
-The catalogue is data, copied from the pages that it names. A figure stands there only where its page gives it for that
+The catalog is data, copied from the pages that it names. A figure stands there only where its page gives it for that
 file, in the page's own digits. This project has measured none of them.
 
 The cache is one folder: ``$PASSL_DENSECL_HOME``, else ``passl_densecl/weights`` below ``$XDG_CACHE_HOME`` or ``~/.cache``.
@@ -26,7 +26,7 @@ from passl_densecl.disk import parse_json, sha256_of, whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights.download import DownloadError, Limits, UnfitError, fetch, only_one, writing
 
-__all__ = ["CATALOGUE", "Entry", "Figure", "cache_folder", "converted", "download", "entry", "list_models", "obtain"]
+__all__ = ["CATALOG", "Entry", "Figure", "cache_folder", "converted", "download", "entry", "list_models", "obtain"]
 
 Convert = Callable[[Path, Path], None]  # (the file as published, the .pdparams to write)
 
@@ -81,22 +81,32 @@ def _passl(name: str, kind: Literal["pretraining", "classifier"], about: str, dr
     """A link in PASSL's pages: a share on Google Drive, whose file name and hash they do not tell. ``kind`` is what they say.
 
     ``urls`` holds Drive's address for the bytes of the shared file; for a large file it may show a page all the same,
-    which is recognised.
+    which is recognized.
     """
     return Entry(
-        name, f"{name}.pdparams", kind, 50, about, _PASSL_DOCS,
+        name,
+        f"{name}.pdparams",
+        kind,
+        50,
+        about,
+        _PASSL_DOCS,
         (f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t",),
-        page=f"https://drive.google.com/file/d/{drive}/view?usp=sharing", figures=figures,
-    )  # fmt: skip
+        page=f"https://drive.google.com/file/d/{drive}/view?usp=sharing",
+        figures=figures,
+    )
 
 
-CATALOGUE: dict[str, Entry] = {
+CATALOG: dict[str, Entry] = {
     model.name: model
     for model in (
         _authors("densecl_r50_coco_800ep", 50, "the authors' DenseCL, COCO, 800 epochs", "56.7", "67.5"),
         _authors("densecl_r50_coco_1600ep", 50, "the authors' DenseCL, COCO, 1600 epochs", "57.2", "68.0"),
         _authors(
-            "densecl_r50_imagenet_200ep", 50, "the authors' DenseCL, ImageNet, 200 epochs", "58.7", "69.4",
+            "densecl_r50_imagenet_200ep",
+            50,
+            "the authors' DenseCL, ImageNet, 200 epochs",
+            "58.7",
+            "69.4",
             Figure("COCO mask AP, SOLOv2", "35.7", _ADELAIDET),
             Figure("COCO box AP, FCOS", "40.9", _ADELAIDET),
         ),
@@ -104,14 +114,20 @@ CATALOGUE: dict[str, Entry] = {
         Entry(
             "densecl_resnet50_8xb32-coslr-200e_in1k",
             "densecl_resnet50_8xb32-coslr-200e_in1k_20220825-3078723b.pth",
-            "pretraining", 50, "mmpretrain's DenseCL, ImageNet, 200 epochs: the whole pre-training model", _MMPRETRAIN,
+            "pretraining",
+            50,
+            "mmpretrain's DenseCL, ImageNet, 200 epochs: the whole pre-training model",
+            _MMPRETRAIN,
             (f"{_OPENMMLAB}/densecl_resnet50_8xb32-coslr-200e_in1k_20220825-3078723b.pth",),
             sha256="3078723b",
         ),
         Entry(
             "resnet50_densecl-pre_8xb32-linear-steplr-100e_in1k",
             "resnet50_linear-8xb32-steplr-100e_in1k_20220825-f0f0a579.pth",
-            "classifier", 50, "mmpretrain's linear classifier on that backbone, ImageNet, 100 epochs", _MMPRETRAIN,
+            "classifier",
+            50,
+            "mmpretrain's linear classifier on that backbone, ImageNet, 100 epochs",
+            _MMPRETRAIN,
             (
                 f"{_OPENMMLAB}/resnet50_linear-8xb32-steplr-100e_in1k/"
                 "resnet50_linear-8xb32-steplr-100e_in1k_20220825-f0f0a579.pth",
@@ -120,23 +136,27 @@ CATALOGUE: dict[str, Entry] = {
             figures=(Figure("ImageNet linear top-1, %", "63.50", _MMPRETRAIN),),
         ),
         _passl(
-            "passl_densecl_r50_200ep", "pretraining", "PASSL's DenseCL, ImageNet, 200 epochs",
+            "passl_densecl_r50_200ep",
+            "pretraining",
+            "PASSL's DenseCL, ImageNet, 200 epochs",
             "1RWPO_g-fNJv8FsmCZ3LUbPTgPwtx-ybZ",
             # Two pages of PASSL, two numbers, one link.
             Figure("ImageNet linear top-1, %", "63.37", _PASSL_README),
             Figure("ImageNet linear top-1, %", "64.61", _PASSL_DOCS),
         ),
         _passl(
-            "passl_densecl_r50_200ep_linear", "classifier", "PASSL's linear classifier, with its DenseCL backbone",
+            "passl_densecl_r50_200ep_linear",
+            "classifier",
+            "PASSL's linear classifier, with its DenseCL backbone",
             "1XJeDY8clKfhUeXw4JcCa1QgG2G-Ibr4m",
         ),
     )
-}  # fmt: skip
+}
 
 
 def list_models(pattern: str | None = None) -> list[str]:
     """Names of the published weights, sorted; with ``pattern`` those that match it (``*``, ``?``, ``[…]``)."""
-    return sorted(name for name in CATALOGUE if pattern is None or fnmatch.fnmatchcase(name, pattern))
+    return sorted(name for name in CATALOG if pattern is None or fnmatch.fnmatchcase(name, pattern))
 
 
 def entry(name: str) -> Entry:
@@ -145,9 +165,9 @@ def entry(name: str) -> Entry:
     Raises:
         InputError: there is none of that name; suggests one, or lists them.
     """
-    if name in CATALOGUE:
-        return CATALOGUE[name]
-    close = difflib.get_close_matches(name, CATALOGUE, n=1)
+    if name in CATALOG:
+        return CATALOG[name]
+    close = difflib.get_close_matches(name, CATALOG, n=1)
     raise InputError(
         f"{name!r} is not among the published weights; "
         + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(list_models())}")
@@ -217,9 +237,12 @@ def obtain(model: Entry, *, progress: bool = True, limits: Limits | None = None)
             if not path.exists():  # another process may just have made it
                 try:
                     fetch(
-                        _addresses(model), path, check=lambda part: _check(model, part, path),
-                        limits=limits, progress=progress,
-                    )  # fmt: skip
+                        _addresses(model),
+                        path,
+                        check=lambda part: _check(model, part, path),
+                        limits=limits,
+                        progress=progress,
+                    )
                 except DownloadError as error:
                     raise DownloadError(f"{error}\nBy hand: {_by_hand(model, path)}") from None
     try:

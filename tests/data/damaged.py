@@ -82,13 +82,13 @@ def huge_jpeg(jpeg: bytes) -> bytes:
     return jpeg[:at] + struct.pack(">HH", BOMB_SIDE, BOMB_SIDE) + jpeg[at + 4 :]
 
 
-def huge_png(height: int, width: int, pixels: bytes, depth: int = 8, colour: int = 2) -> bytes:
+def huge_png(height: int, width: int, pixels: bytes, depth: int = 8, color: int = 2) -> bytes:
     """A PNG whose header is right in every bit, whatever its pixels are."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels, 1)) + chunk(b"IEND", b"")
     )
@@ -97,7 +97,7 @@ def huge_png(height: int, width: int, pixels: bytes, depth: int = 8, colour: int
 @functools.cache
 def true_bomb() -> bytes:
     """A PNG of some 200 kB with all of its 400 million pixels: 1.2 GB of RGB."""
-    return huge_png(20_000, 20_000, bytes(20_000 * (1 + 20_000 // 8)), depth=1, colour=0)
+    return huge_png(20_000, 20_000, bytes(20_000 * (1 + 20_000 // 8)), depth=1, color=0)
 
 
 def build(root: Path, ordinary: int = 20) -> Path:

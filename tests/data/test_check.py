@@ -22,7 +22,7 @@ from PIL import Image
 
 from passl_densecl.data.check import check_images, contents
 from passl_densecl.data.datasets import EXTENSIONS, scan_images
-from passl_densecl.data.parallel import Death, in_processes
+from passl_densecl.data.workers import Death, in_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,10 +63,7 @@ def crash() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_a_death_costs_its_own_result_only(workers):
-    deadly = {n: kill for n in (0, 7, 8, 9, 10, 49)} | {
-        23: crash,
-        30: lambda: os._exit(3),
-    }
+    deadly = {n: kill for n in (0, 7, 8, 9, 10, 49)} | {23: crash, 30: lambda: os._exit(3)}
     results = list(in_processes(fatal(deadly), 50, workers))
     assert len(results) == 50
     for number, result in enumerate(results):
@@ -96,7 +93,7 @@ def test_they_end_when_the_main_process_is_killed():
     """All of them hold one end of a pipe; it is closed when the last one has ended."""
     code = """
         import os, signal
-        from passl_densecl.data.parallel import in_processes
+        from passl_densecl.data.workers import in_processes
         results = in_processes(lambda number: number, 1000, 3)
         for _ in range(60):
             next(results)
@@ -156,10 +153,10 @@ def encoded(mode: str, kind: str, size: tuple[int, int] = (20, 10), **options) -
     [
         ("RGB", "JPEG", {}, ("jpg", "RGB")),
         ("RGB", "JPEG", {"progressive": True}, ("jpg", "RGB")),
-        ("L", "JPEG", {}, ("jpg", "grey")),
+        ("L", "JPEG", {}, ("jpg", "gray")),
         ("CMYK", "JPEG", {}, ("jpg", "CMYK")),
         ("RGB", "PNG", {}, ("png", "RGB")),
-        ("L", "PNG", {}, ("png", "grey")),
+        ("L", "PNG", {}, ("png", "gray")),
         ("P", "PNG", {}, ("png", "palette")),
         ("RGBA", "PNG", {}, ("png", "alpha")),
         ("LA", "PNG", {}, ("png", "alpha")),
@@ -168,7 +165,7 @@ def encoded(mode: str, kind: str, size: tuple[int, int] = (20, 10), **options) -
         ("RGB", "BMP", {}, ("bmp", "RGB")),
         ("RGB", "TIFF", {}, ("tif", "RGB")),
         ("RGB", "PPM", {}, ("pnm", "RGB")),
-        ("L", "PPM", {}, ("pnm", "grey")),
+        ("L", "PPM", {}, ("pnm", "gray")),
         ("P", "GIF", {}, ("gif", "palette")),
     ],
 )
@@ -199,7 +196,7 @@ def test_report(tmp_path):
     assert report.reasons() == Counter({"damaged, cut short or no image": 3, "the file is empty": 1})
     assert "450 bytes" in report.bad[3][1]
     assert report.kinds == {"jpg": 3, "png": 1, "tif": 1}
-    assert report.colours == {"RGB": 2, "grey": 1, "alpha": 1, "CMYK": 1}
+    assert report.colors == {"RGB": 2, "gray": 1, "alpha": 1, "CMYK": 1}
     assert report.misnamed == 1
     assert report.quantiles() == [(8, 4), (16, 16), (50, 40)]
     assert report.file_bytes == sum(len(files[name]) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpeg", "i.tif"))
@@ -207,8 +204,20 @@ def test_report(tmp_path):
 
 
 def test_no_kind_is_misnamed(tmp_path):
-    kinds = {"jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "png": "PNG", "bmp": "BMP", "dib": "BMP", "tif": "TIFF",
-             "tiff": "TIFF", "ppm": "PPM", "pnm": "PPM", "webp": "WEBP", "gif": "GIF"}  # fmt: skip
+    kinds = {
+        "jpg": "JPEG",
+        "jpeg": "JPEG",
+        "jpe": "JPEG",
+        "png": "PNG",
+        "bmp": "BMP",
+        "dib": "BMP",
+        "tif": "TIFF",
+        "tiff": "TIFF",
+        "ppm": "PPM",
+        "pnm": "PPM",
+        "webp": "WEBP",
+        "gif": "GIF",
+    }
     for ending, kind in kinds.items():
         if ending in EXTENSIONS:
             (tmp_path / f"x.{ending}").write_bytes(encoded("RGB", kind))

@@ -23,10 +23,10 @@ from passl_densecl.data import images as images_module
 from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage, scan_images
 from passl_densecl.data.headers import declared_size
 from passl_densecl.data.images import EXTENSIONS, decode, decode_bytes
-from passl_densecl.data.loader import EvaluationLoader, LabelledLoader, PairLoader
+from passl_densecl.data.loader import EvaluationLoader, LabeledLoader, PairLoader
 from passl_densecl.data.packing import pack_images
-from passl_densecl.data.words import one_line
 from passl_densecl.errors import InputError, RunError
+from passl_densecl.text import one_line
 from tests.data import damaged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,10 +202,12 @@ def test_the_packed_folder_trains_alike(folder, images, tmp_path):
     packed = scan_images(tmp_path / "it.lmdb")
     assert reasons(packed) == reasons(images)
     one, other = (
-        [(b.query.numpy().tobytes(), b.key.numpy().tobytes(), b.bad) for _, b in
-         PairLoader(source, RECIPE, seed=1, batch_size=7, num_workers=workers).steps(0, 7)]
+        [
+            (b.query.numpy().tobytes(), b.key.numpy().tobytes(), b.bad)
+            for _, b in PairLoader(source, RECIPE, seed=1, batch_size=7, num_workers=workers).steps(0, 7)
+        ]
         for source, workers in ((images, 0), (packed, 2))
-    )  # fmt: skip
+    )
     assert one == other
     reduced = pack_images(images, str(tmp_path / "small.lmdb"), shorter_side=32, num_workers=2)
     assert {images.relative_path(index) for index, _ in reduced.bad} == damaged.bad().keys()
@@ -220,9 +222,9 @@ def test_labels_go_with_the_pixels(tmp_path):
         cv2.imwrite(str(path), np.full((20, 20, 3), 50 * (number % 3), np.uint8))
     for name in ("a/03.png", "b/04.png", "c/23.png"):
         (tmp_path / name).write_bytes(b"no image")
-    found = scan_images(tmp_path, labelled=True)
+    found = scan_images(tmp_path, labeled=True)
     seen = set()
-    batches = [batch for _, batch in LabelledLoader(found, STEADY, seed=0, batch_size=24).steps(0, 1)]
+    batches = [batch for _, batch in LabeledLoader(found, STEADY, seed=0, batch_size=24).steps(0, 1)]
     for batch in [*batches, *EvaluationLoader(found, STEADY, batch_size=24)]:
         assert (batch.images.numpy()[:, 5, 5, 0] == 50 * batch.labels.numpy()).all()
         seen |= {os.fsdecode(found.relative_path(index)) for index in batch.bad}
@@ -339,7 +341,7 @@ def test_whether_a_jpeg_is_cut_does_not_depend_on_the_reduction(reduction):
 def test_out_of_memory_is_no_bad_image(tmp_path, workers):
     """With another one in its place the result would depend on what else the machine does."""
     side = 16_000  # 768 MB of RGB
-    large = damaged.huge_png(side, side, bytes(side * (1 + side // 8)), depth=1, colour=0)
+    large = damaged.huge_png(side, side, bytes(side * (1 + side // 8)), depth=1, color=0)
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(large if number else damaged.encoded(Image.new("RGB", (9, 9)), "PNG"))
     images = scan_images(tmp_path)
@@ -416,9 +418,13 @@ TOOLS = {
 def test_tools_take_the_folder_whatever_the_terminal_can_show(folder, tmp_path, tool, encoding):
     command = [part.format(images=folder, out=tmp_path) for part in TOOLS[tool]]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, timeout=120, check=False,
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+        check=False,
         env=os.environ | {"PYTHONIOENCODING": encoding},
-    )  # fmt: skip
+    )
     said = done.stdout.decode(encoding)
     assert done.returncode == (1 if tool == "check" else 0), done.stderr
     assert b"Traceback" not in done.stderr

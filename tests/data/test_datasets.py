@@ -18,7 +18,7 @@ from passl_densecl.data import datasets
 from passl_densecl.data.datasets import (
     EXTENSIONS,
     WHY,
-    LabelledDataset,
+    LabeledDataset,
     PairDataset,
     UndecodableImage,
     check_decodable,
@@ -123,7 +123,7 @@ def test_stays_small_in_memory(tmp_path):
 
 def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
     write_all(tmp_path, "dog/2.png", "cat/deep/1.png", "cat/0.png", "ant/9.png")
-    found = scan_images(tmp_path, labelled=True)
+    found = scan_images(tmp_path, labeled=True)
     assert found.classes == ("ant", "cat", "dog")
     assert paths(found, tmp_path) == ["ant/9.png", "cat/0.png", "cat/deep/1.png", "dog/2.png"]
     assert found.labels is not None
@@ -134,7 +134,7 @@ def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
 
 def test_a_subset_keeps_labels_and_the_order_asked_for(tmp_path):
     write_all(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "eel/1.png")
-    whole = scan_images(tmp_path, labelled=True)
+    whole = scan_images(tmp_path, labeled=True)
     part = whole.subset([3, 0, 4])
     assert paths(part, tmp_path) == ["dog/2.png", "cat/1.png", "eel/1.png"]
     assert part.labels is not None
@@ -147,25 +147,25 @@ def test_a_subset_keeps_labels_and_the_order_asked_for(tmp_path):
 
 def test_a_validation_folder_is_numbered_by_the_training_classes(tmp_path):
     write_all(tmp_path, "dog/2.png", "ant/9.png")
-    found = scan_images(tmp_path, labelled=True, classes=("dog", "cat", "ant"))
+    found = scan_images(tmp_path, labeled=True, classes=("dog", "cat", "ant"))
     assert found.labels is not None
     assert found.labels.tolist() == [2, 0]
     assert "in 2 of 3 classes" in found.describe()
     with refused("'ant'", "'cat'", "'dogs'", "did you mean"):
-        scan_images(tmp_path, labelled=True, classes=("cat", "dogs", "ants"))
+        scan_images(tmp_path, labeled=True, classes=("cat", "dogs", "ants"))
 
 
-def test_labelled_folders_that_are_not_class_folders(tmp_path):
+def test_labeled_folders_that_are_not_class_folders(tmp_path):
     write_all(tmp_path / "flat", "a.png", "b.png", "cat/c.png")
     with refused("2 images", "a.png", "directly in", "list_file"):
-        scan_images(tmp_path / "flat", labelled=True)
+        scan_images(tmp_path / "flat", labeled=True)
     write_all(tmp_path / "splits", "train/cat/a.png", "val/cat/b.png")
     with refused("'train', 'val'", str(tmp_path / "splits" / "train")):
-        scan_images(tmp_path / "splits", labelled=True)
+        scan_images(tmp_path / "splits", labeled=True)
     write_all(tmp_path / "hollow", "cat/a.png")
     (tmp_path / "hollow" / "dog").mkdir()
     with refused("'dog'", "no image"):
-        scan_images(tmp_path / "hollow", labelled=True)
+        scan_images(tmp_path / "hollow", labeled=True)
 
 
 # --- list files ----------------------------------------------------------------------------------------------------
@@ -186,18 +186,18 @@ def test_list_file_takes_absolute_paths(tmp_path):
     assert scan_images(tmp_path / "photos", tmp_path / "list.txt").path(1) == f"{tmp_path}/other/b.png"
 
 
-def test_labelled_list_file_with_numbers_and_with_names(tmp_path):
+def test_labeled_list_file_with_numbers_and_with_names(tmp_path):
     write_all(tmp_path, "b.png", "a c/d e.png")
     listing = tmp_path / "list.txt"
     listing.write_text("a c/d e.png 2\nb.png\t0\n")
-    found = scan_images(tmp_path, listing, labelled=True)
+    found = scan_images(tmp_path, listing, labeled=True)
     assert found.labels is not None
     assert (found.labels.tolist(), found.classes) == ([2, 0], ("0", "1", "2"))
-    found = scan_images(tmp_path, listing, labelled=True, classes=("x", "y", "z"))
+    found = scan_images(tmp_path, listing, labeled=True, classes=("x", "y", "z"))
     assert found.labels is not None
     assert (found.labels.tolist(), found.classes) == ([2, 0], ("x", "y", "z"))
     listing.write_text("a c/d e.png dog\nb.png cat\n")
-    found = scan_images(tmp_path, listing, labelled=True)
+    found = scan_images(tmp_path, listing, labeled=True)
     assert found.labels is not None
     assert (found.labels.tolist(), found.classes) == ([1, 0], ("cat", "dog"))
 
@@ -213,18 +213,18 @@ def test_list_file_mistakes_name_file_and_line(tmp_path):
         scan_images(tmp_path, listing)
     listing.write_text("a.png 0\na.png\n")
     with refused(f"{listing}:2", "path label"):
-        scan_images(tmp_path, listing, labelled=True)
+        scan_images(tmp_path, listing, labeled=True)
     listing.write_text("a.png 0\na.png 3\n")
     with refused(f"{listing}:2", "'3'", "0 to 1", "'cat', 'dog'"):
-        scan_images(tmp_path, listing, labelled=True, classes=("cat", "dog"))
+        scan_images(tmp_path, listing, labeled=True, classes=("cat", "dog"))
     listing.write_text("a.png cta\n")
     with refused(f"{listing}:1", "'cta'", "did you mean 'cat'?"):
-        scan_images(tmp_path, listing, labelled=True, classes=("cat", "dog"))
+        scan_images(tmp_path, listing, labeled=True, classes=("cat", "dog"))
     listing.write_text("a.png -1\na.png 0\n")
-    assert scan_images(tmp_path, listing, labelled=True).classes == ("-1", "0")  # not all numbers, so all names
+    assert scan_images(tmp_path, listing, labeled=True).classes == ("-1", "0")  # not all numbers, so all names
     listing.write_text("a.png 5000000\n")
     with refused(f"{listing}:1", "5000000"):
-        scan_images(tmp_path, listing, labelled=True)
+        scan_images(tmp_path, listing, labeled=True)
     listing.write_text("# nothing\n")
     with refused(str(listing), "no image"):
         scan_images(tmp_path, listing)
@@ -254,15 +254,15 @@ def test_missing_folder(tmp_path, monkeypatch):
 
 
 def test_folder_without_images_says_what_it_holds(tmp_path):
-    for labelled in (False, True):
-        folder = tmp_path / f"empty{labelled}"
+    for labeled in (False, True):
+        folder = tmp_path / f"empty{labeled}"
         folder.mkdir()
         with refused(str(folder), "nothing at all"):
-            scan_images(folder, labelled=labelled)
+            scan_images(folder, labeled=labeled)
         for name in ("a.txt", "b.txt", "c.csv", "noending"):
             (folder / name).write_text("")
         with refused("2 .txt, 1 .csv, 1 unnamed kind files", "jpg"):
-            scan_images(folder, labelled=labelled)
+            scan_images(folder, labeled=labeled)
     (tmp_path / "split" / "train").mkdir(parents=True)
     (tmp_path / "split" / "val").mkdir()
     (tmp_path / "split" / "train.zip").write_text("")
@@ -313,14 +313,14 @@ def files() -> dict[str, tuple[bytes, float]]:
     known = {
         "jpeg": (encoded(image, "JPEG"), 0.5),
         "progressive jpeg": (encoded(image, "JPEG", progressive=True), 0.5),
-        "grey jpeg": (encoded(image.convert("L"), "JPEG"), 0.5),
+        "gray jpeg": (encoded(image.convert("L"), "JPEG"), 0.5),
         "cmyk jpeg": (encoded(image.convert("CMYK"), "JPEG", quality=95), 1.5),
         "turned jpeg": (encoded(image, "JPEG", exif=sideways), 0.5),
         "png": (encoded(image, "PNG"), 0),
         "palette png": (encoded(image.convert("P"), "PNG"), 0),
-        "two-colour png": (encoded(image.convert("1"), "PNG"), 0),
-        "grey png": (encoded(image.convert("L"), "PNG"), 0),
-        "grey png with alpha": (encoded(image.convert("LA"), "PNG"), 0),
+        "two-color png": (encoded(image.convert("1"), "PNG"), 0),
+        "gray png": (encoded(image.convert("L"), "PNG"), 0),
+        "gray png with alpha": (encoded(image.convert("LA"), "PNG"), 0),
         "png with alpha": (encoded(alpha, "PNG"), 0),
         "transparent palette png": (encoded(image.convert("P"), "PNG", transparency=3), 0),
         "webp": (encoded(image, "WEBP", lossless=True), 0),
@@ -426,14 +426,14 @@ def test_views_without_augmentation_are_the_image(six):
     assert (key == picture(2)).all()
 
 
-def test_labelled_samples(tmp_path, six):
-    root = write_all(tmp_path / "labelled", "cat/0.png", "dog/1.png")
-    data = LabelledDataset(scan_images(root, labelled=True), (T.CenterCrop(size=32),), seed=0)
+def test_labeled_samples(tmp_path, six):
+    root = write_all(tmp_path / "labeled", "cat/0.png", "dog/1.png")
+    data = LabeledDataset(scan_images(root, labeled=True), (T.CenterCrop(size=32),), seed=0)
     image, label, index, why = data[0, 1]
     assert (image == T.center_crop(picture(1), 32)).all()
     assert (label, index, why.item()) == (1, 1, b"")
     assert label.dtype == np.int64
-    assert LabelledDataset(six, (), seed=0)[0, 1][1] == -1  # no labels
+    assert LabeledDataset(six, (), seed=0)[0, 1][1] == -1  # no labels
 
 
 def test_an_undecodable_image_is_replaced(tmp_path, six):
@@ -450,9 +450,9 @@ def test_an_undecodable_image_is_replaced(tmp_path, six):
         assert why.item() == b"damaged, cut short or no image (6 bytes, first b'brok')"
     assert all((one == other).all() for one, other in zip(before, data[0, 4], strict=True))
 
-    root = write_all(tmp_path / "labelled", "cat/0.png", "dog/1.png")
+    root = write_all(tmp_path / "labeled", "cat/0.png", "dog/1.png")
     (root / "cat" / "0.png").write_bytes(b"")
-    image, label, index, why = LabelledDataset(scan_images(root, labelled=True), (), seed=0)[0, 0]
+    image, label, index, why = LabeledDataset(scan_images(root, labeled=True), (), seed=0)[0, 0]
     assert (image == picture(1)).all()  # the label goes with the pixels
     assert (label, index, why.item()) == (1, 0, b"the file is empty (0 bytes)")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from passl_densecl.data import index, walk
-from passl_densecl.data.scan import scan_images
+from passl_densecl.data.folders import scan_images
 
 FOLDERS = 12  # that a walk through the tree lists
 
@@ -41,8 +41,16 @@ def tree(tmp_path) -> Path:
         (tmp_path / "elsewhere" / name).write_bytes(b"x")
     with open(os.path.join(os.fsencode(root), b"b/caf\xe9.png"), "wb"):
         pass
-    links = {"b/file.png": "../a/1.PNG", "b/gone.png": "nowhere.png", "b/folder": "../../elsewhere/far", "a/up": "..",
-             "b/loop.png": "loop.png", "b/other.txt": "x.txt", "linked": "../elsewhere", "b/.link": "x.txt"}  # fmt: skip
+    links = {
+        "b/file.png": "../a/1.PNG",
+        "b/gone.png": "nowhere.png",
+        "b/folder": "../../elsewhere/far",
+        "a/up": "..",
+        "b/loop.png": "loop.png",
+        "b/other.txt": "x.txt",
+        "linked": "../elsewhere",
+        "b/.link": "x.txt",
+    }
     for name, target in links.items():
         (root / name).symlink_to(target)
     with socket.socket(socket.AF_UNIX) as server:

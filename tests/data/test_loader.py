@@ -22,14 +22,8 @@ import pytest
 from passl_densecl import transforms as T
 from passl_densecl.data import datasets
 from passl_densecl.data import loader as loader_module
-from passl_densecl.data.datasets import ImageSet, LabelledDataset, PairDataset, scan_images
-from passl_densecl.data.loader import (
-    EvaluationLoader,
-    LabelledLoader,
-    PairLoader,
-    choose_workers,
-    epoch_order,
-)
+from passl_densecl.data.datasets import ImageSet, LabeledDataset, PairDataset, scan_images
+from passl_densecl.data.loader import EvaluationLoader, LabeledLoader, PairLoader, choose_workers, epoch_order
 from passl_densecl.errors import InputError, RunError
 
 RECIPE = (
@@ -60,7 +54,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(folder) -> ImageSet:
-    return scan_images(folder, labelled=True)
+    return scan_images(folder, labeled=True)
 
 
 @pytest.fixture(autouse=True)
@@ -167,9 +161,9 @@ def test_global_random_state_is_left_alone(images):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_labelled_batches(images, num_workers):
-    loader = LabelledLoader(images, RECIPE, seed=3, batch_size=6, rank=1, world_size=2, num_workers=num_workers)
-    data = LabelledDataset(images, RECIPE, seed=3)
+def test_labeled_batches(images, num_workers):
+    loader = LabeledLoader(images, RECIPE, seed=3, batch_size=6, rank=1, world_size=2, num_workers=num_workers)
+    data = LabeledDataset(images, RECIPE, seed=3)
     for step, batch in loader.steps(2, 5):
         epoch, number = divmod(step, 3)
         wanted = epoch_order(COUNT, 3, epoch)[number * 6 + 3 : number * 6 + 6].tolist()
@@ -198,7 +192,7 @@ def test_evaluation_covers_every_image_once(images, world_size, batch_size, num_
             seen += batch.indices.tolist()
             labels += batch.labels.tolist()
     assert seen == list(range(COUNT))
-    expected = LabelledDataset(images, STEADY, seed=0)
+    expected = LabeledDataset(images, STEADY, seed=0)
     assert labels == [expected[0, index][1] for index in range(COUNT)]
 
 
@@ -206,7 +200,7 @@ def test_evaluation_again_gives_the_same_and_more_ranks_than_images_do_no_harm(i
     loader = EvaluationLoader(images, STEADY, batch_size=9, num_workers=1)
     first, second = (np.concatenate([batch.images.numpy() for batch in loader]) for _ in range(2))
     assert (first == second).all()
-    assert (first[3] == LabelledDataset(images, STEADY, seed=0)[0, 3][0]).all()
+    assert (first[3] == LabeledDataset(images, STEADY, seed=0)[0, 3][0]).all()
     lengths = [len(EvaluationLoader(images, STEADY, batch_size=4, rank=r, world_size=30)) for r in range(30)]
     assert sum(lengths) == COUNT
     idle = EvaluationLoader(images, STEADY, batch_size=4, rank=lengths.index(0), world_size=30, num_workers=1)
@@ -373,7 +367,7 @@ def test_settings_that_cannot_work(images):
     with pytest.raises(InputError, match=r"batch_size 32 is more than the 22 images.*try batch_size 16"):
         PairLoader(images, RECIPE, seed=0, batch_size=32)
     with pytest.raises(InputError, match=r"batch_size 10: 4 processes.*multiple of 4, try 8"):
-        LabelledLoader(images, RECIPE, seed=0, batch_size=10, world_size=4)
+        LabeledLoader(images, RECIPE, seed=0, batch_size=10, world_size=4)
     with pytest.raises(InputError, match="batch_size 0"):
         EvaluationLoader(images, RECIPE, batch_size=0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
@@ -433,7 +427,7 @@ def test_a_batch_stays_whole_while_it_is_used(images):
 FAULTS = """
     import resource
     import numpy as np
-    from passl_densecl.data.parallel import keep_freed_memory
+    from passl_densecl.data.workers import keep_freed_memory
 
     def faults():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -19,7 +19,7 @@ from PIL import Image, JpegImagePlugin
 
 from passl_densecl import transforms as T
 from passl_densecl.data import pack as pack_module
-from passl_densecl.data.datasets import LabelledDataset, PairDataset, check_decodable, scan_images
+from passl_densecl.data.datasets import LabeledDataset, PairDataset, check_decodable, scan_images
 from passl_densecl.data.image_set import ImageSet
 from passl_densecl.data.loader import EvaluationLoader, PairLoader
 from passl_densecl.data.packing import pack_images, reduced
@@ -70,11 +70,11 @@ def contents(images: ImageSet) -> list[tuple[bytes, bytes]]:
 
 
 def test_same_images_labels_and_line(folder, tmp_path):
-    for labelled in (False, True):
-        source = scan_images(folder, labelled=labelled)
-        file = packed(source, tmp_path / f"labelled {labelled}.lmdb")
-        for ask in {False, labelled}:
-            expected, found = scan_images(folder, labelled=ask), scan_images(file, labelled=ask)
+    for labeled in (False, True):
+        source = scan_images(folder, labeled=labeled)
+        file = packed(source, tmp_path / f"labeled {labeled}.lmdb")
+        for ask in {False, labeled}:
+            expected, found = scan_images(folder, labeled=ask), scan_images(file, labeled=ask)
             assert contents(found) == contents(expected)
             assert found.classes == expected.classes
             assert (found.labels is None) == (expected.labels is None)
@@ -95,38 +95,38 @@ def test_a_subset_reads_its_own_records(folder, tmp_path):
 
 def test_class_folders_are_known_without_labels_in_the_pack(folder, tmp_path):
     file = packed(scan_images(folder), tmp_path / "photos.lmdb")
-    expected, found = scan_images(folder, labelled=True), scan_images(file, labelled=True)
+    expected, found = scan_images(folder, labeled=True), scan_images(file, labeled=True)
     assert (found.labels.tolist(), found.classes) == (expected.labels.tolist(), expected.classes)  # type: ignore[union-attr]
     numbering = ("dog", "x", "ant", "cat")
-    expected, found = (scan_images(root, labelled=True, classes=numbering) for root in (folder, file))
+    expected, found = (scan_images(root, labeled=True, classes=numbering) for root in (folder, file))
     assert found.labels.tolist() == expected.labels.tolist()  # type: ignore[union-attr]
     with refused(file, "'cat'", "no class of the training set"):
-        scan_images(file, labelled=True, classes=("ant", "dog"))
+        scan_images(file, labeled=True, classes=("ant", "dog"))
 
 
 def test_a_packed_list_keeps_its_order_and_labels(folder, tmp_path):
     Image.fromarray(photograph(7, 20, 20)).save(tmp_path / "outside.png")
     listing = tmp_path / "list.txt"
     listing.write_text(f"dog/20.webp wolf\nant/00.png ant\n{tmp_path}/outside.png wolf\nant/00.png ant\n")
-    source = scan_images(folder, listing, labelled=True)
-    found = scan_images(packed(source, tmp_path / "list.lmdb"), labelled=True)
+    source = scan_images(folder, listing, labeled=True)
+    found = scan_images(packed(source, tmp_path / "list.lmdb"), labeled=True)
     assert contents(found) == contents(source)
     assert (found.labels.tolist(), found.classes) == ([1, 0, 1, 0], ("ant", "wolf"))  # type: ignore[union-attr]
-    other = scan_images(tmp_path / "list.lmdb", labelled=True, classes=("wolf", "bee", "ant"))
+    other = scan_images(tmp_path / "list.lmdb", labeled=True, classes=("wolf", "bee", "ant"))
     assert (other.labels.tolist(), other.classes) == ([0, 2, 0, 2], ("wolf", "bee", "ant"))  # type: ignore[union-attr]
     with refused("list.lmdb", "'wolf'", "'fox'"):
-        scan_images(tmp_path / "list.lmdb", labelled=True, classes=("ant", "fox"))
+        scan_images(tmp_path / "list.lmdb", labeled=True, classes=("ant", "fox"))
     listing.write_text(f"ant/00.png\n{tmp_path}/outside.png\n")
-    file = packed(scan_images(folder, listing), tmp_path / "unlabelled.lmdb")
-    with refused(file, "outside.png", "--labelled"):
-        scan_images(file, labelled=True)
+    file = packed(scan_images(folder, listing), tmp_path / "unlabeled.lmdb")
+    with refused(file, "outside.png", "--labeled"):
+        scan_images(file, labeled=True)
 
 
 def test_a_list_file_chooses_from_a_pack(folder, tmp_path):
     file = packed(scan_images(folder), tmp_path / "photos.lmdb")
     listing = tmp_path / "list.txt"
     listing.write_text("dog/20.webp 1\nant/00.png 0\n")
-    expected, found = (scan_images(root, listing, labelled=True) for root in (folder, file))
+    expected, found = (scan_images(root, listing, labeled=True) for root in (folder, file))
     assert contents(found) == contents(expected)
     assert (found.decode(0) == expected.decode(0)).all()
     assert found.labels.tolist() == [1, 0]  # type: ignore[union-attr]
@@ -135,10 +135,10 @@ def test_a_list_file_chooses_from_a_pack(folder, tmp_path):
         scan_images(file, listing)
 
 
-@pytest.mark.parametrize("kind", [PairDataset, LabelledDataset])
+@pytest.mark.parametrize("kind", [PairDataset, LabeledDataset])
 def test_same_samples_replacements_included(folder, tmp_path, kind):
-    source = scan_images(folder, labelled=True)
-    found = scan_images(packed(source, tmp_path / "photos.lmdb"), labelled=True)
+    source = scan_images(folder, labeled=True)
+    found = scan_images(packed(source, tmp_path / "photos.lmdb"), labeled=True)
     one, other = kind(source, RECIPE, seed=3), kind(found, RECIPE, seed=3)
     assert len(one) == len(other) == 25
     replaced = 0
@@ -206,7 +206,7 @@ def test_no_environment_lives_through_a_fork(folder, tmp_path):
 def test_two_sets_of_one_file(folder, tmp_path):
     """LMDB must not open a file twice in a process."""
     file = packed(scan_images(folder), tmp_path / "photos.lmdb")
-    one, other = scan_images(file), scan_images(file, labelled=True)
+    one, other = scan_images(file), scan_images(file, labeled=True)
     assert contents(one) == contents(other)
 
 
@@ -268,8 +268,8 @@ def test_large_images_are_reduced_and_small_ones_kept(tmp_path):
         assert np.abs(image.astype(int) - expected).mean() < 1.5
 
 
-def test_reduced_images_keep_the_resolution_of_their_colours(tmp_path):
-    """One red column in two: with colours at half the resolution they would all be the same."""
+def test_reduced_images_keep_the_resolution_of_their_colors(tmp_path):
+    """One red column in two: with colors at half the resolution they would all be the same."""
     stripes = np.zeros((128, 128, 3), np.uint8)
     stripes[:, ::2, 0] = 255
     blocks = np.ascontiguousarray(stripes.repeat(2, 0).repeat(2, 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from passl_densecl.engine.runlog import TIMING_KEYS
+from passl_densecl.reliability.log import TIMING_KEYS
 from passl_densecl.weights import read_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,8 +63,12 @@ def train(config: Path, *arguments: object, processes: int = 1, check: bool = Tr
     """tools/train.py -c config arguments…, behind the launcher for several processes."""
     done = subprocess.run(
         command("tools/train.py", "-c", config, *arguments, processes=processes, logs=config.with_suffix(".launch")),
-        cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment(),
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=environment(),
+    )
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 

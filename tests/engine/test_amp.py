@@ -12,10 +12,10 @@ import pytest
 from paddle.amp import grad_scaler
 
 from passl_densecl.config import AmpConfig, PretrainConfig, load_config
-from passl_densecl.engine.checkpoint import Checkpoint
-from passl_densecl.engine.entrance import amp_context
 from passl_densecl.engine.pretrain import build_model, pretrain, restore, scaler_state
+from passl_densecl.engine.start import amp_context
 from passl_densecl.models.losses import match
+from passl_densecl.reliability.checkpoint import Checkpoint
 from tests.engine.runs import arrays, metrics, write_config
 
 TINY = {"model__hidden_dim": 16, "model__out_dim": 8, "batch_size": 8, "epochs": 1, "device": "cpu"}
@@ -43,19 +43,19 @@ def test_on_hands_the_precision_to_paddle(monkeypatch, dtype):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_coarse_projections_become_float32_unit_vectors(config, dtype):
-    """What the network gives in mixed precision is normalised, averaged and compared in float32."""
+    """What the network gives in mixed precision is normalized, averaged and compared in float32."""
     encoder = build_model(config, 24).query_encoder
     features = paddle.to_tensor(np.random.default_rng(0).random((2, 512, 2, 2), dtype=np.float32))
     fine = encoder.project(features)
     encoder.global_head = Coarse(encoder.global_head, dtype)
     encoder.dense_head = Coarse(encoder.dense_head, dtype)
     coarse = encoder.project(features)
-    for name in ("globe", "dense", "dense_mean"):
+    for name in ("global_vector", "dense", "dense_mean"):
         ours, expected = getattr(coarse, name), getattr(fine, name)
         assert ours.dtype == paddle.float32, name
         np.testing.assert_allclose(np.linalg.norm(ours.numpy(), axis=1), 1, atol=1e-5, err_msg=name)
         np.testing.assert_allclose(ours.numpy(), expected.numpy(), atol=0.02, err_msg=name)
-    assert not np.array_equal(coarse.globe.numpy(), fine.globe.numpy())
+    assert not np.array_equal(coarse.global_vector.numpy(), fine.global_vector.numpy())
     half = features.astype(dtype).flatten(2)
     assert (match(half, half).numpy() == np.arange(4)).all()
 

@@ -9,21 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from passl_densecl import dist
+from passl_densecl.distributed import collectives as dist
 from tests.engine.runs import ROOT, arrays, command, metrics, train, write_config
 
-# A freshly initialised network amplifies rounding: moving every weight by 1e-7 of itself changes a gradient by up to 0.3 %
+# A freshly initialized network amplifies rounding: moving every weight by 1e-7 of itself changes a gradient by up to 0.3 %
 # and, at a learning rate of 0.003, the loss of the third step by 1e-2 (measured, one process, 32 images of 128 px). So the
 # gradients are compared after the first step, where they are exact, and the rest at a rate that hardly amplifies (at 0.0001
 # the dense loss of the fourth step already differs by 2e-5).
 SETTINGS = {
-    "batch_size": 32, "micro_batch_size": 8, "epochs": 4, "model__queue_len": 48,  # 4 steps: the queue wraps around
+    "batch_size": 32,
+    "micro_batch_size": 8,
+    "epochs": 4,
+    "model__queue_len": 48,  # 4 steps: the queue wraps around
     "optimizer": {"lr": 0.00003, "reference_batch_size": 32},
     "checkpoint": {"every_epochs": 1, "keep": 9},
     "data__transforms": [
-        {"name": "RandomResizedCrop", "size": 96, "scale": [0.2, 1.0]}, {"name": "ColorJitter"}, {"name": "RandomHorizontalFlip"},
+        {"name": "RandomResizedCrop", "size": 96, "scale": [0.2, 1.0]},
+        {"name": "ColorJitter"},
+        {"name": "RandomHorizontalFlip"},
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +68,9 @@ EXCHANGE = """
 import sys
 import numpy as np
 import paddle
-from passl_densecl import dist
+from passl_densecl.distributed import collectives as dist, process_group
 
-dist.start()
+process_group.start()
 size = dist.world_size()
 for share, seed in ((1, 0), (2, 1), (8, 2)):
     order = np.random.default_rng(seed).permutation(share * size)
@@ -76,15 +81,15 @@ for share, seed in ((1, 0), (2, 1), (8, 2)):
         np.testing.assert_array_equal(got.numpy(), whole[order][dist.own_rows(len(order))])
         back = dist.exchange_rows(got, np.argsort(order))
         np.testing.assert_array_equal(back.numpy(), mine.numpy())
-dist.stop()
+process_group.stop()
 """
 
 
 VOTE = """
-from passl_densecl import dist
-from passl_densecl.engine.signals import StopRequest
+from passl_densecl.distributed import collectives as dist, process_group
+from passl_densecl.reliability.signals import StopRequest
 
-dist.start()
+process_group.start()
 stop, seen = StopRequest(), []
 for step in range(5):
     if step == 2 and dist.rank() == 1:
@@ -92,7 +97,7 @@ for step in range(5):
     seen.append(stop.agreed())
 assert seen == [False, False, False, True, True], (dist.rank(), seen)
 assert stop.exit_code == 143
-dist.stop()
+process_group.stop()
 """
 
 
@@ -101,9 +106,14 @@ def launch(code: str, folder: Path, processes: int) -> None:
     script = folder / "script.py"
     script.write_text(code)
     done = subprocess.run(
-        command(script, processes=processes, logs=folder / "logs"), cwd=ROOT, capture_output=True, text=True, timeout=240,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
+        command(script, processes=processes, logs=folder / "logs"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -14,7 +14,6 @@ import pytest
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.data.loader import PairLoader
-from passl_densecl.engine import checkpoint as checkpoint_files
 from passl_densecl.engine import guard as guards
 from passl_densecl.engine.finetune import Recipe, finetune
 from passl_densecl.engine.guard import Guard
@@ -24,6 +23,7 @@ from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.engine.replay import replay
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.models import DenseCL, densecl
+from passl_densecl.reliability import checkpoint as checkpoint_files
 from passl_densecl.transforms import CenterCrop
 from tests.engine.runs import arrays, metrics, train, write_config
 from tests.engine.test_amp import scalers_of_a_gpu  # noqa: F401
@@ -31,10 +31,18 @@ from tests.engine.test_distributed import launch
 from tests.engine.test_linear import linear_config
 
 TINY = {
-    "model__hidden_dim": 16, "model__out_dim": 8, "batch_size": 8, "micro_batch_size": 4, "epochs": 2, "device": "cpu",
-    "data__transforms": [{"name": "RandomResizedCrop", "size": 32, "scale": [0.2, 1.0]}, {"name": "RandomHorizontalFlip"}],
+    "model__hidden_dim": 16,
+    "model__out_dim": 8,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "epochs": 2,
+    "device": "cpu",
+    "data__transforms": [
+        {"name": "RandomResizedCrop", "size": 32, "scale": [0.2, 1.0]},
+        {"name": "RandomHorizontalFlip"},
+    ],
     "optimizer": {"lr": 0.05, "reference_batch_size": 8},
-}  # fmt: skip
+}
 # Step (from 0) → what is damaged in it. 5 steps an epoch: after step 4 a checkpoint is due.
 DAMAGES = {1: "gradient", 3: "query image", 4: "key image", 6: "dense key", 7: "loss", 8: "statistic"}
 LAST_DAMAGE = max(DAMAGES)
@@ -106,7 +114,7 @@ class Damage:
     def _patch_guard(self) -> None:
         init, finite, skip = Guard.__init__, Guard.finite, Guard.skip
 
-        def initialised(guard, config, model, optimizer, *arguments, **options):
+        def initialized(guard, config, model, optimizer, *arguments, **options):
             self.optimizer, self.guard = optimizer, guard
             init(guard, config, model, optimizer, *arguments, **options)
 
@@ -123,7 +131,7 @@ class Damage:
             finally:
                 self.after[self.step] = state_of(guard._model, guard._optimizer)
 
-        self.monkeypatch.setattr(Guard, "__init__", initialised)
+        self.monkeypatch.setattr(Guard, "__init__", initialized)
         self.monkeypatch.setattr(Guard, "finite", asked)
         self.monkeypatch.setattr(Guard, "skip", skipped)
 
@@ -199,8 +207,12 @@ def test_the_steps_between_are_felt(damaged):
     _, damage, _ = damaged
     changed = differing(damage.before[1], damage.before[3])
     assert {name.split(".")[0] for name in changed} >= {
-        "query_encoder", "key_encoder", "global_queue", "dense_queue", "velocity of query_encoder",
-    }  # fmt: skip
+        "query_encoder",
+        "key_encoder",
+        "global_queue",
+        "dense_queue",
+        "velocity of query_encoder",
+    }
     assert {"global_queue.pointer", "key_encoder.backbone.bn1._mean", "key_encoder.backbone.conv1.weight"} <= set(
         changed
     )
@@ -344,9 +356,18 @@ def test_replay_refuses_what_does_not_fit(damaged, tmp_path):
 def test_weights_that_blow_up_end_a_real_run_with_exit_code_3(tmp_path, photos):
     """A weight decay that no network survives: from the second step on nothing is finite any more."""
     config = write_config(
-        tmp_path, photos, **(TINY | {"optimizer": {"lr": 1e6, "weight_decay": 1e14, "reference_batch_size": 8}, "epochs": 1, "checkpoint": {"every_steps": 1, "keep": 9}}),
+        tmp_path,
+        photos,
+        **(
+            TINY
+            | {
+                "optimizer": {"lr": 1e6, "weight_decay": 1e14, "reference_batch_size": 8},
+                "epochs": 1,
+                "checkpoint": {"every_steps": 1, "keep": 9},
+            }
+        ),
         guard={"max_nonfinite_steps": 1, "keep_dumps": 1},
-    )  # fmt: skip
+    )
     done = train(config, check=False)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
@@ -426,13 +447,13 @@ from pathlib import Path
 
 import pytest
 
-from passl_densecl import dist
+from passl_densecl.distributed import collectives as dist, process_group
 from passl_densecl.config import load_config
 from passl_densecl.engine.pretrain import pretrain
 from tests.engine.test_guard import Damage, differing, omit, state_of
 
 config, steps = load_config(CONFIG), STEPS
-dist.stop = dist.barrier  # both runs share the processes
+process_group.stop = dist.barrier  # both runs share the processes
 with pytest.MonkeyPatch.context() as patch:
     damage = Damage(patch, steps, only_rank=1)
     assert pretrain(config) == 0
@@ -497,7 +518,7 @@ def test_linear_evaluation_ends_before_it_saves(tmp_path, photos):
 
 
 def test_fine_tuning_ends_too(photos):
-    images = scan_images(str(photos), None, labelled=True)
+    images = scan_images(str(photos), None, labeled=True)
     backbone = densecl.build_backbone(18, 4, 0, 2)
     with pytest.raises(
         RunError,

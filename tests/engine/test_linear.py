@@ -13,10 +13,10 @@ import pytest
 from passl_densecl.config import load_config, parse_config
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.engine.linear import fingerprint, linear_eval, load_pretrained
-from passl_densecl.engine.runlog import SilentLog
-from passl_densecl.engine.signals import StopRequest
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL, LinearClassifier, normalize
+from passl_densecl.reliability.log import SilentLog
+from passl_densecl.reliability.signals import StopRequest
 from passl_densecl.weights import Card, Parent, load_strict, read_arrays, read_card, write_pickle
 from tests.engine.runs import arrays, metrics, train
 
@@ -26,14 +26,14 @@ LAST = "epoch_0003"
 
 
 def write_images(root: Path, count: int, seed: int) -> Path:
-    """Noise whose colour tells the class."""
-    colours = np.random.default_rng(0).integers(0, 200, (CLASSES, 3))
+    """Noise whose color tells the class."""
+    colors = np.random.default_rng(0).integers(0, 200, (CLASSES, 3))
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         label = index % CLASSES
         folder = root / f"class_{label}"
         folder.mkdir(parents=True, exist_ok=True)
-        image = np.clip(colours[label] + rng.integers(-50, 50, (40, 40, 3)), 0, 255)
+        image = np.clip(colors[label] + rng.integers(-50, 50, (40, 40, 3)), 0, 255)
         cv2.imwrite(str(folder / f"{index:03d}.png"), image.astype(np.uint8))
     return root
 
@@ -41,19 +41,28 @@ def write_images(root: Path, count: int, seed: int) -> Path:
 def linear_config(folder: Path, data: Path, **changes):
     """A checked config on `data`/train and `data`/val with its run in `folder`/run; `model__depth=50` changes a key."""
     tree = {
-        "task": "linear", "name": "run", "output_dir": str(folder), "device": "cpu",
+        "task": "linear",
+        "name": "run",
+        "output_dir": str(folder),
+        "device": "cpu",
         "model": {"depth": 18},
         "data": {
-            "train": {"root": str(data / "train")}, "val": {"root": str(data / "val")}, "num_workers": 0,
+            "train": {"root": str(data / "train")},
+            "val": {"root": str(data / "val")},
+            "num_workers": 0,
             "train_transforms": [
-                {"name": "RandomResizedCrop", "size": 32, "scale": [0.5, 1.0]}, {"name": "RandomHorizontalFlip"},
+                {"name": "RandomResizedCrop", "size": 32, "scale": [0.5, 1.0]},
+                {"name": "RandomHorizontalFlip"},
             ],
             "val_transforms": [{"name": "CenterCrop", "size": 32}],
         },
-        "batch_size": 8, "epochs": 3, "optimizer": {"lr": 0.1, "reference_batch_size": 8, "weight_decay": 0.0},
-        "schedule": {"name": "step", "milestones": [2]}, "log_every_steps": 1,
+        "batch_size": 8,
+        "epochs": 3,
+        "optimizer": {"lr": 0.1, "reference_batch_size": 8, "weight_decay": 0.0},
+        "schedule": {"name": "step", "milestones": [2]},
+        "log_every_steps": 1,
         "checkpoint": {"every_epochs": 1, "keep": 5},
-    }  # fmt: skip
+    }
     for key, value in changes.items():
         *parents, last = key.split("__")
         node = tree
@@ -194,9 +203,7 @@ def test_a_classifier_carries_its_classes_alone(undisturbed, data, tmp_path):
     val = write_images(tmp_path / "val", VAL_IMAGES, seed=3)
     (val / "class_6").rename(val / "clas_6")
     with pytest.raises(InputError, match="no class of the training set: 'clas_6'"):
-        linear_eval(
-            linear_config(tmp_path, data, data__val={"root": str(val)}), load=str(alone), evaluate_only=True
-        )  # fmt: skip
+        linear_eval(linear_config(tmp_path, data, data__val={"root": str(val)}), load=str(alone), evaluate_only=True)
     config = linear_config(tmp_path / "good", data)
     assert linear_eval(config, load=str(alone), evaluate_only=True) == 0
     assert json.loads((config.run_dir / "evaluation.json").read_text())["classes"] == CLASSES
@@ -229,7 +236,7 @@ def exact(run: Path, data: Path, config) -> tuple[float, float]:
     model = LinearClassifier(18, CLASSES)
     load_strict(model, read_arrays(run / "checkpoints" / LAST / "model.pdparams"))
     model.eval()
-    images = scan_images(str(data / "val"), labelled=True)
+    images = scan_images(str(data / "val"), labeled=True)
     right1 = right5 = 0
     for index in range(len(images)):
         image = config.data.val_transforms[0](decode(images.path(index)), np.random.default_rng(0))
@@ -246,9 +253,13 @@ def test_evaluation_is_exact_for_one_and_for_two_processes(undisturbed, data, tm
     one = json.loads((alone.run_dir / "evaluation.json").read_text())
     top1, top5 = exact(undisturbed, data, alone)
     assert one == {
-        "weights": str(checkpoint / "model.pdparams"), "images": VAL_IMAGES, "bad_images": 0, "classes": CLASSES,
-        "top1": top1, "top5": top5,
-    }  # fmt: skip
+        "weights": str(checkpoint / "model.pdparams"),
+        "images": VAL_IMAGES,
+        "bad_images": 0,
+        "classes": CLASSES,
+        "top1": top1,
+        "top5": top5,
+    }
     assert top1 <= top5
     assert top5 > 5 / CLASSES  # better than chance, so that a wrong label would show
     assert one["top1"] == [line["val_top1"] for line in metrics(undisturbed) if "val_top1" in line][-1]

@@ -12,8 +12,8 @@ from passl_densecl.data.datasets import scan_images
 from passl_densecl.engine.guard import check_finite
 from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.pretrain import check_image_count, choose_queue_len, pretrain
-from passl_densecl.engine.runlog import SilentLog
 from passl_densecl.errors import InputError, RunError
+from passl_densecl.reliability.log import SilentLog
 from tests.engine.runs import train, write_config
 
 
@@ -134,13 +134,23 @@ def test_a_missing_checkpoint(config, tmp_path):
 
 def test_missing_weights(photos, tmp_path):
     tree = {
-        "task": "linear", "name": "run", "output_dir": str(tmp_path), "device": "cpu", "model": {"depth": 18},
+        "task": "linear",
+        "name": "run",
+        "output_dir": str(tmp_path),
+        "device": "cpu",
+        "model": {"depth": 18},
         "data": {
-            "train": {"root": str(photos)}, "val": {"root": str(photos)}, "num_workers": 0,
-            "train_transforms": [{"name": "CenterCrop", "size": 32}], "val_transforms": [{"name": "CenterCrop", "size": 32}],
+            "train": {"root": str(photos)},
+            "val": {"root": str(photos)},
+            "num_workers": 0,
+            "train_transforms": [{"name": "CenterCrop", "size": 32}],
+            "val_transforms": [{"name": "CenterCrop", "size": 32}],
         },
-        "batch_size": 8, "epochs": 1, "optimizer": {"lr": 0.1}, "schedule": {"name": "constant"},
-    }  # fmt: skip
+        "batch_size": 8,
+        "epochs": 1,
+        "optimizer": {"lr": 0.1},
+        "schedule": {"name": "constant"},
+    }
     path = tmp_path / "linear.yaml"
     path.write_text(json.dumps(tree))  # YAML holds JSON
     with pytest.raises(InputError, match=r"nowhere\.pdparams does not exist"):

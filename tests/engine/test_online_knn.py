@@ -83,7 +83,7 @@ def test_it_comes_before_training_every_second_epoch_and_last_of_all(with_and_wi
 
 def test_it_is_the_accuracy_of_the_query_encoder(with_and_without, photos):
     path, _ = with_and_without
-    bank, queries = (scan_images(evaluation(photos)[half], labelled=True) for half in ("train", "val"))
+    bank, queries = (scan_images(evaluation(photos)[half], labeled=True) for half in ("train", "val"))
     crop = (Resize(size=round(32 * 256 / 224)), CenterCrop(size=32))
     for step, name in ((10, "epoch_0002"), (15, LAST)):
         backbone = load_backbone(path / "checkpoints" / name)
@@ -134,10 +134,7 @@ def test_two_processes_share_the_work_and_agree(with_and_without, tmp_path, phot
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"train": "nowhere"}, "nowhere"),
-        ({"k": 41}, "evaluation.train: 20 images .* expected at least 41"),
-    ],
+    [({"train": "nowhere"}, "nowhere"), ({"k": 41}, "evaluation.train: 20 images .* expected at least 41")],
 )
 def test_mistakes_are_known_before_training(tmp_path, photos, change, message):
     config = load_config(write_config(tmp_path, photos, **SHAPE, evaluation=evaluation(photos, **change)))

@@ -17,7 +17,7 @@ def test_a_run_on_a_pack_equals_one_on_the_folder(tmp_path, photos):
     images = tmp_path / "photos"
     shutil.copytree(photos, images)
     for name in ("class_0/08.png", "class_2/14.png"):
-        (images / name).write_bytes(b"no image")  # replaced by the same neighbours
+        (images / name).write_bytes(b"no image")  # replaced by the same neighbors
     pack_images(scan_images(images), str(tmp_path / "photos.lmdb"))
     runs = []
     for name, root, workers in (("folder", images, 0), ("pack", tmp_path / "photos.lmdb", 2)):

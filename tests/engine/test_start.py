@@ -152,8 +152,13 @@ def test_one_start_only(config):
         pretrain(config, pretrained="no.pdparams")
 
 
-SETTINGS = {"batch_size": 32, "micro_batch_size": 16, "checkpoint": {"every_epochs": 1, "keep": 9},
-            "optimizer": {"lr": 0.0003, "reference_batch_size": 32}, "model__queue_len": 32}  # fmt: skip
+SETTINGS = {
+    "batch_size": 32,
+    "micro_batch_size": 16,
+    "checkpoint": {"every_epochs": 1, "keep": 9},
+    "optimizer": {"lr": 0.0003, "reference_batch_size": 32},
+    "model__queue_len": 32,
+}
 
 
 def in_this_process(path: Path) -> PretrainConfig:

@@ -19,7 +19,7 @@ SIZE, GRID = 64, 8
 
 @pytest.fixture(scope="module")
 def position_images(tmp_path_factory):
-    """Images whose red is the column and green the row: a colour tells its place, whatever the crop."""
+    """Images whose red is the column and green the row: a color tells its place, whatever the crop."""
     folder = tmp_path_factory.mktemp("positions")
     for number, (height, width) in enumerate([(128, 128), (96, 160), (200, 120)]):
         rows, columns = np.mgrid[:height, :width]
@@ -32,9 +32,9 @@ def position_images(tmp_path_factory):
 
 def reads_positions(images: paddle.Tensor) -> paddle.Tensor:
     """(B, 3, h, w) → (B, 3, GRID, GRID): a vector on a small cap of the sphere, whose direction is the place."""
-    colours = images * paddle.to_tensor(np.float32(STD)).reshape([1, 3, 1, 1])
-    colours = colours + paddle.to_tensor(np.float32(MEAN)).reshape([1, 3, 1, 1])
-    place = F.adaptive_avg_pool2d(colours[:, :2] - 0.5, GRID)
+    colors = images * paddle.to_tensor(np.float32(STD)).reshape([1, 3, 1, 1])
+    colors = colors + paddle.to_tensor(np.float32(MEAN)).reshape([1, 3, 1, 1])
+    place = F.adaptive_avg_pool2d(colors[:, :2] - 0.5, GRID)
     return paddle.concat([place, paddle.ones_like(place[:, :1])], axis=1)
 
 
@@ -107,7 +107,7 @@ def test_positions_of_a_shifted_and_a_flipped_view():
 def test_positions_follow_scale_and_a_map_of_another_shape():
     whole, part = View(Crop(0, 0, 100, 100), SIZE), View(Crop(50, 50, 50, 50), SIZE)
     positions, inside = true_positions(whole, part, (4, 4), (2, 4))
-    # Cell (2, 3) of the whole has its centre at y 62.5, x 87.5: a quarter and three quarters into the part.
+    # Cell (2, 3) of the whole has its center at y 62.5, x 87.5: a quarter and three quarters into the part.
     np.testing.assert_allclose(positions[11], [0.25 * 2 - 0.5, 0.75 * 4 - 0.5])
     assert inside.sum() == 4
 
@@ -119,7 +119,7 @@ def test_near_means_within_one_cell_along_both_axes():
 
 
 def test_the_pixels_are_where_the_geometry_says(position_images):
-    """Colours of the view tell places of the image; they must be those that to_image computes, flipped or not."""
+    """Colors of the view tell places of the image; they must be those that to_image computes, flipped or not."""
     height, width = 128, 128
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([columns * 2, rows * 2, np.zeros_like(rows)], axis=-1).astype(np.uint8)
@@ -130,8 +130,8 @@ def test_the_pixels_are_where_the_geometry_says(position_images):
         flips.add(view.flipped)
         places = rng.uniform(0.1, 0.9, (20, 2))
         pixels = view.render(image)[(places[:, 0] * SIZE).astype(int), (places[:, 1] * SIZE).astype(int)]
-        centres = (np.floor(places * SIZE) + 0.5) / SIZE
-        expected = view.to_image(centres) - 0.5  # the centre of pixel n is at n + ½
+        centers = (np.floor(places * SIZE) + 0.5) / SIZE
+        expected = view.to_image(centers) - 0.5  # the center of pixel n is at n + ½
         np.testing.assert_allclose(pixels[:, [1, 0]] / 2, expected, atol=1.2)
         np.testing.assert_allclose(view.from_image(view.to_image(places)), places)
     assert flips == {True, False}

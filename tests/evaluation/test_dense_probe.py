@@ -17,13 +17,13 @@ from passl_densecl.evaluation.dense_probe import (
     gather_cells,
     image_map,
     jackknife,
-    minimise,
+    minimize,
 )
 
 
-def test_targets_are_shares_around_the_centres():
+def test_targets_are_shares_around_the_centers():
     mask = np.zeros((8, 8), np.int16)
-    mask[:, 6:] = 1  # centres of 3 cells are at columns 0, 4 and 8: the last, half a cell wide, sees columns 6 and 7
+    mask[:, 6:] = 1  # centers of 3 cells are at columns 0, 4 and 8: the last, half a cell wide, sees columns 6 and 7
     found = cell_targets(mask, 3, 3, 3).reshape(3, 3, 3)
     np.testing.assert_allclose(found[..., 1], [[0, 0, 1]] * 3)
     np.testing.assert_allclose(found[..., 0], [[1, 1, 0]] * 3)
@@ -80,7 +80,7 @@ def test_shares_weigh_as_much_as_their_area():
     np.testing.assert_allclose(one[0], other[0], atol=1e-3)
 
 
-def test_minimise_finds_the_bottom_of_a_badly_scaled_bowl():
+def test_minimize_finds_the_bottom_of_a_badly_scaled_bowl():
     scale = np.logspace(0, 4, 20)
     goal = np.arange(20.0)
     calls = []
@@ -89,11 +89,11 @@ def test_minimise_finds_the_bottom_of_a_badly_scaled_bowl():
         calls.append(1)
         return float(scale @ (point - goal) ** 2), 2 * scale * (point - goal)
 
-    np.testing.assert_allclose(minimise(bowl, np.zeros(20), most=500, tolerance=1e-9), goal, atol=1e-3)
+    np.testing.assert_allclose(minimize(bowl, np.zeros(20), most=500, tolerance=1e-9), goal, atol=1e-3)
     assert len(calls) < 500  # plain gradient descent would need tens of thousands
 
 
-def test_the_standardisation_is_inside_the_head():
+def test_the_standardization_is_inside_the_head():
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 2, 400)
     features = (np.array([[1.0, 0], [-1, 0]])[labels] + rng.standard_normal((400, 2))) * [1000, 0.001] + [5e3, 7]
@@ -105,16 +105,23 @@ def test_the_standardisation_is_inside_the_head():
 
 def test_the_penalty_is_chosen_by_images_it_was_not_fitted_to():
     rng = np.random.default_rng(3)
-    noise = [Cells(rng.standard_normal((20, 50)).astype(np.float32), np.eye(2, dtype=np.float32)[rng.integers(0, 2, 20)])
-             for _ in range(8)]  # fmt: skip
+    noise = [
+        Cells(rng.standard_normal((20, 50)).astype(np.float32), np.eye(2, dtype=np.float32)[rng.integers(0, 2, 20)])
+        for _ in range(8)
+    ]
     assert Probe.train(noise).l2 == 1  # nothing to learn: the strongest
     plain = rng.integers(0, 2, (8, 200))
-    clear = [Cells(np.eye(2, dtype=np.float32)[one] + rng.standard_normal((200, 2)).astype(np.float32) / 8,
-                   np.eye(2, dtype=np.float32)[one]) for one in plain]  # fmt: skip
+    clear = [
+        Cells(
+            np.eye(2, dtype=np.float32)[one] + rng.standard_normal((200, 2)).astype(np.float32) / 8,
+            np.eye(2, dtype=np.float32)[one],
+        )
+        for one in plain
+    ]
     assert Probe.train(clear).l2 < 0.01
 
 
-def test_confusion_counts_every_labelled_pixel_once():
+def test_confusion_counts_every_labeled_pixel_once():
     probe = Probe(np.array([[0.0, 1.0]], np.float32), np.array([0.5, 0.0], np.float32), 0.0)
     masks = [np.array([[0, 0], [1, -1]]), np.array([[1, 1], [1, 1]]), np.array([[-1, -1], [-1, 0]])]
     maps = [np.array([[[0.0, 1], [1, 1]]], np.float32), np.zeros((1, 2, 2), np.float32), np.ones((1, 2, 2), np.float32)]
@@ -152,5 +159,5 @@ def test_too_many_cells_are_thinned_and_none_are_named():
     features, mask = np.zeros((2, 10, 10), np.float32), np.zeros((50, 50), np.int16)
     parts = gather_cells(lambda index: (features, mask), range(4), 2, most=120)
     assert [len(part.features) for part in parts] == [30] * 4
-    with pytest.raises(InputError, match="no labelled pixel"):
+    with pytest.raises(InputError, match="no labeled pixel"):
         gather_cells(lambda index: (features, mask - 1), range(2), 2)

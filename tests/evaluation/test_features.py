@@ -83,7 +83,7 @@ def test_pooled_vectors_are_the_means_of_the_maps_in_order(tmp_path):
             image = np.random.default_rng([label, number]).integers(0, 256, (64, 64, 3)).astype(np.uint8)
             cv2.imwrite(str(tmp_path / name / f"{number}.png"), image)
     (tmp_path / "a" / "1.png").write_bytes(b"broken")
-    images = scan_images(tmp_path, labelled=True)
+    images = scan_images(tmp_path, labeled=True)
     backbone = load_backbone("random", 18)
     seen = []
     found = pooled_features(backbone, images, (CenterCrop(size=64),), 2, progress=lambda *counts: seen.append(counts))
@@ -116,7 +116,7 @@ def test_the_maps_of_the_stages_end_with_the_backbones():
 
 
 def test_shares_of_several_processes_are_the_whole(photos):
-    images, backbone = scan_images(photos, labelled=True), load_backbone("random", 18)
+    images, backbone = scan_images(photos, labeled=True), load_backbone("random", 18)
     whole = pooled_features(backbone, images, (CenterCrop(size=32),), 16)
     parts = [pooled_features(backbone, images, (CenterCrop(size=32),), 16, rank=r, world_size=3) for r in range(3)]
     np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), whole.labels)

@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbours, against answers worked out by hand and by a plain loop."""
+"""Weighted k-nearest neighbors, against answers worked out by hand and by a plain loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from passl_densecl.evaluation import knn, knn_accuracies, knn_accuracy
-from passl_densecl.evaluation.knn import Neighbours, nearest, vote
+from passl_densecl.evaluation.knn import Neighbors, nearest, vote
 
 
 def by_hand(train, train_labels, val, val_labels, k, temperature):
@@ -27,9 +27,9 @@ def by_hand(train, train_labels, val, val_labels, k, temperature):
 def test_equals_the_definition(k, temperature):
     rng = np.random.default_rng(3)
     train, val = rng.standard_normal((60, 8)), rng.standard_normal((40, 8))
-    centres = rng.standard_normal((4, 8))
+    centers = rng.standard_normal((4, 8))
     train_labels, val_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 40)
-    train, val = train + centres[train_labels], val + centres[val_labels]
+    train, val = train + centers[train_labels], val + centers[val_labels]
     expected = by_hand(train, train_labels, val, val_labels, k, temperature)
     assert 0.3 < expected < 1  # the case is neither trivial nor hopeless
     assert knn_accuracy(train, train_labels, val, val_labels, k, temperature) == expected
@@ -50,7 +50,7 @@ def test_length_of_a_vector_does_not_count():
     assert knn_accuracy(train, [0, 1], val, [1, 0], k=1) == 0.0
 
 
-def test_near_neighbours_outvote_many_far_ones():
+def test_near_neighbors_outvote_many_far_ones():
     train = np.array([[1.0, 0.0], [0.5, 0.87], [0.5, 0.87], [0.5, 0.87]])
     val = np.array([[1.0, 0.05]])
     assert knn_accuracy(train, [0, 1, 1, 1], val, [0], k=4, temperature=0.07) == 1.0
@@ -70,16 +70,16 @@ def test_refusals_name_the_number():
         knn_accuracy(vectors, labels, vectors, labels, k=4)
     with pytest.raises(ValueError, match="but 2 and 3 labels"):
         knn_accuracy(vectors, labels[:2], vectors, labels, k=1)
-    with pytest.raises(ValueError, match="not labelled"):
+    with pytest.raises(ValueError, match="not labeled"):
         knn_accuracy(vectors, [-1, -1, -1], vectors, labels, k=1)
 
 
 def clouds():
     rng = np.random.default_rng(3)
-    centres = rng.standard_normal((4, 8))
+    centers = rng.standard_normal((4, 8))
     train_labels, val_labels = rng.integers(0, 4, 90), rng.integers(0, 4, 70)
-    train = rng.standard_normal((90, 8)) + centres[train_labels]
-    return train, train_labels, rng.standard_normal((70, 8)) + centres[val_labels], val_labels
+    train = rng.standard_normal((90, 8)) + centers[train_labels]
+    return train, train_labels, rng.standard_normal((70, 8)) + centers[val_labels], val_labels
 
 
 def test_several_k_at_once_are_the_single_ones():
@@ -103,6 +103,6 @@ def test_scikit_learn_predicts_the_same():
 def test_a_bank_in_parts_finds_what_the_whole_finds(cuts):
     train, labels, val, _ = clouds()
     parts = [nearest(*part, val, 20) for part in zip(np.split(train, cuts), np.split(labels, cuts), strict=True)]
-    merged, whole = Neighbours.merge(parts, 20), nearest(train, labels, val, 20)
+    merged, whole = Neighbors.merge(parts, 20), nearest(train, labels, val, 20)
     np.testing.assert_allclose(merged.similarity, whole.similarity, rtol=1e-6)
     np.testing.assert_array_equal(merged.labels, whole.labels)

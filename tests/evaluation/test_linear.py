@@ -12,10 +12,10 @@ from passl_densecl.evaluation import linear, linear_accuracy
 
 def blobs(count, classes=4, width=12, seed=0, spread=1.0):
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(7).standard_normal((classes, width))
+    centers = np.random.default_rng(7).standard_normal((classes, width))
     labels = rng.integers(0, classes, count)
     scale = np.linspace(0.1, 30, width)  # channels of very different sizes, as features have them
-    vectors = (centres[labels] + spread * rng.standard_normal((count, width))) * scale + 5
+    vectors = (centers[labels] + spread * rng.standard_normal((count, width))) * scale + 5
     return vectors.astype(np.float32), labels
 
 
@@ -38,19 +38,19 @@ def test_the_minimum_is_that_of_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 
     train, labels = blobs(200, seed=3)
-    standard = linear._Standard(*linear.standardisation(train))
+    standard = linear._Standard(*linear.standardization(train))
     ones = [(0.3, 0.01)]
     weight, bias = linear._fit([train], labels, 4, ones, standard, 600, 200, 0, lambda done: None)
-    # sklearn minimises C · Σ loss + ‖w‖² / 2, here it is the mean loss + decay · ‖w‖² / 2.
+    # sklearn minimizes C · Σ loss + ‖w‖² / 2, here it is the mean loss + decay · ‖w‖² / 2.
     other = LogisticRegression(C=1 / (200 * 0.01), tol=1e-8, max_iter=5000).fit(standard(train).numpy(), labels)
     np.testing.assert_allclose(weight.numpy().T, other.coef_, atol=2e-3)
-    centred = bias.numpy() - bias.numpy().mean()
-    np.testing.assert_allclose(centred, other.intercept_ - other.intercept_.mean(), atol=2e-3)
+    centerd = bias.numpy() - bias.numpy().mean()
+    np.testing.assert_allclose(centerd, other.intercept_ - other.intercept_.mean(), atol=2e-3)
 
 
 def test_together_or_alone_is_the_same():
     train, labels = blobs(120, seed=4)
-    standard = linear._Standard(*linear.standardisation(train))
+    standard = linear._Standard(*linear.standardization(train))
     ones = [(0.01, 0.0), (0.3, 0.001), (0.1, 0.1)]
     args = (standard, 5, 32, 0, lambda done: None)
     together, bias = linear._fit([train], labels, 4, ones, *args)
@@ -71,8 +71,13 @@ def test_accuracy_is_exact_and_equal_logits_do_not_count_as_right():
     rng = np.random.default_rng(0)
     vectors, weight, bias = rng.standard_normal((200, 3)), rng.standard_normal((3, 12)), rng.standard_normal(12)
     labels = rng.integers(0, 6, 200)
-    top1, top5 = linear._judge((paddle.to_tensor(weight.astype("float32")), paddle.to_tensor(bias.astype("float32"))),
-                               vectors, labels, 6, standard)  # fmt: skip
+    top1, top5 = linear._judge(
+        (paddle.to_tensor(weight.astype("float32")), paddle.to_tensor(bias.astype("float32"))),
+        vectors,
+        labels,
+        6,
+        standard,
+    )
     for number in range(2):
         logits = (vectors @ weight + bias)[:, 6 * number : 6 * number + 6]
         order = np.argsort(-logits, axis=1)
@@ -119,7 +124,7 @@ def test_what_is_held_out():
 def test_a_channel_that_never_varies_stays_finite():
     vectors = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     vectors[:, 1] = 3.3
-    mean, deviation = linear.standardisation(vectors, rows=16)
+    mean, deviation = linear.standardization(vectors, rows=16)
     np.testing.assert_allclose(mean, vectors.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(deviation[[0, 2]], vectors.std(axis=0)[[0, 2]], rtol=1e-5)
     assert deviation[1] == 1

@@ -1,4 +1,4 @@
-"""Masks of every kind: values, palette indices, panoptic colours; and what folders and JSON files say of them."""
+"""Masks of every kind: values, palette indices, panoptic colors; and what folders and JSON files say of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ VALUES[0, 0] = 255
 
 
 def voc_palette():
-    colours = np.random.default_rng(1).integers(0, 256, (256, 3)).astype(np.uint8)
-    colours[5] = colours[3]  # two classes of one colour: only the index tells
-    return colours.ravel().tolist()
+    colors = np.random.default_rng(1).integers(0, 256, (256, 3)).astype(np.uint8)
+    colors[5] = colors[3]  # two classes of one color: only the index tells
+    return colors.ravel().tolist()
 
 
 def with_palette(path, values, bits=8):
@@ -28,7 +28,7 @@ def with_palette(path, values, bits=8):
     image.save(path, bits=bits)
 
 
-def test_values_of_a_grey_mask(tmp_path):
+def test_values_of_a_gray_mask(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), VALUES)
     np.testing.assert_array_equal(read_mask(str(tmp_path / "a.png")), VALUES)
     cv2.imwrite(str(tmp_path / "b.png"), VALUES.astype(np.uint16) * 200)
@@ -36,7 +36,7 @@ def test_values_of_a_grey_mask(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
-def test_a_palette_gives_indices_not_colours(tmp_path, bits):
+def test_a_palette_gives_indices_not_colors(tmp_path, bits):
     values = VALUES % 2**bits if bits < 8 else VALUES
     with_palette(tmp_path / "a.png", values, bits)
     assert (tmp_path / "a.png").read_bytes()[24:26] == bytes([bits, 3])  # the case is really that case
@@ -63,8 +63,11 @@ def folders(tmp_path):
     return tmp_path
 
 
-CATEGORIES = [{"id": 7, "name": "dog", "supercategory": "animal"}, {"id": 8, "name": "cat", "supercategory": "animal"},
-              {"id": 40, "name": "sky", "supercategory": "sky-stuff"}]  # fmt: skip
+CATEGORIES = [
+    {"id": 7, "name": "dog", "supercategory": "animal"},
+    {"id": 8, "name": "cat", "supercategory": "animal"},
+    {"id": 40, "name": "sky", "supercategory": "sky-stuff"},
+]
 
 
 def test_two_folders(folders):
@@ -98,7 +101,7 @@ def test_categories_name_the_values(folders):
     assert presence(grouped).tolist() == [[150, 0], [0, 150]]
 
 
-def test_panoptic_colours(folders):
+def test_panoptic_colors(folders):
     ids = {1: 70000, 2: 300}
     annotations = []
     for number, kind in ((1, 8), (2, 40)):

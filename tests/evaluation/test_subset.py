@@ -1,4 +1,4 @@
-"""The small labelled part: balanced, nested, the same everywhere."""
+"""The small labeled part: balanced, nested, the same everywhere."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_the_choice_does_not_depend_on_the_other_images_nor_on_the_machine():
 
 
 def test_the_list_is_read_back(photos, tmp_path):
-    whole = scan_images(photos, labelled=True)
+    whole = scan_images(photos, labeled=True)
     part = balanced_subset(whole, 0.2)
     (tmp_path / "part.txt").write_bytes(list_lines(whole, part))
-    again = scan_images(photos, tmp_path / "part.txt", labelled=True, classes=whole.classes)
+    again = scan_images(photos, tmp_path / "part.txt", labeled=True, classes=whole.classes)
     assert [again.path(index) for index in range(len(again))] == [whole.path(index) for index in part.tolist()]
     assert again.labels.tolist() == whole.labels[part].tolist()
 

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation.svm import (
-    COSTS,
-    average_precision,
-    draw,
-    low_shot_accuracy,
-    svm_accuracy,
-)
+from passl_densecl.evaluation.svm import COSTS, average_precision, draw, low_shot_accuracy, svm_accuracy
 
 
 def by_hand(present, scores):
@@ -59,7 +53,7 @@ def test_average_precision_is_scikit_learns_but_for_the_envelope():
     )
 
 
-def labelled(count, seed, noise=0.6):
+def labeled(count, seed, noise=0.6):
     rng = np.random.default_rng(seed)
     targets = np.where(rng.random((count, 3)) < 0.35, 1, -1).astype(np.int8)
     directions = np.random.default_rng(9).standard_normal((3, 16))
@@ -71,7 +65,7 @@ def test_equals_the_protocol_written_out_and_beats_chance():
     from sklearn.model_selection import cross_val_score
     from sklearn.svm import LinearSVC
 
-    (train, targets), (test, truth) = labelled(120, 0), labelled(80, 1)
+    (train, targets), (test, truth) = labeled(120, 0), labeled(80, 1)
     costs = (0.01, 1.0, 10.0)
     found = svm_accuracy(train, targets, test, truth, costs=costs)
     unit, test_unit = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (train, test))
@@ -80,8 +74,10 @@ def test_equals_the_protocol_written_out_and_beats_chance():
         return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, max_iter=2000, dual=True, random_state=0)
 
     for number in range(3):
-        scores = [cross_val_score(machine(cost), unit, targets[:, number], cv=3, scoring="average_precision").mean()
-                  for cost in costs]  # fmt: skip
+        scores = [
+            cross_val_score(machine(cost), unit, targets[:, number], cv=3, scoring="average_precision").mean()
+            for cost in costs
+        ]
         assert found.costs[number] == costs[int(np.argmax(scores))]
         decision = machine(found.costs[number]).fit(unit, targets[:, number]).decision_function(test_unit)
         expected = average_precision_score(truth[:, number] == 1, decision)
@@ -90,7 +86,7 @@ def test_equals_the_protocol_written_out_and_beats_chance():
 
 
 def test_unsure_images_are_no_part_of_the_test_and_train_as_absent():
-    (train, targets), (test, truth) = labelled(120, 0), labelled(80, 1)
+    (train, targets), (test, truth) = labeled(120, 0), labeled(80, 1)
     unsure, held = targets.copy(), truth.copy()
     unsure[targets[:, 0] == -1, 0] = np.where(np.arange((targets[:, 0] == -1).sum()) % 3, -1, 0)
     worst = test.copy()
@@ -102,7 +98,7 @@ def test_unsure_images_are_no_part_of_the_test_and_train_as_absent():
 
 
 def test_low_shot_draws_k_positives_and_more_shots_are_better():
-    (train, targets), (test, truth) = labelled(300, 2, noise=3.0), labelled(150, 3, noise=3.0)
+    (train, targets), (test, truth) = labeled(300, 2, noise=3.0), labeled(150, 3, noise=3.0)
     rows = draw(targets[:, 1], 4, 8, [0, 1])
     assert len(set(rows.tolist())) == 12
     assert targets[rows, 1].tolist() == [1] * 4 + [-1] * 8
@@ -120,7 +116,7 @@ def test_the_costs_are_the_protocols():
 
 
 def test_too_few_are_named():
-    (train, targets), (test, truth) = labelled(60, 0), labelled(40, 1)
+    (train, targets), (test, truth) = labeled(60, 0), labeled(40, 1)
     few = targets.copy()
     few[np.flatnonzero(few[:, 2] == 1)[2:], 2] = -1
     with pytest.raises(InputError, match="class number 2 has 2 training positives, expected at least 3"):

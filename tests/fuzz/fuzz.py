@@ -71,9 +71,23 @@ def run(name: str, cases: int, seed: int, keep: Path) -> int:
         while done < cases and deaths < 10:
             errors = open(scratch / "stderr", "wb")  # noqa: SIM115
             process = subprocess.Popen(
-                [sys.executable, __file__, "--child", name, str(scratch), "--cases", str(cases - done), "--seed", str(seed + deaths)],
-                cwd=ROOT, env=child_environment(scratch), stdout=subprocess.PIPE, stderr=errors, text=True,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    __file__,
+                    "--child",
+                    name,
+                    str(scratch),
+                    "--cases",
+                    str(cases - done),
+                    "--seed",
+                    str(seed + deaths),
+                ],
+                cwd=ROOT,
+                env=child_environment(scratch),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
             before = done
             for message in messages(process):
                 done = before + message["cases"]
@@ -100,9 +114,17 @@ def run(name: str, cases: int, seed: int, keep: Path) -> int:
 
 def child_environment(scratch: Path) -> dict[str, str]:
     """Folders of its own for whatever wants to keep something."""
-    own = {"XDG_CACHE_HOME": str(scratch / "cache"), "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"), "MPLBACKEND": "Agg",
-           "HOME": str(scratch / "home"), "PASSL_DENSECL_HOME": str(scratch / "cache" / "zoo"), "PASSL_DENSECL_OFFLINE": "1",
-           "MPLCONFIGDIR": str(scratch / "cache" / "mpl"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    own = {
+        "XDG_CACHE_HOME": str(scratch / "cache"),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
+        "MPLBACKEND": "Agg",
+        "HOME": str(scratch / "home"),
+        "PASSL_DENSECL_HOME": str(scratch / "cache" / "zoo"),
+        "PASSL_DENSECL_OFFLINE": "1",
+        "MPLCONFIGDIR": str(scratch / "cache" / "mpl"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     return {**os.environ, **own}
 
 
@@ -173,9 +195,13 @@ def child(name: str, scratch: Path, cases: int, seed: int) -> int:
 
         @hypothesis.seed(seed + len(known))
         @settings(
-            max_examples=cases - int(state["cases"]), deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
-        )  # fmt: skip
+            max_examples=cases - int(state["cases"]),
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+        )
         @given(reader.cases)
         def each(case: Any) -> None:  # used before the next round begins
             hunt = hunts[-1]
@@ -335,9 +361,18 @@ READERS = {
     "overrides": ("config",),
     "weights": ("config", "weights.convert", "weights.info", "weights.load"),
     "packs": ("data.datasets",),
-    "lists": ("data.datasets", "downstream.prepare", "engine.pretrain", "evaluation.masks", "evaluation.multilabel",
-              "visualize.report", "visualize.schedule", "visualize.views", "weights.zoo"),
-}  # fmt: skip
+    "lists": (
+        "data.datasets",
+        "downstream.prepare",
+        "engine.pretrain",
+        "evaluation.masks",
+        "evaluation.multilabel",
+        "visualize.report",
+        "visualize.schedule",
+        "visualize.views",
+        "weights.zoo",
+    ),
+}
 
 
 def import_everything(name: str) -> None:

@@ -21,17 +21,56 @@ RISE = 200 * 2**20  # bytes of memory in use that one case may add
 
 # What runs code, or begins to. `exec` and `compile` also come with every import, so all modules are imported before.
 _RUNS = (
-    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn",
-    "exec", "compile", "import", "pickle.find_class", "code.__new__", "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function",
-    "ctypes.cdata", "marshal.loads", "marshal.load", "os.putenv", "os.chdir", "os.kill", "signal.pthread_kill",
-    "webbrowser.open", "shutil.make_archive", "shutil.unpack_archive",
-)  # fmt: skip
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "subprocess.Popen",
+    "pty.spawn",
+    "exec",
+    "compile",
+    "import",
+    "pickle.find_class",
+    "code.__new__",
+    "ctypes.dlopen",
+    "ctypes.dlsym",
+    "ctypes.call_function",
+    "ctypes.cdata",
+    "marshal.loads",
+    "marshal.load",
+    "os.putenv",
+    "os.chdir",
+    "os.kill",
+    "signal.pthread_kill",
+    "webbrowser.open",
+    "shutil.make_archive",
+    "shutil.unpack_archive",
+)
 _REACHES_OUT = ("socket.", "urllib.", "http.", "ftplib.", "smtplib.", "poplib.", "imaplib.", "telnetlib.")
 _CHANGES = (
-    "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
-    "os.utime", "os.setxattr", "os.removexattr", "os.mkfifo", "os.mknod", "shutil.rmtree", "shutil.move", "shutil.copyfile",
-    "tempfile.mkstemp", "tempfile.mkdtemp", "sqlite3.connect",
-)  # fmt: skip
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "os.utime",
+    "os.setxattr",
+    "os.removexattr",
+    "os.mkfifo",
+    "os.mknod",
+    "shutil.rmtree",
+    "shutil.move",
+    "shutil.copyfile",
+    "tempfile.mkstemp",
+    "tempfile.mkdtemp",
+    "sqlite3.connect",
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 

@@ -114,16 +114,75 @@ def each(*calls: Callable[[], object]) -> None:
 _YAML_PIECES = [
     "a: &a [x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: &e [*d, *d, *d, *d]\n"
     "f: &f [*e, *e, *e, *e]\ng: &g [*f, *f, *f, *f]\nh: &h [*g, *g, *g, *g]\ni: &i [*h, *h, *h, *h]\nj: [*i, *i, *i, *i]\n",
-    "model: &m {a: *m}\n", "seed: &s [*s]\n", "name: &n\n  x: *n\n", "seed: !!python/object/apply:os.system ['touch pwned']\n",
-    "seed: !!python/name:os.system\n", "seed: !!python/object/new:fuzz_canary.run []\n", "!!python/module:fuzz_canary\n", "seed: !!int 'x'\n",
-    "seed: !!float 'x'\n", "seed: !!timestamp 2001-99-99\n", "seed: !!binary '%%'\n", "? [a, b]\n: c\n", "? {a: b}\n: c\n", "? !!set {a}\n: c\n",
-    "!!set {a, b}\n", "<<: {task: linear}\n", "<<: [1]\n", "<<: *x\n", "%YAML 9.9\n---\n", "%TAG ! tag:x,1:\n---\n", "---\na: 1\n---\nb: 2\n", "...\n",
-    "seed: 1:30:30\n", "seed: 0b111\n", "seed: 0o17\n", "seed: 1_000\n", "seed: .inf\n", "seed: .nan\n", "seed: 2001-01-01\n", "seed: 0x\n",
-    "seed: -_\n", "seed: 1e99999\n", "epochs: 1e5\n", "seed: ~\n", "name: |\n  a\n  b\n", "name: 'a\n  b'\n", "name: \"\\x1b[31m\"\n",
-    "name: \"\\ud800\"\n", "name: ../../x\n", "name: ..\n", "name: '.'\n", "\t- a\n", "@\n", "`\n", "- \n" * 50, "[" * 300, "{" * 300, "a: " * 300,
-    "- " * 300, "seed: " + "9" * 5000 + "\n", "'" * 3, "x: " + "[" * 60 + "]" * 60 + "\n", "name: !!str 1\n", "epochs: !!null ''\n", "=: 1\n", "seed: =\n",
-    "null: 1\n", "1: 2\n", "1.5: 2\n", "true: 2\n", ".nan: 1\n", "a:\n  - b\n c\n", "# \x07\n", "\ufeff", "\x00", "\x1b[2J\n", "\x85", "\u2028",
-]  # fmt: skip
+    "model: &m {a: *m}\n",
+    "seed: &s [*s]\n",
+    "name: &n\n  x: *n\n",
+    "seed: !!python/object/apply:os.system ['touch pwned']\n",
+    "seed: !!python/name:os.system\n",
+    "seed: !!python/object/new:fuzz_canary.run []\n",
+    "!!python/module:fuzz_canary\n",
+    "seed: !!int 'x'\n",
+    "seed: !!float 'x'\n",
+    "seed: !!timestamp 2001-99-99\n",
+    "seed: !!binary '%%'\n",
+    "? [a, b]\n: c\n",
+    "? {a: b}\n: c\n",
+    "? !!set {a}\n: c\n",
+    "!!set {a, b}\n",
+    "<<: {task: linear}\n",
+    "<<: [1]\n",
+    "<<: *x\n",
+    "%YAML 9.9\n---\n",
+    "%TAG ! tag:x,1:\n---\n",
+    "---\na: 1\n---\nb: 2\n",
+    "...\n",
+    "seed: 1:30:30\n",
+    "seed: 0b111\n",
+    "seed: 0o17\n",
+    "seed: 1_000\n",
+    "seed: .inf\n",
+    "seed: .nan\n",
+    "seed: 2001-01-01\n",
+    "seed: 0x\n",
+    "seed: -_\n",
+    "seed: 1e99999\n",
+    "epochs: 1e5\n",
+    "seed: ~\n",
+    "name: |\n  a\n  b\n",
+    "name: 'a\n  b'\n",
+    'name: "\\x1b[31m"\n',
+    'name: "\\ud800"\n',
+    "name: ../../x\n",
+    "name: ..\n",
+    "name: '.'\n",
+    "\t- a\n",
+    "@\n",
+    "`\n",
+    "- \n" * 50,
+    "[" * 300,
+    "{" * 300,
+    "a: " * 300,
+    "- " * 300,
+    "seed: " + "9" * 5000 + "\n",
+    "'" * 3,
+    "x: " + "[" * 60 + "]" * 60 + "\n",
+    "name: !!str 1\n",
+    "epochs: !!null ''\n",
+    "=: 1\n",
+    "seed: =\n",
+    "null: 1\n",
+    "1: 2\n",
+    "1.5: 2\n",
+    "true: 2\n",
+    ".nan: 1\n",
+    "a:\n  - b\n c\n",
+    "# \x07\n",
+    "\ufeff",
+    "\x00",
+    "\x1b[2J\n",
+    "\x85",
+    "\u2028",
+]
 
 
 def _config_cases(_: Path) -> st.SearchStrategy[Case]:
@@ -185,7 +244,7 @@ def _read_config(folder: Path, output: Path, words: tuple[str, ...]) -> None:
 
 
 def _resolve(path: Path) -> None:
-    from passl_densecl.downstream.yaml_files import dump, entries, find, resolve
+    from passl_densecl.integrations.yaml_files import dump, entries, find, resolve
 
     content = resolve(path)
     for place in places(content):
@@ -222,19 +281,35 @@ _KEYS = sorted(
 
 def _override_cases(_: Path) -> st.SearchStrategy[Case]:
     key = st.one_of(
-        st.sampled_from(_KEYS), st.sampled_from(_KEYS), words, st.lists(words, min_size=1, max_size=4).map(".".join),
+        st.sampled_from(_KEYS),
+        st.sampled_from(_KEYS),
+        words,
+        st.lists(words, min_size=1, max_size=4).map(".".join),
         st.tuples(st.sampled_from(_KEYS), words).map(".".join),
-        st.sampled_from(["a." * 300 + "b", "data.transforms.²", "data.transforms.-1", "data.transforms.0.0.0", "data.transforms." + "9" * 5000, "task.x"]),
-    )  # fmt: skip
+        st.sampled_from(
+            [
+                "a." * 300 + "b",
+                "data.transforms.²",
+                "data.transforms.-1",
+                "data.transforms.0.0.0",
+                "data.transforms." + "9" * 5000,
+                "task.x",
+            ]
+        ),
+    )
     value = st.one_of(
-        words, st.sampled_from(NUMBERS).map(str), values.map(lambda v: json.dumps(v)), st.sampled_from(_YAML_PIECES),
+        words,
+        st.sampled_from(NUMBERS).map(str),
+        values.map(lambda v: json.dumps(v)),
+        st.sampled_from(_YAML_PIECES),
         st.sampled_from(_YAML_PIECES).map(lambda piece: piece.partition(": ")[2]),
-    )  # fmt: skip
+    )
     override = st.one_of(st.tuples(key, value).map("=".join), st.tuples(key, value).map("=".join), words)
     return st.builds(
         lambda path, overrides: Case({}, (str(path.relative_to(ROOT)), *overrides)),
-        st.sampled_from(CONFIGS), st.lists(override, min_size=1, max_size=4),
-    )  # fmt: skip
+        st.sampled_from(CONFIGS),
+        st.lists(override, min_size=1, max_size=4),
+    )
 
 
 def _read_overrides(folder: Path, output: Path, words: tuple[str, ...]) -> None:
@@ -251,9 +326,13 @@ def make_weights(folder: Path) -> dict[str, bytes]:
 
     rng = np.random.default_rng(0)
     table = {
-        "conv1.weight": rng.normal(size=(2, 3, 1, 1)).astype("f4"), "bn1._mean": rng.normal(size=2).astype("f2"),
-        "count": np.array(3), "flags": np.array([True, False]), "empty": np.zeros((0, 4), "f4"), "wide": rng.normal(size=(2, 3)),
-    }  # fmt: skip
+        "conv1.weight": rng.normal(size=(2, 3, 1, 1)).astype("f4"),
+        "bn1._mean": rng.normal(size=2).astype("f2"),
+        "count": np.array(3),
+        "flags": np.array([True, False]),
+        "empty": np.zeros((0, 4), "f4"),
+        "wide": rng.normal(size=(2, 3)),
+    }
     nested = {"epoch": 3, "state_dict": table, "lr": [0.1, None], "meta": {"name": "x", "shape": (1, 2)}}
     card = Card(
         kind="backbone",
@@ -346,10 +425,19 @@ def _carded(draw: Any, folder: Path) -> tuple[str, bytes]:
     from passl_densecl.weights import write_weights
 
     card = {
-        "kind": "backbone", "names": "paddle", "encoder": "query", "depth": 18, "stem_stride": 4, "last_stride": 2, "epoch": 1, "step": 8,
-        "classes": ["a", "b"], "config": {"task": "pretrain", "name": "x", "model": {"depth": 18}, "data": {"transforms": []}}, "version": "1",
+        "kind": "backbone",
+        "names": "paddle",
+        "encoder": "query",
+        "depth": 18,
+        "stem_stride": 4,
+        "last_stride": 2,
+        "epoch": 1,
+        "step": 8,
+        "classes": ["a", "b"],
+        "config": {"task": "pretrain", "name": "x", "model": {"depth": 18}, "data": {"transforms": []}},
+        "version": "1",
         "parents": [{"file": "x", "sha256": "0", "kind": "y"}],
-    }  # fmt: skip
+    }
     card = json.loads(json.dumps(draw(mutated_tree(card))))
     suffix = draw(st.sampled_from([".pdparams", ".pth", ".safetensors"]))
     path = folder / f"carded{suffix}"
@@ -424,13 +512,22 @@ def _read_weights(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     encoder, prefix = words
     each(
         lambda: check_text(render(describe_file(path)), "the description of a file"),
-        lambda: files.read_card(path), lambda: files.read_pickle(path), lambda: files.read_arrays(path),
-        lambda: load.recorded_model(path), lambda: load.recorded_config(path), lambda: load.recorded_classes(path, 2),
-        lambda: load.read_backbone(path, encoder=encoder, prefix=prefix or None), lambda: load.read_model(path),  # type: ignore[arg-type]
-        lambda: read_training_state(path), lambda: read_classifier(path),
-        lambda: check_text("\n".join(convert(path, output / "x.pdparams", "paddle").lines()), "the report of a conversion"),
-        lambda: convert(path, output / "x.pkl", "detectron2"), lambda: convert(path, output / "y.pdparams", "state"),
-    )  # fmt: skip
+        lambda: files.read_card(path),
+        lambda: files.read_pickle(path),
+        lambda: files.read_arrays(path),
+        lambda: load.recorded_model(path),
+        lambda: load.recorded_config(path),
+        lambda: load.recorded_classes(path, 2),
+        lambda: load.read_backbone(path, encoder=encoder, prefix=prefix or None),
+        lambda: load.read_model(path),  # type: ignore[arg-type]
+        lambda: read_training_state(path),
+        lambda: read_classifier(path),
+        lambda: check_text(
+            "\n".join(convert(path, output / "x.pdparams", "paddle").lines()), "the report of a conversion"
+        ),
+        lambda: convert(path, output / "x.pkl", "detectron2"),
+        lambda: convert(path, output / "y.pdparams", "state"),
+    )
 
 
 # --- packs ---------------------------------------------------------------------------------------------------------------
@@ -440,7 +537,7 @@ def make_packs(folder: Path) -> dict[str, bytes]:
     """Packs of a few small images: with and without labels, records inside of pages and beyond them."""
     import cv2
 
-    from passl_densecl.data.pack import write_pack
+    from passl_densecl.data.packs import write_pack
 
     folder.mkdir(parents=True, exist_ok=True)
     small = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
@@ -448,7 +545,7 @@ def make_packs(folder: Path) -> dict[str, bytes]:
     found = {}
     for name, records, labels in (
         ("few", [small, large, small], None),
-        ("labelled", [small] * 70 + [large] * 2, np.arange(72) % 2),
+        ("labeled", [small] * 70 + [large] * 2, np.arange(72) % 2),
     ):
         path = folder / f"{name}.lmdb"
         path.unlink(missing_ok=True)
@@ -542,8 +639,8 @@ def _pack_cases(scratch: Path) -> st.SearchStrategy[Case]:
 
 def _read_pack(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     each(lambda: read_images(folder / "images.lmdb"))
-    each(lambda: read_images(folder / "images.lmdb", labelled=True))
-    each(lambda: read_images(folder / "images.lmdb", labelled=True, classes=["class_0", "class_1"]))
+    each(lambda: read_images(folder / "images.lmdb", labeled=True))
+    each(lambda: read_images(folder / "images.lmdb", labeled=True, classes=["class_0", "class_1"]))
     each(lambda: read_images(folder / "images.lmdb", list_file=folder / "list.txt"))
 
 
@@ -564,8 +661,22 @@ def read_images(root: Path, **options: Any) -> None:
 
 # --- lists and results -----------------------------------------------------------------------------------------------------
 
-_METRIC = {"step": 1, "epoch": 1, "loss": 7.0, "global_loss": 7.0, "global_top1": 0.1, "dense_loss": 6.5, "dense_top1": 0.2, "chance": 8.3,
-           "lr": 0.03, "loss_lambda": 0.5, "queue_fill": 1.0, "images_per_second": 40.0, "data_share": 0.1, "peak_memory_mb": 500.0}  # fmt: skip
+_METRIC = {
+    "step": 1,
+    "epoch": 1,
+    "loss": 7.0,
+    "global_loss": 7.0,
+    "global_top1": 0.1,
+    "dense_loss": 6.5,
+    "dense_top1": 0.2,
+    "chance": 8.3,
+    "lr": 0.03,
+    "loss_lambda": 0.5,
+    "queue_fill": 1.0,
+    "images_per_second": 40.0,
+    "data_share": 0.1,
+    "peak_memory_mb": 500.0,
+}
 _STATE = {
     "step": 8,
     "task": "pretrain",
@@ -582,16 +693,22 @@ _RESULT = {
     "nothing": None,
     "text": "x",
 }
-_COCO = {"categories": [{"id": 1, "name": "cat", "supercategory": "animal"}, {"id": 2, "name": "dog", "supercategory": "animal"}],
-         "annotations": [{"file_name": "a.png", "segments_info": [{"id": 1, "category_id": 1}]}]}  # fmt: skip
+_COCO = {
+    "categories": [
+        {"id": 1, "name": "cat", "supercategory": "animal"},
+        {"id": 2, "name": "dog", "supercategory": "animal"},
+    ],
+    "annotations": [{"file_name": "a.png", "segments_info": [{"id": 1, "category_id": 1}]}],
+}
 _ANNOTATION = (
     "<annotation><object><name>cat</name><difficult>0</difficult></object><object><name>dog</name></object></annotation>",
     '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "1234567890"><!ENTITY y "&x;&x;&x;&x;&x;&x;&x;&x;"><!ENTITY z "&y;&y;&y;&y;&y;&y;&y;&y;">'
     '<!ENTITY w "&z;&z;&z;&z;&z;&z;&z;&z;"><!ENTITY v "&w;&w;&w;&w;&w;&w;&w;&w;"><!ENTITY u "&v;&v;&v;&v;&v;&v;&v;&v;">]>'
     "<annotation><object><name>&u;&u;&u;</name></object></annotation>",
     '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><object><name>&x;</name></object></annotation>',
-    "<annotation><object><name>\x1b[31m</name></object></annotation>", "<a>" * 2000,
-)  # fmt: skip
+    "<annotation><object><name>\x1b[31m</name></object></annotation>",
+    "<a>" * 2000,
+)
 
 
 @st.composite
@@ -648,9 +765,13 @@ def _list_cases(scratch: Path) -> st.SearchStrategy[Case]:
         words,
     )
     row = st.one_of(
-        st.tuples(st.one_of(st.sampled_from(["a.png", "class_0/b.png", "../images/a.png", "/etc/passwd", "", "."]), words),
-                  st.sampled_from([" ", "\t", "  ", ""]), label).map("".join), words,
-    )  # fmt: skip
+        st.tuples(
+            st.one_of(st.sampled_from(["a.png", "class_0/b.png", "../images/a.png", "/etc/passwd", "", "."]), words),
+            st.sampled_from([" ", "\t", "  ", ""]),
+            label,
+        ).map("".join),
+        words,
+    )
     multi = st.tuples(
         st.sampled_from(["a.png\t", "class_0/b.png ", "class_1/c d.png\t", "x\t", ""]),
         st.lists(label, max_size=4).map(",".join),
@@ -714,15 +835,24 @@ def _list_cases(scratch: Path) -> st.SearchStrategy[Case]:
         if kind == "index":
             return Case({"index.npz": draw(mutated_bytes(_an_index(scratch)))}, (kind,))
         if kind == "cache":
-            return Case({"model.pdparams": draw(programs()), "model.pdparams.sha256": draw(_lines(words, ["0" * 64 + "  x"])),
-                         "small.converted.json": draw(_json({"source": "0", "version": "1", "result": "2"}))}, (kind,))  # fmt: skip
+            return Case(
+                {
+                    "model.pdparams": draw(programs()),
+                    "model.pdparams.sha256": draw(_lines(words, ["0" * 64 + "  x"])),
+                    "small.converted.json": draw(_json({"source": "0", "version": "1", "result": "2"})),
+                },
+                (kind,),
+            )
         metrics, state = draw(_json_lines(_METRIC)), draw(_json(_STATE))
         if kind == "run":
             files = {
-                "metrics.jsonl": metrics, "result.json": draw(_json(_RESULT)), "environment.json": draw(_json(_ENVIRONMENT)),
-                "checkpoints/epoch_0002/state.json": state, "checkpoints/epoch_0002/model.pdparams": b"\x80\x04}.",
+                "metrics.jsonl": metrics,
+                "result.json": draw(_json(_RESULT)),
+                "environment.json": draw(_json(_ENVIRONMENT)),
+                "checkpoints/epoch_0002/state.json": state,
+                "checkpoints/epoch_0002/model.pdparams": b"\x80\x04}.",
                 "train.log": b"".join(draw(st.lists(_WARNING, max_size=3))),
-            }  # fmt: skip
+            }
             if draw(st.integers(0, 2)):
                 files["config.yaml"] = draw(st.one_of(st.just(good), _mutated_config(CONFIGS[:3]).map(_first_file)))
             return Case(files, (kind, "draw" if draw(st.integers(0, 15)) == 9 else ""))
@@ -742,8 +872,18 @@ def _list_cases(scratch: Path) -> st.SearchStrategy[Case]:
 _ENVIRONMENT = {"paddle": "3", "devices": [], "command": ["a"]}
 _WARNING = words.map(lambda word: f"warning  {word}\n".encode("utf-8", "surrogatepass"))
 _CHECKPOINTS = [
-    "epoch_0002", "step_00000008", "epoch_", "epoch_²", "epoch_" + "9" * 200, "a b", "\x1b[31m", ".x", "é", "epoch_1", "epoch_0",
-]  # fmt: skip
+    "epoch_0002",
+    "step_00000008",
+    "epoch_",
+    "epoch_²",
+    "epoch_" + "9" * 200,
+    "a b",
+    "\x1b[31m",
+    ".x",
+    "é",
+    "epoch_1",
+    "epoch_0",
+]
 
 
 def _first_file(case: Case) -> bytes:
@@ -782,8 +922,8 @@ def _image_list(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     images = folder.parent / "images"
     each(
         lambda: read_images(images, list_file=folder / "list.txt"),
-        lambda: read_images(images, list_file=folder / "list.txt", labelled=True),
-        lambda: read_images(images, list_file=folder / "list.txt", labelled=True, classes=["cat", "dog"]),
+        lambda: read_images(images, list_file=folder / "list.txt", labeled=True),
+        lambda: read_images(images, list_file=folder / "list.txt", labeled=True, classes=["cat", "dog"]),
     )
 
 
@@ -805,8 +945,8 @@ def _voc(folder: Path, output: Path, words: tuple[str, ...]) -> None:
 
 
 def _coco(folder: Path, output: Path, words: tuple[str, ...]) -> None:
-    from passl_densecl.downstream.prepare import _categories
     from passl_densecl.evaluation.masks import _read_categories
+    from passl_densecl.integrations.prepare import _categories
 
     path = folder / "coco.json"
     each(
@@ -825,7 +965,7 @@ def _index(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     for name, (_, listing) in index.load(os.fsencode(top)).items():
         if not isinstance(name, bytes) or not isinstance(listing.images, bytes):
             raise Wrong("an index of other things than names")
-    each(lambda: scan_images(top).describe(), lambda: scan_images(top, labelled=True))
+    each(lambda: scan_images(top).describe(), lambda: scan_images(top, labeled=True))
 
 
 def _cache(folder: Path, output: Path, words: tuple[str, ...]) -> None:
@@ -870,9 +1010,33 @@ def _report(run: Any, output: Path) -> None:
 
 
 _TAGS = {
-    "html", "head", "meta", "link", "title", "style", "body", "header", "h1", "h2", "h3", "p", "main", "section", "table", "tbody",
-    "tr", "th", "td", "div", "figure", "img", "figcaption", "details", "summary", "pre",
-}  # fmt: skip
+    "html",
+    "head",
+    "meta",
+    "link",
+    "title",
+    "style",
+    "body",
+    "header",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "main",
+    "section",
+    "table",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "div",
+    "figure",
+    "img",
+    "figcaption",
+    "details",
+    "summary",
+    "pre",
+}
 
 
 class _Tags(html.parser.HTMLParser):
@@ -895,22 +1059,26 @@ def check_html(page: str) -> None:
 
 
 def _checkpoint(folder: Path, output: Path, words: tuple[str, ...]) -> None:
-    from passl_densecl.engine import checkpoint
-    from passl_densecl.engine.entrance import find_start
+    from passl_densecl.engine.start import find_start
+    from passl_densecl.reliability import checkpoint
     from passl_densecl.weights import load, weights_file
 
     path = folder / "checkpoints" / words[0]
     checkpoints = checkpoint.Checkpoints(folder, 2)
     each(
-        checkpoints.newest, lambda: find_start(folder, checkpoints, "auto"), lambda: checkpoint.read(path),
-        lambda: weights_file(folder), lambda: load.recorded_card(path / "model.pdparams"),
-        lambda: load.recorded_classes(path / "model.pdparams"), lambda: _rewound(folder, output),
-    )  # fmt: skip
+        checkpoints.newest,
+        lambda: find_start(folder, checkpoints, "auto"),
+        lambda: checkpoint.read(path),
+        lambda: weights_file(folder),
+        lambda: load.recorded_card(path / "model.pdparams"),
+        lambda: load.recorded_classes(path / "model.pdparams"),
+        lambda: _rewound(folder, output),
+    )
 
 
 def _rewound(folder: Path, output: Path) -> None:
     """What a resumed run does to the metrics of the steps that it makes again."""
-    from passl_densecl.engine.runlog import RunLog
+    from passl_densecl.reliability.log import RunLog
 
     (output / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
     log = RunLog(output)
@@ -921,16 +1089,31 @@ def _rewound(folder: Path, output: Path) -> None:
 
 
 _LIST_READERS: Mapping[str, Callable[[Path, Path, tuple[str, ...]], None]] = {
-    "list": _image_list, "multi": _multi_list, "voc": _voc, "xml": _voc, "coco": _coco, "index": _index, "cache": _cache, "run": _run,
+    "list": _image_list,
+    "multi": _multi_list,
+    "voc": _voc,
+    "xml": _voc,
+    "coco": _coco,
+    "index": _index,
+    "cache": _cache,
+    "run": _run,
     "checkpoint": _checkpoint,
-}  # fmt: skip
+}
 
 _A_RUN = tuple(
-    Case({"metrics.jsonl": b"\n".join(json.dumps(dict(_METRIC, step=n)).encode() for n in range(1, steps)), "result.json": b'{"a": 1}',
-          "config.yaml": CONFIGS[0].read_bytes(), "checkpoints/epoch_0002/state.json": json.dumps(_STATE).encode(),
-          "checkpoints/epoch_0002/model.pdparams": b"\x80\x04}.", "train.log": b"warning  x\n"}, ("run", "draw"))
+    Case(
+        {
+            "metrics.jsonl": b"\n".join(json.dumps(dict(_METRIC, step=n)).encode() for n in range(1, steps)),
+            "result.json": b'{"a": 1}',
+            "config.yaml": CONFIGS[0].read_bytes(),
+            "checkpoints/epoch_0002/state.json": json.dumps(_STATE).encode(),
+            "checkpoints/epoch_0002/model.pdparams": b"\x80\x04}.",
+            "train.log": b"warning  x\n",
+        },
+        ("run", "draw"),
+    )
     for steps in (3, 60)
-)  # fmt: skip
+)
 
 TARGETS = {
     target.name: target
@@ -939,6 +1122,12 @@ TARGETS = {
         Target("overrides", "-o key=value", _override_cases, _read_overrides),
         Target("weights", "files of weights in every format, their cards and tables", _weight_cases, _read_weights),
         Target("packs", "images packed in LMDB", _pack_cases, _read_pack),
-        Target("lists", "lists of images and labels, run folders, checkpoints, results, caches", _list_cases, _read_list, _A_RUN),
+        Target(
+            "lists",
+            "lists of images and labels, run folders, checkpoints, results, caches",
+            _list_cases,
+            _read_list,
+            _A_RUN,
+        ),
     )
-}  # fmt: skip
+}

@@ -21,8 +21,11 @@ FUZZ = ROOT / "tests" / "fuzz" / "fuzz.py"
 def test_a_sample(name, tmp_path):
     done = subprocess.run(
         [sys.executable, FUZZ, name, "--cases", "50", "--seed", "0", "--keep", tmp_path],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{name:<10}      50 cases" in done.stdout
 
@@ -107,9 +110,12 @@ def test_a_planted_fault_is_found_and_made_small(does, found, tmp_path):
     code = PLANTED.format(root=str(ROOT), does=does)
     done = subprocess.run(
         [sys.executable, "-c", code, str(FUZZ), "--child", "configs", str(scratch), "--cases", "40", "--seed", "0"],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
         env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis")},
-    )  # fmt: skip
+    )
     told = [json.loads(line) for line in done.stdout.splitlines()]
     failures = [one for one in told if "failure" in one]
     assert failures, done.stderr

@@ -43,7 +43,7 @@ def state(layer: paddle.nn.Layer) -> dict[str, np.ndarray]:
 
 
 def parts(projections: Projections) -> dict[str, np.ndarray]:
-    names = ("globe", "features", "dense", "dense_mean")
+    names = ("global_vector", "features", "dense", "dense_mean")
     return {name: getattr(projections, name).numpy() for name in names}
 
 
@@ -99,9 +99,11 @@ def test_moving_average_is_its_closed_form_and_of_trained_weights_only():
 def test_no_gradient_reaches_keys_queues_or_the_key_encoder():
     model, batch = small(), images(4)
     keys = model.encode_keys(batch, micro_batch_size=2)
-    assert all(part.stop_gradient for part in (keys.globe, keys.dense_mean, keys.local.features, keys.local.dense))
+    assert all(
+        part.stop_gradient for part in (keys.global_vector, keys.dense_mean, keys.local.features, keys.local.dense)
+    )
     key = model.key_encoder(normalize(batch))  # even where nobody says no_grad
-    assert key.globe.stop_gradient
+    assert key.global_vector.stop_gradient
     assert key.dense.stop_gradient
     query = model.query_encoder(normalize(images(4, seed=1)))
     assert query.features.stop_gradient  # the correspondence is no path for the loss
@@ -162,8 +164,8 @@ def test_shuffled_keys_come_back_in_their_places():
     for name, value in parts(shuffled.local).items():
         for row in range(6):
             np.testing.assert_allclose(value[row], expected[row][name], atol=1e-6, err_msg=f"{name} of image {row}")
-        assert np.abs(value - plain[name]).max() > 1e-4, "other neighbours in BatchNorm, other keys"
-    np.testing.assert_array_equal(shuffled.globe.numpy(), shuffled.local.globe.numpy())
+        assert np.abs(value - plain[name]).max() > 1e-4, "other neighbors in BatchNorm, other keys"
+    np.testing.assert_array_equal(shuffled.global_vector.numpy(), shuffled.local.global_vector.numpy())
     np.testing.assert_array_equal(shuffled.dense_mean.numpy(), shuffled.local.dense_mean.numpy())
 
 
@@ -183,7 +185,7 @@ def test_the_queues_take_global_keys_and_dense_means():
     model.losses(model.query_encoder(normalize(batch)), keys.local)
     np.testing.assert_array_equal(model.global_queue.keys.numpy(), before)  # nothing moves before `enqueue`
     model.enqueue(keys)
-    np.testing.assert_array_equal(model.global_queue.keys.numpy()[:4], keys.local.globe.numpy())
+    np.testing.assert_array_equal(model.global_queue.keys.numpy()[:4], keys.local.global_vector.numpy())
     np.testing.assert_array_equal(model.dense_queue.keys.numpy()[:4], keys.local.dense_mean.numpy())
     np.testing.assert_array_equal(model.global_queue.keys.numpy()[4:], before[4:])
 
@@ -197,24 +199,26 @@ def test_shapes_and_lengths_of_projections():
         out = encoder(normalize(images(3, side=96)))
         backbone = encoder.backbone(normalize(images(3, side=96)))
     assert backbone.shape == [3, 512, 3, 3]
-    assert out.globe.shape == [3, 8]
+    assert out.global_vector.shape == [3, 8]
     assert out.features.shape == [3, 512, 9]
     assert out.dense.shape == [3, 8, 9]
     assert out.dense_mean.shape == [3, 8]
-    for name in ("globe", "dense", "dense_mean"):
+    for name in ("global_vector", "dense", "dense_mean"):
         np.testing.assert_allclose(np.linalg.norm(parts(out)[name], axis=1), 1, atol=1e-5, err_msg=name)
 
 
 def test_projections_are_those_of_the_paper():
-    """Global: pool, then the head. Dense mean: over positions, before the vectors are normalised."""
+    """Global: pool, then the head. Dense mean: over positions, before the vectors are normalized."""
     encoder = Encoder(18, hidden_dim=16, out_dim=8)
     features = paddle.to_tensor(np.random.default_rng(2).random((2, 512, 2, 2), dtype=np.float32))
     with paddle.no_grad():
         out = encoder.project(features)
         dense = encoder.dense_head(features).numpy().reshape(2, 8, 4)
-        globe = encoder.global_head(features.mean(axis=[2, 3])).numpy()
+        global_vector = encoder.global_head(features.mean(axis=[2, 3])).numpy()
     norm = np.linalg.norm
-    np.testing.assert_allclose(out.globe.numpy(), globe / norm(globe, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        out.global_vector.numpy(), global_vector / norm(global_vector, axis=1, keepdims=True), atol=1e-6
+    )
     np.testing.assert_allclose(out.dense.numpy(), dense / norm(dense, axis=1, keepdims=True), atol=1e-6)
     mean = dense.mean(axis=2)
     np.testing.assert_allclose(out.dense_mean.numpy(), mean / norm(mean, axis=1, keepdims=True), atol=1e-6)
@@ -238,7 +242,9 @@ def test_num_grid_pools_the_neck_and_the_correspondence_alike():
     np.testing.assert_allclose(out.features.numpy(), flat, atol=1e-6)
     np.testing.assert_allclose(out.dense.numpy(), by_hand / np.linalg.norm(by_hand, axis=1, keepdims=True), atol=1e-5)
     whole = encoder.global_head(features.mean(axis=[2, 3])).numpy()  # the global branch sees the map as it is
-    np.testing.assert_allclose(out.globe.numpy(), whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        out.global_vector.numpy(), whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6
+    )
     losses = model(batch, keys.local)
     assert all(math.isfinite(float(value)) for value in losses)
 
@@ -272,7 +278,7 @@ def test_moco_v2_is_the_global_half_of_the_same_model():
     assert float(losses[0]) == pytest.approx(float(expected[0]), abs=1e-6)
     assert float(losses[1]) == float(expected[1])
     half.enqueue(half_keys)
-    np.testing.assert_array_equal(half.global_queue.keys.numpy()[:4], half_keys.globe.numpy())
+    np.testing.assert_array_equal(half.global_queue.keys.numpy()[:4], half_keys.global_vector.numpy())
 
 
 # ---------------------------------------------------------------- weights at the start
@@ -402,7 +408,7 @@ def test_number_of_trained_weights(depth, backbone, neck):
         assert count(encoder) == 32_425_280
 
 
-def test_images_are_normalised_as_everyone_does():
+def test_images_are_normalized_as_everyone_does():
     pixel = paddle.to_tensor(np.array([[[[0, 128, 255]]]], np.uint8))
     expected = (np.array([0, 128, 255]) / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     out = normalize(pixel)

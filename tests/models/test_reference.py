@@ -14,9 +14,12 @@ from passl_densecl.models import DenseCL, Keys, match
 # (case, steps that are compared, tolerance of the losses)
 CASES = [("r18_default", 5, 1e-4), ("r18_grid3", 3, 1e-4), ("r50_lambda03", 1, 1e-4)]
 TORCH_NAMES = {
-    "backbone": "0", "global_head.0": "1.mlp.0", "global_head.2": "1.mlp.2",
-    "dense_head.0": "1.mlp2.0", "dense_head.2": "1.mlp2.2",
-}  # fmt: skip
+    "backbone": "0",
+    "global_head.0": "1.mlp.0",
+    "global_head.2": "1.mlp.2",
+    "dense_head.0": "1.mlp2.0",
+    "dense_head.2": "1.mlp2.2",
+}
 
 
 def reference_name(name: str) -> str:
@@ -36,9 +39,14 @@ def arrays(shared):
 
 def build(case: dict, arrays) -> DenseCL:
     model = DenseCL(
-        case["depth"], queue_len=case["K"], hidden_dim=case["hid_channels"], out_dim=case["out_channels"],
-        num_grid=case["num_grid"], temperature=case["T"], momentum=case["m"],
-    )  # fmt: skip
+        case["depth"],
+        queue_len=case["K"],
+        hidden_dim=case["hid_channels"],
+        out_dim=case["out_channels"],
+        num_grid=case["num_grid"],
+        temperature=case["T"],
+        momentum=case["m"],
+    )
     for encoder in (model.query_encoder, model.key_encoder):
         for name, parameter in encoder.named_parameters():
             if name.endswith(("_mean", "_variance")):
@@ -73,7 +81,7 @@ def test_training_steps_equal_the_original(shared, arrays, name, steps, toleranc
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
-        model.enqueue(Keys(key, key.globe, key.dense_mean))
+        model.enqueue(Keys(key, key.global_vector, key.dense_mean))
 
         assert float(global_loss) == pytest.approx(expected["loss_single"], abs=tolerance)
         assert float(dense_loss) == pytest.approx(expected["loss_dense"], abs=tolerance)

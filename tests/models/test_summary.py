@@ -100,9 +100,15 @@ def test_a_summary_agrees_with_the_model_that_trains(changes, positions):
     config = pretraining(**changes)
     summary = summarize_pretraining(config, 64, 256)
     model = DenseCL(
-        18, queue_len=256, hidden_dim=32, out_dim=8, num_grid=config.num_grid, stem_stride=config.stem_stride,
-        last_stride=config.last_stride, dense=config.loss_lambda > 0,
-    )  # fmt: skip
+        18,
+        queue_len=256,
+        hidden_dim=32,
+        out_dim=8,
+        num_grid=config.num_grid,
+        stem_stride=config.stem_stride,
+        last_stride=config.last_stride,
+        dense=config.loss_lambda > 0,
+    )
     trained = [p for p in model.parameters() if not p.stop_gradient]
     assert summary.trained == sum(int(np.prod(p.shape)) for p in trained)
     state = {name: int(np.prod(value.shape)) for name, value in model.state_dict().items()}

@@ -27,13 +27,25 @@ from tests.reliability.strike import children
 # rename is that of the last checkpoint (after it come only the removal of an older one and an evaluation), its 2nd line of
 # metrics that of step 1, which no checkpoint has yet.
 AIMED = [
-    (1, "start", 1, "self"), (1, "step", 7, "self"), (1, "sync", 12, "self"), (1, "rename", 9, "self"),
-    (1, "renamed", 27, "self"), (1, "prune", 3, "self"), (1, "evaluation", 4, "self"), (1, "metrics", 2, "self"),
-    (2, "evaluation", 3, "workers"), (2, "renamed", 13, "all"), (2, "prune", 2, "workers"), (2, "model", 1, "all"),
-]  # fmt: skip
+    (1, "start", 1, "self"),
+    (1, "step", 7, "self"),
+    (1, "sync", 12, "self"),
+    (1, "rename", 9, "self"),
+    (1, "renamed", 27, "self"),
+    (1, "prune", 3, "self"),
+    (1, "evaluation", 4, "self"),
+    (1, "metrics", 2, "self"),
+    (2, "evaluation", 3, "workers"),
+    (2, "renamed", 13, "all"),
+    (2, "prune", 2, "workers"),
+    (2, "model", 1, "all"),
+]
 SETTINGS = {
-    "epochs": 3, "batch_size": 8, "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 2}, "data__num_workers": 1,
-}  # fmt: skip
+    "epochs": 3,
+    "batch_size": 8,
+    "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 2},
+    "data__num_workers": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +74,12 @@ def start(config: Path, *options: str, processes: int, strike: tuple[str, int, s
     with open(config.with_suffix(".out"), "a") as out:
         return subprocess.Popen(
             command(*script, "-c", config, *options, processes=processes, logs=config.with_suffix(".launch")),
-            cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment(), start_new_session=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
 
 
 def kill_at(config: Path, moment: Moment, limit: float = 600) -> int:

@@ -83,10 +83,18 @@ def main() -> int:
     if len(left) > LIMITS.shm_files:
         problems.append(f"{len(left)} files of /dev/shm outlive the runs: {', '.join(left[:3])}")
     result = {
-        "minutes": args.minutes, "workers": args.workers, "machine": platform.platform(), "python": platform.python_version(),
-        "paddle": version("paddlepaddle"), "cores": os.cpu_count(), "limits": dataclasses.asdict(LIMITS),
-        "stages": stages, "resumes": resumes, "shm_left": left, "problems": problems,
-    }  # fmt: skip
+        "minutes": args.minutes,
+        "workers": args.workers,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "paddle": version("paddlepaddle"),
+        "cores": os.cpu_count(),
+        "limits": dataclasses.asdict(LIMITS),
+        "stages": stages,
+        "resumes": resumes,
+        "shm_left": left,
+        "problems": problems,
+    }
     (args.output / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(stages, args.output / "soak.png")
     for line in told(result):
@@ -105,7 +113,7 @@ def version(package: str) -> str:
 
 
 def make_images(folder: Path, count: int = 128) -> Path:
-    """A tree of small photographs in four classes, noise with a coloured disc; made once."""
+    """A tree of small photographs in four classes, noise with a colored disc; made once."""
     import cv2
     import numpy as np
 
@@ -126,18 +134,29 @@ def config(name: str, images: Path, args: argparse.Namespace) -> Path:
     folder = args.output / time.strftime("run_%Y%m%d_%H%M%S")
     folder.mkdir(parents=True)
     return write_config(
-        folder, images, name=name, epochs=10**6, batch_size=16, micro_batch_size=8, log_every_steps=1,
-        model__queue_len=64, data__num_workers=args.workers, data__transforms=_transforms(),
+        folder,
+        images,
+        name=name,
+        epochs=10**6,
+        batch_size=16,
+        micro_batch_size=8,
+        log_every_steps=1,
+        model__queue_len=64,
+        data__num_workers=args.workers,
+        data__transforms=_transforms(),
         checkpoint={"every_epochs": 1, "keep": 2},
         evaluation={"train": str(images), "val": str(images), "every_epochs": 1, "k": 5, "size": 32},
-    )  # fmt: skip
+    )
 
 
 def _transforms() -> list[dict[str, Any]]:
     return [
-        {"name": "RandomResizedCrop", "size": 32}, {"name": "ColorJitter"}, {"name": "RandomGrayscale"},
-        {"name": "GaussianBlur"}, {"name": "RandomHorizontalFlip"},
-    ]  # fmt: skip
+        {"name": "RandomResizedCrop", "size": 32},
+        {"name": "ColorJitter"},
+        {"name": "RandomGrayscale"},
+        {"name": "GaussianBlur"},
+        {"name": "RandomHorizontalFlip"},
+    ]
 
 
 def start(config: Path, *options: str, processes: int = 1) -> subprocess.Popen[bytes]:
@@ -145,8 +164,11 @@ def start(config: Path, *options: str, processes: int = 1) -> subprocess.Popen[b
     with log:
         return subprocess.Popen(
             command("tools/train.py", "-c", config, *options, processes=processes, logs=config.with_suffix(".launch")),
-            cwd=ROOT, env=environment(), stdout=log, stderr=log,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+        )
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
@@ -250,17 +272,33 @@ def judge(title: str, series: dict[str, Series], run: Path, problems: list[str])
             continue  # an evaluation's workers: they come and go, and count in the sum
         line, more = fit(rest.hours, rest.mib), growth(rest.files)
         what = "anonymous memory of all processes" if one.name == "together" else "anonymous memory"
-        rows.append({
-            "name": one.name, "what": what, "mib_start": rest.mib[0], "mib_end": rest.mib[-1], "mib_most": max(rest.mib),
-            "slope": line.slope, "error": line.error, "files_start": rest.files[0], "files_most": max(rest.files),
-            "files_growth": more,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": one.name,
+                "what": what,
+                "mib_start": rest.mib[0],
+                "mib_end": rest.mib[-1],
+                "mib_most": max(rest.mib),
+                "slope": line.slope,
+                "error": line.error,
+                "files_start": rest.files[0],
+                "files_most": max(rest.files),
+                "files_growth": more,
+            }
+        )
         problems += complaints(f"{title}, {one.name}", line, more)
     steps = len(steps_of(run))
     return {
-        "title": title, "hours": end, "steps": steps, "epochs": steps // 8, "rows": rows, "problems": problems,
-        "series": [dataclasses.asdict(one) for one in series.values() if len(one.hours) >= 0.7 * len(series["together"].hours)],
-    }  # fmt: skip
+        "title": title,
+        "hours": end,
+        "steps": steps,
+        "epochs": steps // 8,
+        "rows": rows,
+        "problems": problems,
+        "series": [
+            dataclasses.asdict(one) for one in series.values() if len(one.hours) >= 0.7 * len(series["together"].hours)
+        ],
+    }
 
 
 def complaints(name: str, line: Fit, more_files: int) -> list[str]:

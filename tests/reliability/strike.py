@@ -16,7 +16,7 @@ from pathlib import Path
 
 # name → (module, attribute path, whether death comes after the call rather than before)
 PLACES = {
-    "start": ("passl_densecl.dist", "start", False),
+    "start": ("passl_densecl.distributed.process_group", "start", False),
     "model": ("passl_densecl.engine.pretrain", "build_model", True),
     "step": ("passl_densecl.models.DenseCL", "enqueue", False),
     "sync": ("os", "fsync", False),  # in a file of a checkpoint
@@ -24,7 +24,7 @@ PLACES = {
     "renamed": ("os", "replace", True),
     "prune": ("shutil", "rmtree", False),  # its name is gone already
     "evaluation": ("passl_densecl.engine.online_knn.OnlineKNN", "_features", True),
-    "metrics": ("passl_densecl.engine.runlog.RunLog", "metrics", True),
+    "metrics": ("passl_densecl.reliability.log.RunLog", "metrics", True),
 }
 
 

@@ -14,15 +14,15 @@ import pytest
 
 from passl_densecl.config import load_config
 from passl_densecl.engine import lock
-from passl_densecl.engine.lock import locked
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.errors import InputError
+from passl_densecl.reliability.lock import locked
 from tests.engine.runs import ROOT, arrays, metrics, write_config
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from passl_densecl.engine.lock import locked
+from passl_densecl.reliability.lock import locked
 with locked(Path(sys.argv[1])):
     if len(sys.argv) > 2:
         import os
@@ -42,8 +42,11 @@ def holder():
     def hold(*arguments: object) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, *(str(argument) for argument in arguments)],
-            cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"

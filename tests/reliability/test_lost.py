@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from passl_densecl.engine.checkpoint import Checkpoints, read
+from passl_densecl.reliability.checkpoint import Checkpoints, read
 from tests.engine.runs import ROOT, environment, metrics, write_config
 from tests.reliability.trainers import free_ports, said, start_trainers, steps_of, wait_for_step
 
@@ -65,13 +65,16 @@ def alone(rank: int) -> subprocess.Popen:
     """One of two processes, whose partner does not come."""
     first, second = free_ports(2)
     own = {
-        "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": "2", "PADDLE_MASTER": f"127.0.0.1:{first}",
-        "PADDLE_TRAINER_ENDPOINTS": f"127.0.0.1:{first},127.0.0.1:{second}", "PADDLE_DISTRI_BACKEND": "gloo",
+        "PADDLE_TRAINER_ID": str(rank),
+        "PADDLE_TRAINERS_NUM": "2",
+        "PADDLE_MASTER": f"127.0.0.1:{first}",
+        "PADDLE_TRAINER_ENDPOINTS": f"127.0.0.1:{first},127.0.0.1:{second}",
+        "PADDLE_DISTRI_BACKEND": "gloo",
         "PADDLE_CURRENT_ENDPOINT": f"127.0.0.1:{(first, second)[rank]}",
-    }  # fmt: skip
-    code = "from passl_densecl import dist\nfrom passl_densecl.engine.signals import StopRequest\nimport paddle\n"
+    }
+    code = "from passl_densecl.distributed import process_group\nfrom passl_densecl.reliability.signals import StopRequest\nimport paddle\n"
     code += "paddle.set_device('cpu')\ndist.START_WITHIN = 2.0\nwith StopRequest():\n    print('here', flush=True)\n"
-    code += "    dist.start()\n"
+    code += "    process_group.start()\n"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from passl_densecl import peers
+from passl_densecl.distributed import peers
+from passl_densecl.distributed.peers import Peers
 from passl_densecl.errors import RunError
-from passl_densecl.peers import Peers
 
 LIMIT = 0.6
 

@@ -79,7 +79,7 @@ def test_before_the_first_step_it_ends_at_once(tmp_path, photos, how, code):
 
 def test_in_a_checkpoint_write_it_is_whole_and_the_run_stops_after_the_next_step(tmp_path, photos):
     config = write_config(tmp_path, photos, **SHAPE)
-    process = start_slow(config, "passl_densecl.engine.checkpoint", "dump_pickle", 1)
+    process = start_slow(config, "passl_densecl.reliability.checkpoint", "dump_pickle", 1)
     for _ in range(3):  # as the launcher sends it
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
@@ -96,7 +96,7 @@ def test_a_second_signal_ends_it_at_once_even_in_native_code(tmp_path, photos):
     setup = "import ctypes\nlock = ctypes.CDLL(None).pthread_mutex_lock\nmutex = ctypes.create_string_buffer(64)\nlock(mutex)\n"
     setup += "owner.dump_pickle = lambda *args, **kwargs: lock(mutex)"  # for ever, and no signal wakes it
     config = write_config(tmp_path, photos, **SHAPE)
-    process = start_slow(config, "passl_densecl.engine.checkpoint", "dump_pickle", 0, setup=setup)
+    process = start_slow(config, "passl_densecl.reliability.checkpoint", "dump_pickle", 0, setup=setup)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None, process.communicate()
@@ -131,8 +131,12 @@ def test_the_launcher_hands_a_request_on_and_nothing_is_lost(tmp_path, photos):
     with open(tmp_path / "out", "w") as out:
         launcher = subprocess.Popen(
             command("tools/train.py", "-c", config, processes=2, logs=tmp_path / "launch"),
-            cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=environment(),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         wait_for_step(tmp_path / "run", 2, [launcher])
         launcher.send_signal(signal.SIGTERM)

@@ -26,10 +26,14 @@ def start_trainers(config: Path, *options: str, count: int = 2) -> list[subproce
     trainers = []
     for rank in range(count):
         own = {
-            "PADDLE_TRAINER_ID": str(rank), "PADDLE_TRAINERS_NUM": str(count), "PADDLE_LOCAL_SIZE": str(count),
-            "PADDLE_MASTER": ends[0], "PADDLE_TRAINER_ENDPOINTS": ",".join(ends), "PADDLE_CURRENT_ENDPOINT": ends[rank],
+            "PADDLE_TRAINER_ID": str(rank),
+            "PADDLE_TRAINERS_NUM": str(count),
+            "PADDLE_LOCAL_SIZE": str(count),
+            "PADDLE_MASTER": ends[0],
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(ends),
+            "PADDLE_CURRENT_ENDPOINT": ends[rank],
             "PADDLE_DISTRI_BACKEND": "gloo",
-        }  # fmt: skip
+        }
         with open(config.with_name(f"trainer.{rank}"), "w") as out:
             trainers.append(
                 subprocess.Popen(

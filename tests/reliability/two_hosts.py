@@ -24,8 +24,11 @@ ADDRESSES = ["10.213.7.1", "10.213.7.2"]
 LINKS = [f"dc{os.getpid() % 100000}a", f"dc{os.getpid() % 100000}b"]
 LIMIT = 10.0
 SETTINGS = {
-    "epochs": 4, "batch_size": 8, "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 2}, "dist_timeout": LIMIT,
-}  # fmt: skip
+    "epochs": 4,
+    "batch_size": 8,
+    "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 2},
+    "dist_timeout": LIMIT,
+}
 
 
 def ip(*words: str, check: bool = True) -> None:
@@ -47,10 +50,31 @@ def launch(config: Path, port: int) -> list[subprocess.Popen]:
     launchers = []
     for number, host in enumerate(HOSTS):
         words = [
-            "ip", "netns", "exec", host, sys.executable, "-m", "paddle.distributed.launch", "--nnodes", "2", "--rank",
-            str(number), "--master", f"{ADDRESSES[0]}:{port}", "--host", ADDRESSES[number], "--nproc_per_node", "1",
-            "--log_dir", str(config.with_name(f"launch_{number}")), "tools/train.py", "-c", str(config), "--resume", "auto",
-        ]  # fmt: skip
+            "ip",
+            "netns",
+            "exec",
+            host,
+            sys.executable,
+            "-m",
+            "paddle.distributed.launch",
+            "--nnodes",
+            "2",
+            "--rank",
+            str(number),
+            "--master",
+            f"{ADDRESSES[0]}:{port}",
+            "--host",
+            ADDRESSES[number],
+            "--nproc_per_node",
+            "1",
+            "--log_dir",
+            str(config.with_name(f"launch_{number}")),
+            "tools/train.py",
+            "-c",
+            str(config),
+            "--resume",
+            "auto",
+        ]
         with open(config.with_name(f"host_{number}"), "a") as out:
             own = environment() | {"GLOO_SOCKET_IFNAME": LINKS[number]}
             launchers.append(
@@ -101,8 +125,11 @@ def run(scratch: Path) -> list[str]:
     ip("-n", HOSTS[0], "link", "set", LINKS[0], "up")
     again = wait_all(launch(configs["cut"], 8713), time.monotonic(), 600)
     print(f"link restored, resumed: exit codes and seconds {again}", flush=True)
-    found += [f"{name}: exit codes {codes}" for name, codes in (("undisturbed", whole), ("resumed", again))
-              if [code for code, _ in codes] != [0, 0]]  # fmt: skip
+    found += [
+        f"{name}: exit codes {codes}"
+        for name, codes in (("undisturbed", whole), ("resumed", again))
+        if [code for code, _ in codes] != [0, 0]
+    ]
     return found or differences(scratch / "cut" / "run", scratch / "whole" / "run")
 
 

@@ -49,12 +49,24 @@ def pretrain_config(images: Path, output: Path, **model) -> PretrainConfig:
 def metrics(steps: int) -> list[dict[str, float]]:
     """What a run would log; the values are made up and tell their step."""
     return [
-        {"step": step, "epoch": (step - 1) // STEPS_PER_EPOCH + 1, "loss": 4 - step / 20, "global_loss": 4 - step / 20,
-         "global_top1": step / 100, "dense_loss": 3 - step / 20, "dense_top1": step / 50, "chance": 4.174, "lr": 0.01,
-         "loss_lambda": 0.5 if step > WARMUP else 0.0, "queue_fill": 1.0, "images_per_second": 50.0 + step,
-         "data_share": 0.01, "peak_memory_mb": 500.0 + step}
+        {
+            "step": step,
+            "epoch": (step - 1) // STEPS_PER_EPOCH + 1,
+            "loss": 4 - step / 20,
+            "global_loss": 4 - step / 20,
+            "global_top1": step / 100,
+            "dense_loss": 3 - step / 20,
+            "dense_top1": step / 50,
+            "chance": 4.174,
+            "lr": 0.01,
+            "loss_lambda": 0.5 if step > WARMUP else 0.0,
+            "queue_fill": 1.0,
+            "images_per_second": 50.0 + step,
+            "data_share": 0.01,
+            "peak_memory_mb": 500.0 + step,
+        }
         for step in range(1, steps + 1)
-    ]  # fmt: skip
+    ]
 
 
 def write_metrics(folder: Path, rows: list[dict[str, float]], tail: str = "") -> None:
@@ -65,8 +77,8 @@ def write_metrics(folder: Path, rows: list[dict[str, float]], tail: str = "") ->
 @pytest.fixture(scope="module")
 def run_dir(photos, tmp_path_factory) -> Path:
     """A finished run on the synthetic photographs, with the checkpoint of an untrained ResNet-18 DenseCL."""
-    from passl_densecl.engine.checkpoint import Checkpoints
     from passl_densecl.models import DenseCL
+    from passl_densecl.reliability.checkpoint import Checkpoints
     from passl_densecl.weights.card import run_card
 
     config = pretrain_config(photos, tmp_path_factory.mktemp("output"))

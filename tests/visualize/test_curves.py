@@ -69,7 +69,7 @@ def test_what_is_no_run_is_named(tmp_path, prepare, message):
         read_run(tmp_path / "run")
 
 
-def test_smoothing_is_the_mean_of_the_neighbours():
+def test_smoothing_is_the_mean_of_the_neighbors():
     values = np.random.default_rng(0).random(30)
     expected = [values[max(0, at - 2) : at + 3].mean() for at in range(30)]
     np.testing.assert_allclose(smoothed(values, 5), expected)
@@ -107,8 +107,10 @@ def test_runs_are_compared_with_a_look_for_each(run_dir, tmp_path):
 
 
 def test_linear_evaluation_and_unknown_accuracies_are_drawn(tmp_path):
-    rows = [{"step": n, "epoch": n, "loss": 2.0, "train_top1": 0.3, "val_top1": n / 10, "knn_top1": 0.4, "odd": 1.0}
-            for n in range(1, 6)]  # fmt: skip
+    rows = [
+        {"step": n, "epoch": n, "loss": 2.0, "train_top1": 0.3, "val_top1": n / 10, "knn_top1": 0.4, "odd": 1.0}
+        for n in range(1, 6)
+    ]
     write_metrics(tmp_path, rows)
     run = read_run(tmp_path)
     assert [panel.key for panel in panels_of([run])] == ["loss", "train_top1", "val_top1", "knn_top1"]

@@ -10,22 +10,22 @@ import pytest
 
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
-from passl_densecl.visualize.embedding import Sample, draw_embedding, lay_out, neighbour_agreement, pooled_sample
+from passl_densecl.visualize.embedding import Sample, draw_embedding, lay_out, neighbor_agreement, pooled_sample
 
 
 def two_groups(count: int = 20) -> tuple[np.ndarray, list[str]]:
     rng = np.random.default_rng(0)
-    centres = np.repeat(np.eye(2, 8) * 10, count, axis=0)
-    return (centres + rng.standard_normal((2 * count, 8))).astype(np.float32), ["a"] * count + ["b"] * count
+    centers = np.repeat(np.eye(2, 8) * 10, count, axis=0)
+    return (centers + rng.standard_normal((2 * count, 8))).astype(np.float32), ["a"] * count + ["b"] * count
 
 
-def mean_colour(images: paddle.Tensor) -> paddle.Tensor:
+def mean_color(images: paddle.Tensor) -> paddle.Tensor:
     return paddle.nn.functional.avg_pool2d(images, 4)
 
 
 def test_the_sample_follows_the_folder(photos):
     steps = []
-    sample = pooled_sample(mean_colour, scan_images(photos), 12, 32, lambda *step: steps.append(step))
+    sample = pooled_sample(mean_color, scan_images(photos), 12, 32, lambda *step: steps.append(step))
     assert sample.vectors.shape == (12, 3)
     assert set(sample.groups) == {f"class_{n}" for n in range(4)}
     assert sample.of == 40
@@ -34,8 +34,8 @@ def test_the_sample_follows_the_folder(photos):
     from passl_densecl.evaluation import pooled_features
     from passl_densecl.transforms import CenterCrop, Resize
 
-    whole = pooled_sample(mean_colour, scan_images(photos), 40, 32)
-    expected = pooled_features(mean_colour, scan_images(photos), (Resize(size=37), CenterCrop(size=32)))
+    whole = pooled_sample(mean_color, scan_images(photos), 40, 32)
+    expected = pooled_features(mean_color, scan_images(photos), (Resize(size=37), CenterCrop(size=32)))
     np.testing.assert_allclose(whole.vectors, expected.vectors, atol=1e-5)
 
 
@@ -46,14 +46,14 @@ def test_bad_images_are_left_out_and_named(tmp_path, photos):
     shutil.copytree(photos / "class_0", folder)
     names = sorted(path.name for path in folder.iterdir())
     (folder / names[-1]).write_text("no image")  # the last one: the batch before it must not be lost
-    sample = pooled_sample(mean_colour, scan_images(folder), 100, 32)
+    sample = pooled_sample(mean_color, scan_images(folder), 100, 32)
     assert len(sample.vectors) == len(sample.groups) == len(names) - 1
     assert sample.groups[0] == "."
     assert sample.bad == [str(folder / names[-1])]
     for name in names[3:]:
         (folder / name).write_text("no image")
     with pytest.raises(InputError, match=f"of which {len(names) - 3} cannot be decoded: expected at least 5"):
-        pooled_sample(mean_colour, scan_images(folder), 100, 32)
+        pooled_sample(mean_color, scan_images(folder), 100, 32)
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -70,7 +70,7 @@ def test_groups_stay_together_and_twice_is_the_same(method):
 
 def test_agreement_and_chance_are_counted():
     vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [0.8, 0.3]])
-    share, chance = neighbour_agreement(vectors, ["a", "a", "b", "b", "b"])
+    share, chance = neighbor_agreement(vectors, ["a", "a", "b", "b", "b"])
     assert share == pytest.approx(4 / 5)
     assert chance == pytest.approx((2 * 1 + 3 * 2) / (5 * 4))
 

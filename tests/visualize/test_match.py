@@ -85,18 +85,18 @@ def test_counts_are_told():
     views = View(Crop(0, 0, 8, 8), 8), View(Crop(0, 4, 8, 8), 8)
     matches = match_images(cells_are_pixels, *(view.render(image) for view in views), mutual=False, views=views)
     text = summary(matches)
-    assert text.startswith("64 nearest neighbours of 64 cells; of 32 that lie in both views 100% are correct (chance 1")
-    assert summary(match_images(cells_are_pixels, noise(0), noise(0))) == "36 mutual nearest neighbours among 36 cells"
+    assert text.startswith("64 nearest neighbors of 64 cells; of 32 that lie in both views 100% are correct (chance 1")
+    assert summary(match_images(cells_are_pixels, noise(0), noise(0))) == "36 mutual nearest neighbors among 36 cells"
 
 
-def line_colours(figure) -> list[str]:
+def line_colors(figure) -> list[str]:
     from matplotlib.colors import to_hex
 
     patches = figure.axes[0].patches
     return [to_hex(patch.get_edgecolor()).upper() for patch in patches][1::2]  # every line lies on a white one
 
 
-def test_lines_have_the_colour_of_the_truth_and_end_at_the_cells():
+def test_lines_have_the_color_of_the_truth_and_end_at_the_cells():
     image = noise(4, size=12)
     views = View(Crop(0, 0, 8, 8), 8), View(Crop(0, 4, 8, 8), 8)
     a, b = (view.render(image) for view in views)
@@ -104,14 +104,12 @@ def test_lines_have_the_colour_of_the_truth_and_end_at_the_cells():
     assert matches.visible is not None
     assert matches.correct is not None
     figure = draw_matches(a, b, matches)
-    colours = line_colours(figure)
-    assert colours.count(RIGHT) == matches.correct.sum()
-    assert colours.count(WRONG) == (matches.visible & ~matches.correct).sum() > 0
-    assert colours.count(UNSEEN.upper()) == (~matches.visible).sum() > 0
-    styles = {
-        colour: patch.get_linestyle() for colour, patch in zip(colours, figure.axes[0].patches[1::2], strict=True)
-    }
-    assert len({str(style) for style in styles.values()}) == 3  # told apart without colour
+    colors = line_colors(figure)
+    assert colors.count(RIGHT) == matches.correct.sum()
+    assert colors.count(WRONG) == (matches.visible & ~matches.correct).sum() > 0
+    assert colors.count(UNSEEN.upper()) == (~matches.visible).sum() > 0
+    styles = {color: patch.get_linestyle() for color, patch in zip(colors, figure.axes[0].patches[1::2], strict=True)}
+    assert len({str(style) for style in styles.values()}) == 3  # told apart without color
     one = matches.top(1)
     ends = draw_matches(a, b, one).axes[0].patches[0].get_path().vertices[[0, 2]]
     scale = 480 / 8
@@ -124,8 +122,8 @@ def test_lines_have_the_colour_of_the_truth_and_end_at_the_cells():
 def test_top_limits_the_lines_and_not_the_counts():
     matches = match_images(cells_are_pixels, noise(1), noise(2), mutual=False)
     figure = draw_matches(noise(1), noise(2), matches, title="a and b", top=4)
-    assert len(line_colours(figure)) == 4
-    assert figure.get_suptitle() == "a and b\n36 nearest neighbours of 36 cells; the 4 most similar are drawn"
+    assert len(line_colors(figure)) == 4
+    assert figure.get_suptitle() == "a and b\n36 nearest neighbors of 36 cells; the 4 most similar are drawn"
 
 
 def test_two_views_have_a_common_part_and_follow_the_seed():
@@ -179,7 +177,7 @@ def test_the_command_writes_a_picture(tool, photo, tmp_path, capsys, arguments):
     picture = cv2.imread(str(target))
     assert picture is not None
     assert picture.shape[1] > picture.shape[0] > 400
-    assert "nearest neighbours" in capsys.readouterr().out
+    assert "nearest neighbors" in capsys.readouterr().out
 
 
 def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, photo, tmp_path, capsys):
@@ -190,9 +188,9 @@ def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, pho
     write_pickle(weights, {name: value.numpy() for name, value in build_backbone(18).state_dict().items()})
     options = ["--weights", str(weights), "--all", "--size", "64", "--output", str(tmp_path / "m.png")]
     assert tool.main(["match", photo, photo, *options]) == 0
-    assert "6 nearest neighbours of 6 cells" in capsys.readouterr().out  # 64×85 pixels, stride 32: 2×3
+    assert "6 nearest neighbors of 6 cells" in capsys.readouterr().out  # 64×85 pixels, stride 32: 2×3
     assert tool.main(["match", photo, photo, *options, "--stem_stride", "2"]) == 0
-    assert "24 nearest neighbours of 24 cells" in capsys.readouterr().out
+    assert "24 nearest neighbors of 24 cells" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

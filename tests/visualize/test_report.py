@@ -66,10 +66,18 @@ def test_it_holds_everything(report):
     page = Page(report)
     assert page.open == []
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 6 + 1 + 2 + 4 + 2  # curves, schedule, views, matches, colours
+    assert len(images) == 6 + 1 + 2 + 4 + 2  # curves, schedule, views, matches, colors
     assert all(attributes["alt"] for attributes in images)
-    for words in ("finished: 6 epochs, 30 steps", "50.00%", "hidden_dim: 32", "3.3.1", "cannot decode '<b>.jpg'",
-                  "Random weights: ", "Dense features", "chance 4.17"):  # fmt: skip
+    for words in (
+        "finished: 6 epochs, 30 steps",
+        "50.00%",
+        "hidden_dim: 32",
+        "3.3.1",
+        "cannot decode '<b>.jpg'",
+        "Random weights: ",
+        "Dense features",
+        "chance 4.17",
+    ):
         assert words in page.text, words
 
 
@@ -119,8 +127,12 @@ def test_parts_that_cannot_be_made_say_why_and_take_no_other_with_them(run_dir, 
     (folder / "config.yaml").write_text(re.sub(r"root: .*", "root: /gone/photos", text))
     page, missing = build_report(read_run(folder, need_metrics=False))
     assert [reason.split(":")[0] for reason in missing] == [
-        "Curves", "Schedule", "What training sees", "Correspondences", "Features as colours"
-    ]  # fmt: skip
+        "Curves",
+        "Schedule",
+        "What training sees",
+        "Correspondences",
+        "Features as colors",
+    ]
     assert "Give the images with --root DIR" in page
     assert "no checkpoint yet" in page
     assert "hidden_dim: 32" in page
@@ -169,10 +181,23 @@ def browse(folder: Path, url: str, *options: str) -> subprocess.CompletedProcess
     profile = folder / "profile"
     shutil.rmtree(profile, ignore_errors=True)
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-pings",
-        f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=10000", *options, "--dump-dom", url,
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-pings",
+        f"--user-data-dir={profile}",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=10000",
+        *options,
+        "--dump-dom",
+        url,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

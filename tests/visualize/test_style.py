@@ -68,10 +68,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fails)
-    with (
-        pytest.raises(InputError, match=r"a\.png: cannot be written: No space left"),
-        whole_file(path) as file,
-    ):
+    with pytest.raises(InputError, match=r"a\.png: cannot be written: No space left"), whole_file(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-Behaviour = Callable[["Request"], None]
+Behavior = Callable[["Request"], None]
 
 
 class Request(BaseHTTPRequestHandler):
@@ -24,9 +24,9 @@ class Request(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.asked.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
-            behaviour = server.script.pop(0) if server.script else server.habit
+            behavior = server.script.pop(0) if server.script else server.habit
         with contextlib.suppress(ConnectionError):
-            behaviour(self)
+            behavior(self)
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):  # clients that go away, or do not trust the certificate
@@ -67,7 +67,7 @@ class Request(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """``script`` holds behaviours for the next requests, ``habit`` the one for all that follow; ``asked`` what came."""
+    """``script`` holds behaviors for the next requests, ``habit`` the one for all that follow; ``asked`` what came."""
 
     daemon_threads = True
     block_on_close = False
@@ -81,8 +81,8 @@ class Server(ThreadingHTTPServer):
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.body = body
         self.etag = '"' + hashlib.md5(body).hexdigest() + '"'
-        self.script: list[Behaviour] = []
-        self.habit: Behaviour = well
+        self.script: list[Behavior] = []
+        self.habit: Behavior = well
         self.asked: list[tuple[str, str | None, str | None]] = []
         self.lock = threading.Lock()
         self.over = threading.Event()  # stalled requests wait for it
@@ -110,7 +110,7 @@ def serving(body: bytes, certificate: Path | None = None) -> Iterator[Server]:
         thread.join()
 
 
-# Behaviours
+# Behaviors
 
 
 def well(request: Request) -> None:
@@ -124,7 +124,7 @@ def ignores_range(request: Request) -> None:
     request.wfile.write(request.server.body)
 
 
-def drops(after: int) -> Behaviour:
+def drops(after: int) -> Behavior:
     """The connection ends after so many bytes of the body."""
 
     def drop(request: Request) -> None:
@@ -137,7 +137,7 @@ def drops(after: int) -> Behaviour:
     return drop
 
 
-def stalls(after: int) -> Behaviour:
+def stalls(after: int) -> Behavior:
     """So many bytes of the body, then silence."""
 
     def stall(request: Request) -> None:
@@ -169,7 +169,7 @@ def drips(request: Request) -> None:
     request.close_connection = True
 
 
-def slowly(pause: float, pieces: int = 20) -> Behaviour:
+def slowly(pause: float, pieces: int = 20) -> Behavior:
     def slow(request: Request) -> None:
         status, body = request.wanted()
         request.head(status, len(body))
@@ -181,7 +181,7 @@ def slowly(pause: float, pieces: int = 20) -> Behaviour:
     return slow
 
 
-def announces(difference: int, *, status: int | None = None) -> Behaviour:
+def announces(difference: int, *, status: int | None = None) -> Behavior:
     """A Content-Length that is wrong by so many bytes, then the whole body, then the end of the connection."""
 
     def lie(request: Request) -> None:
@@ -197,7 +197,7 @@ def announces(difference: int, *, status: int | None = None) -> Behaviour:
     return lie
 
 
-def says(status: int, text: bytes = b"no", **headers: str) -> Behaviour:
+def says(status: int, text: bytes = b"no", **headers: str) -> Behavior:
     def say(request: Request) -> None:
         request.head(status, len(text), **headers)
         request.wfile.write(text)
@@ -205,7 +205,7 @@ def says(status: int, text: bytes = b"no", **headers: str) -> Behaviour:
     return say
 
 
-def redirects(to: str) -> Behaviour:
+def redirects(to: str) -> Behavior:
     return says(302, b"", location=to)
 
 

@@ -58,9 +58,12 @@ def test_a_card_goes_there_and_back():
 
 def test_a_newer_cards_entries_are_kept():
     values = {
-        "kind": "embedding table", "names": "paddle", "version": "9.0", "tokens": [1, 2],
+        "kind": "embedding table",
+        "names": "paddle",
+        "version": "9.0",
+        "tokens": [1, 2],
         "parents": [{"file": "a", "sha256": "b", "kind": "c", "size": 3}],
-    }  # fmt: skip
+    }
     assert Card.from_dict(values).to_dict() == values
     assert Card.from_dict(values).replace(step=1).to_dict() == values | {"step": 1}
 
@@ -85,8 +88,10 @@ def test_a_parent_is_a_name_and_a_hash(tmp_path):
     path.write_bytes(b"x" * 3_000_000)
     parent = Parent.of(path, "backbone")
     assert parent.model_dump() == {
-        "file": "w.pdparams", "sha256": hashlib.sha256(b"x" * 3_000_000).hexdigest(), "kind": "backbone",
-    }  # fmt: skip
+        "file": "w.pdparams",
+        "sha256": hashlib.sha256(b"x" * 3_000_000).hexdigest(),
+        "kind": "backbone",
+    }
 
 
 def test_a_card_of_no_use_is_not_written():

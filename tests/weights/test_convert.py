@@ -247,8 +247,14 @@ def foreign(state: Arrays, kind: str, outer: str = "") -> Arrays:
         "mmpretrain-state": "backbone. encoder_k.module.0. neck.mlp. encoder_k.module.1.mlp. neck.mlp2. encoder_k.module.1.mlp2.",
         "moco-state": "encoder_q. encoder_k. encoder_q.fc. encoder_k.fc.",
     }
-    ours = ["query_encoder.backbone.", "key_encoder.backbone.", "query_encoder.global_head.", "key_encoder.global_head.",
-            "query_encoder.dense_head.", "key_encoder.dense_head."]  # fmt: skip
+    ours = [
+        "query_encoder.backbone.",
+        "key_encoder.backbone.",
+        "query_encoder.global_head.",
+        "key_encoder.global_head.",
+        "query_encoder.dense_head.",
+        "key_encoder.dense_head.",
+    ]
     result = {}
     for name, array in state.items():
         for before, after in zip(ours, rows[kind].split(), strict=False):
@@ -365,8 +371,14 @@ def test_mocos_first_version_has_no_neck_to_go_on_from(state):
             f"encoder_{encoder}.fc.bias": np.zeros(32, "f4"),
         }
     assert "8 missing: encoder_q.fc.0.weight" in refusal(arrays, "state")
-    assert same(convert_content(arrays, "paddle")[0], {n.removeprefix("query_encoder.backbone."): a for n, a in state.items()
-                                                       if n.startswith("query_encoder.backbone.")})  # fmt: skip
+    assert same(
+        convert_content(arrays, "paddle")[0],
+        {
+            n.removeprefix("query_encoder.backbone."): a
+            for n, a in state.items()
+            if n.startswith("query_encoder.backbone.")
+        },
+    )
 
 
 def test_a_converted_state_projects_as_the_original_network_did(model, state):
@@ -376,12 +388,12 @@ def test_a_converted_state_projects_as_the_original_network_did(model, state):
     mm = foreign(state, "mmpretrain-state")
     features = np.random.default_rng(1).normal(size=(2, 512, 3, 3)).astype("f4")
     hidden = np.maximum(features.mean(axis=(2, 3)) @ mm["neck.mlp.0.weight"].T + mm["neck.mlp.0.bias"], 0)
-    globe = hidden @ mm["neck.mlp.2.weight"].T + mm["neck.mlp.2.bias"]
-    globe /= np.linalg.norm(globe, axis=1, keepdims=True)
+    global_vector = hidden @ mm["neck.mlp.2.weight"].T + mm["neck.mlp.2.bias"]
+    global_vector /= np.linalg.norm(global_vector, axis=1, keepdims=True)
     model.set_state_dict(convert_content(mm, "state")[0])
-    ours = model.query_encoder.project(paddle.to_tensor(features)).globe
-    np.testing.assert_allclose(ours.numpy(), globe, atol=1e-5)
-    np.testing.assert_allclose(ours.numpy() @ model.global_queue.keys.numpy().T, globe @ mm["queue"], atol=1e-4)
+    ours = model.query_encoder.project(paddle.to_tensor(features)).global_vector
+    np.testing.assert_allclose(ours.numpy(), global_vector, atol=1e-5)
+    np.testing.assert_allclose(ours.numpy() @ model.global_queue.keys.numpy().T, global_vector @ mm["queue"], atol=1e-4)
 
 
 # Files

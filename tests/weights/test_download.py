@@ -61,9 +61,9 @@ def test_a_good_server_is_asked_once(server, tmp_path):
     assert server.asked == [("/w.pth", None, None)]
 
 
-@pytest.mark.parametrize("behaviour", [loopback.chunked, loopback.until_closed])
-def test_a_size_that_is_not_told(server, tmp_path, behaviour):
-    server.habit = behaviour
+@pytest.mark.parametrize("behavior", [loopback.chunked, loopback.until_closed])
+def test_a_size_that_is_not_told(server, tmp_path, behavior):
+    server.habit = behavior
     assert get(server, tmp_path).read_bytes() == BODY
     assert len(server.asked) == 1
 
@@ -315,13 +315,14 @@ def test_the_pause_doubles(server, tmp_path, monkeypatch):
 
 
 def test_redirects_within_http_are_followed_with_the_range(server, tmp_path):
-    server.script = [
-        loopback.redirects("/elsewhere"), loopback.drops(1_000_000), loopback.redirects("/elsewhere"),
-    ]  # fmt: skip
+    server.script = [loopback.redirects("/elsewhere"), loopback.drops(1_000_000), loopback.redirects("/elsewhere")]
     assert get(server, tmp_path).read_bytes() == BODY
     assert [(path, asked) for path, asked, _ in server.asked] == [
-        ("/w.pth", None), ("/elsewhere", None), ("/w.pth", "bytes=1000000-"), ("/elsewhere", "bytes=1000000-"),
-    ]  # fmt: skip
+        ("/w.pth", None),
+        ("/elsewhere", None),
+        ("/w.pth", "bytes=1000000-"),
+        ("/elsewhere", "bytes=1000000-"),
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["file", "ftp", "data"])
@@ -406,10 +407,29 @@ def certificate(tmp_path_factory):
         pytest.skip("needs the command openssl")
     file = tmp_path_factory.mktemp("tls") / "server.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", file, "-out", f"{file}.crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            file,
+            "-out",
+            f"{file}.crt",
+        ],
+        check=True,
+        capture_output=True,
+    )
     with open(file, "a") as joined:
         joined.write(Path(f"{file}.crt").read_text())
     return file
@@ -475,8 +495,9 @@ def child(server: loopback.Server, target: Path, *options: str, **streams) -> su
 
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, server.url + "/w.pth", str(target), sha256(BODY).hexdigest(), *options],
-        cwd=ROOT, **streams,
-    )  # fmt: skip
+        cwd=ROOT,
+        **streams,
+    )
 
 
 def wait_until(condition, seconds: float = 20) -> None:

@@ -1,4 +1,4 @@
-"""One way in and one way out for every format: recognised by content, hostile and damaged files refused, nothing run."""
+"""One way in and one way out for every format: recognized by content, hostile and damaged files refused, nothing run."""
 
 from __future__ import annotations
 
@@ -113,10 +113,19 @@ def test_equal_content_gives_equal_bytes(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s != ".safetensors"])
 def test_nested_plain_data_goes_through_pickles_and_torch(tmp_path, suffix):
     content = {
-        "state_dict": {"a": np.ones(2, "f4")}, "epoch": 3, "lr": 0.1, "large": 2**40, "negative": -(2**70), "none": None,
-        "on": True, "list": [1, "ü\udcff", [2.5, ()]], "tuple": (1, (2,)), "bytes": b"\x00\xff", "by number": {1: "a"},
+        "state_dict": {"a": np.ones(2, "f4")},
+        "epoch": 3,
+        "lr": 0.1,
+        "large": 2**40,
+        "negative": -(2**70),
+        "none": None,
+        "on": True,
+        "list": [1, "ü\udcff", [2.5, ()]],
+        "tuple": (1, (2,)),
+        "bytes": b"\x00\xff",
+        "by number": {1: "a"},
         "none in it": {},
-    }  # fmt: skip
+    }
     write_weights(tmp_path / f"w{suffix}", content)
     read = read_weights(tmp_path / f"w{suffix}").content
     assert isinstance(read, dict)

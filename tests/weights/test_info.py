@@ -22,8 +22,9 @@ def test_nested_arrays_are_named_by_their_path(tmp_path):
     write_weights(tmp_path / "w.pdparams", content)
     info = describe_file(tmp_path / "w.pdparams")
     assert [(each.name, each.shape, each.dtype) for each in info.tensors] == [
-        ("state_dict/conv1.weight", (2, 3), "float32"), ("list/0", (2, 2), "float32"),
-    ]  # fmt: skip
+        ("state_dict/conv1.weight", (2, 3), "float32"),
+        ("list/0", (2, 2), "float32"),
+    ]
     assert info.tensors[0].sha256 == PLAIN
     assert info.others == (("epoch", "int 3"), ("list/1/x", "str 'text'"), ("none", "a dict of 0"))
     assert (info.format, info.card, info.not_read, info.number_count) == ("pickle", None, (), 10)
@@ -45,9 +46,14 @@ def test_the_fingerprint_is_of_the_values_alone(tmp_path, suffix, array):
 
 def test_a_files_card_is_shown_with_its_weights(tmp_path):
     card = Card(
-        kind="linear classifier", depth=18, last_stride=1, step=7, classes=tuple("abcdefghij"),
-        parents=(Parent(file="w.pdparams", sha256="f" * 64, kind="backbone"),), config={"model": {"depth": 18}},
-    )  # fmt: skip
+        kind="linear classifier",
+        depth=18,
+        last_stride=1,
+        step=7,
+        classes=tuple("abcdefghij"),
+        parents=(Parent(file="w.pdparams", sha256="f" * 64, kind="backbone"),),
+        config={"model": {"depth": 18}},
+    )
     write_weights(tmp_path / "w.pth", {"fc.weight": ARRAY}, card=card)
     lines = render(describe_file(tmp_path / "w.pth")).splitlines()
     assert lines[0] == f"file     {tmp_path / 'w.pth'}"
@@ -58,8 +64,9 @@ def test_a_files_card_is_shown_with_its_weights(tmp_path):
     assert f"  made from    w.pdparams (backbone), sha256 {'f' * 64}" in lines
     assert "  config.model {'depth': 18}" in lines
     assert lines[-2:] == [
-        "arrays   1 with 6 numbers; sha256 is of the values", f"  fc.weight  [2, 3]  float32  {PLAIN[:12]}",
-    ]  # fmt: skip
+        "arrays   1 with 6 numbers; sha256 is of the values",
+        f"  fc.weight  [2, 3]  float32  {PLAIN[:12]}",
+    ]
 
 
 def test_foreign_files_are_described_too():

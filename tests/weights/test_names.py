@@ -1,4 +1,4 @@
-"""Names of ResNet weights: complete, recognised in every kind of file, and refused where they do not fit."""
+"""Names of ResNet weights: complete, recognized in every kind of file, and refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -433,9 +433,13 @@ def test_a_torch_training_checkpoint_gives_the_wanted_encoder(kind, outer, prefi
 
 @pytest.mark.parametrize(
     ("vocabulary", "missing"),
-    [("paddledetection", "res4.res4b7.branch2b.norm._mean"), ("paddleclas", "blocks.14.conv1.bn._mean"),
-     ("detectron2", "res4.7.conv2.norm.running_mean"), ("torchvision", "layer3.7.bn2.running_mean")],
-)  # fmt: skip
+    [
+        ("paddledetection", "res4.res4b7.branch2b.norm._mean"),
+        ("paddleclas", "blocks.14.conv1.bn._mean"),
+        ("detectron2", "res4.7.conv2.norm.running_mean"),
+        ("torchvision", "layer3.7.bn2.running_mean"),
+    ],
+)
 def test_other_engines_become_paddles_and_must_be_whole(vocabulary, missing):
     arrays = translate(backbone(101), vocabulary, 101)
     taken = extract_backbone(arrays)
@@ -463,8 +467,13 @@ def test_a_vocabulary_can_be_demanded():
 @pytest.mark.parametrize("vocabulary", ["paddleclas", "paddledetection"])
 def test_the_shortcut_that_only_two_engines_have(vocabulary):
     arrays = translate(backbone(), vocabulary, 18)
-    kernel, mean = (name for name in arrays if ".short." in name and re.search(r"\.0\.|2a\.", name.split("short")[0])
-                    and name.endswith(("conv.weight", "_mean")))  # fmt: skip
+    kernel, mean = (
+        name
+        for name in arrays
+        if ".short." in name
+        and re.search(r"\.0\.|2a\.", name.split("short")[0])
+        and name.endswith(("conv.weight", "_mean"))
+    )
     assert arrays[kernel].shape == (64, 64, 1, 1)
     assert extract_backbone(arrays).dropped == {"identity shortcut": 5}
     without = {name: array for name, array in arrays.items() if kernel.split("conv.weight")[0] not in name}

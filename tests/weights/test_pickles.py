@@ -322,7 +322,7 @@ def test_what_is_not_a_weight_file_is_said(tmp_path):
     )
 
 
-def test_a_missing_file_names_its_neighbour(tmp_path):
+def test_a_missing_file_names_its_neighbor(tmp_path):
     put(tmp_path / "densecl_r50.pdparams", b"")
     message = refusal(tmp_path / "densecl_r5O.pdparams")
     assert "does not exist" in message
@@ -631,8 +631,12 @@ def test_a_card_is_invisible_to_every_other_reader(tmp_path):
 def test_a_file_without_a_card_has_none(tmp_path):
     write_pickle(tmp_path / "a", small_state())
     assert read_card(tmp_path / "a") is None
-    for data in (pickle.dumps({"a": 1}, 2), b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"passl_densecl card {}0N.",
-                 b"\x80\x04\x8d" + struct.pack("<Q", 5) + b"hello0N.", b"\x80\x04\x8d"):  # fmt: skip
+    for data in (
+        pickle.dumps({"a": 1}, 2),
+        b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"passl_densecl card {}0N.",
+        b"\x80\x04\x8d" + struct.pack("<Q", 5) + b"hello0N.",
+        b"\x80\x04\x8d",
+    ):
         assert read_card(put(tmp_path / "b", data)) is None
     text = b'passl_densecl card {"kind": "x"}'
     assert read_card(put(tmp_path / "b", b"\x80\x04\x8d" + struct.pack("<Q", len(text)) + text + b"1N.")) is None

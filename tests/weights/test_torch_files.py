@@ -109,8 +109,9 @@ def test_objects_beside_the_weights_are_not_read_and_named():
     assert isinstance(read.content, dict)
     assert read.content["state_dict"]["weight"].tolist() == [1, 1]
     assert read.content["message_hub"] == {
-        "log_scalars": {"train/loss": f"({history}, not read)"}, "runtime_info": {"iter": 5},
-    }  # fmt: skip
+        "log_scalars": {"train/loss": f"({history}, not read)"},
+        "runtime_info": {"iter": 5},
+    }
     assert read.content["meta"]["args"] == "(argparse.Namespace, not read)"
     assert read.content["meta"]["cfg"] == "model = dict()"
 
@@ -248,9 +249,7 @@ def storage(kind: str, key: object, count: object) -> Persistent:
     return Persistent("storage", Named("torch", kind), key, "cpu", count)
 
 
-def tensor(
-    kind: str, key: str, count: Any, offset: object = 0, shape: object = None, strides: object = (1,)
-) -> Call:  # fmt: skip
+def tensor(kind: str, key: str, count: Any, offset: object = 0, shape: object = None, strides: object = (1,)) -> Call:
     return REBUILD(storage(kind, key, count), offset, (count,) if shape is None else shape, strides, False, None)
 
 
@@ -314,8 +313,14 @@ def test_a_tensor_lies_inside_of_its_storage(tmp_path, arguments, said):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (Persistent("storage", Named("torch", "FloatStorage"), "1", "cpu", 4), "storage '1', which is not in the archive"),
-        (storage("FloatStorage", "../../../etc/passwd", 4), "storage '../../../etc/passwd', which is not in the archive"),
+        (
+            Persistent("storage", Named("torch", "FloatStorage"), "1", "cpu", 4),
+            "storage '1', which is not in the archive",
+        ),
+        (
+            storage("FloatStorage", "../../../etc/passwd", 4),
+            "storage '../../../etc/passwd', which is not in the archive",
+        ),
         (storage("FloatStorage", "0", 5), "storage '0' of 5 values, which it does not have"),
         (storage("DoubleStorage", "0", 4), "storage '0' of 4 values, which it does not have"),
         (storage("FloatStorage", "0", 2**61), "which it does not have"),
@@ -328,8 +333,14 @@ def test_a_tensor_lies_inside_of_its_storage(tmp_path, arguments, said):
         (storage("FloatStorage", "0", 4), "a storage where data is expected"),
         (Named("torch", "FloatStorage"), "where data is expected"),
         (REBUILD, "where data is expected"),
-        (Call(REBUILD, (storage("FloatStorage", "0", 4), 0, (4,), (1,), False, None), {"shape": (9,)}), "to change what"),
-        (Call(REBUILD, (storage("FloatStorage", "0", 4), 0, (4,), (1,), False, None), (None, {"offset": 9})), "to change what"),
+        (
+            Call(REBUILD, (storage("FloatStorage", "0", 4), 0, (4,), (1,), False, None), {"shape": (9,)}),
+            "to change what",
+        ),
+        (
+            Call(REBUILD, (storage("FloatStorage", "0", 4), 0, (4,), (1,), False, None), (None, {"offset": 9})),
+            "to change what",
+        ),
         (Named("torch", "Size")((2**60,)), "array whose shape is"),
         (Named("torch", "load")("x"), "asks for torch.load"),
         (Named("torch.hub", "load")("x"), "asks for torch.hub.load"),
@@ -337,16 +348,25 @@ def test_a_tensor_lies_inside_of_its_storage(tmp_path, arguments, said):
         (Named("torch.storage", "_load_from_bytes")(b"x"), "asks for torch.storage._load_from_bytes"),
         (Named("torch._utils", "_rebuild_parameter")("x"), "parameter made of str 'x'"),
         (Named("torch._tensor", "_rebuild_from_type_v2")("x", 1, (), {}), "tensor made by str 'x'"),
-        (Named("torch._tensor", "_rebuild_from_type_v2")(Named("builtins", "dict"), 1, (), {}), "parameter made of a dict"),
+        (
+            Named("torch._tensor", "_rebuild_from_type_v2")(Named("builtins", "dict"), 1, (), {}),
+            "parameter made of a dict",
+        ),
         (REBUILD("x", 0, (), (), False, None), "tensor whose storage is str 'x'"),
         (Named("__builtin__", "getattr")(REBUILD, "__globals__"), "asks for builtins.getattr of"),
         (Named("__builtin__", "getattr")(storage("FloatStorage", "0", 4), "__class__"), "asks for builtins.getattr of"),
         (Named("__builtin__", "getattr")(Named("numpy", "ndarray"), "fromfile"), "asks for builtins.getattr of"),
-        (Named("argparse", "Namespace")(tensor("FloatStorage", "0", 4)), "argparse.Namespace, an object that holds a tensor"),
-        (Call(Named("mmcv", "M"), (), {"w": [(tensor("FloatStorage", "0", 4),)]}), "mmcv.M, an object that holds a tensor"),
+        (
+            Named("argparse", "Namespace")(tensor("FloatStorage", "0", 4)),
+            "argparse.Namespace, an object that holds a tensor",
+        ),
+        (
+            Call(Named("mmcv", "M"), (), {"w": [(tensor("FloatStorage", "0", 4),)]}),
+            "mmcv.M, an object that holds a tensor",
+        ),
         (Named("mmcv.parallel", "Wrapper")(Named("mmcv", "M")(storage("FloatStorage", "0", 4))), "holds a tensor"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("make", ["zip", "legacy"])
 def test_hostile_programs_are_refused(tmp_path, value, said, make):
     program = program_of({"a": tensor("FloatStorage", "0", 4), "b": value})
@@ -488,8 +508,10 @@ def test_stand_ins_take_everything_and_do_nothing(tmp_path):
     )
     read = read_weights(archive(tmp_path, program, {}))
     assert read.content == {
-        "a": "(mmcv.Thing, not read)", "b": "(mmcv.Thing.__reduce__, not read)", "c": ["(easydict.EasyDict, not read)"],
-    }  # fmt: skip
+        "a": "(mmcv.Thing, not read)",
+        "b": "(mmcv.Thing.__reduce__, not read)",
+        "c": ["(easydict.EasyDict, not read)"],
+    }
     assert read.not_read == ("datetime.datetime", "easydict.EasyDict", "mmcv.Thing")
     chain: Callable[..., Any] = thing
     for number in range(2000):

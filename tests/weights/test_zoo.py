@@ -1,4 +1,4 @@
-"""The catalogue tells what its sources tell, and a file gets into the cache once, checked, or not at all."""
+"""The catalog tells what its sources tell, and a file gets into the cache once, checked, or not at all."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def server():
 
 @pytest.fixture
 def model(server, cache, monkeypatch):
-    """A model called `small` in the catalogue, on the server."""
+    """A model called `small` in the catalog, on the server."""
     small = zoo.Entry("small", "small.pth", "backbone", 18, "a test", "none", (f"{server.url}/small.pth",))
-    monkeypatch.setitem(zoo.CATALOGUE, "small", small)
+    monkeypatch.setitem(zoo.CATALOG, "small", small)
     return small
 
 
 def change(monkeypatch, model: zoo.Entry, **fields) -> zoo.Entry:
     changed = dataclasses.replace(model, **fields)
-    monkeypatch.setitem(zoo.CATALOGUE, model.name, changed)
+    monkeypatch.setitem(zoo.CATALOG, model.name, changed)
     return changed
 
 
@@ -62,18 +62,22 @@ def visible(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir() if not re.search(r"^\..*\.lock$", entry.name)}
 
 
-# The catalogue
+# The catalog
 
 
 def test_the_names_are_those_of_the_sources():
     assert zoo.list_models() == sorted(
         [
-            "densecl_r50_coco_800ep", "densecl_r50_coco_1600ep", "densecl_r50_imagenet_200ep",
-            "densecl_r101_imagenet_200ep", "densecl_resnet50_8xb32-coslr-200e_in1k",
-            "resnet50_densecl-pre_8xb32-linear-steplr-100e_in1k", "passl_densecl_r50_200ep",
+            "densecl_r50_coco_800ep",
+            "densecl_r50_coco_1600ep",
+            "densecl_r50_imagenet_200ep",
+            "densecl_r101_imagenet_200ep",
+            "densecl_resnet50_8xb32-coslr-200e_in1k",
+            "resnet50_densecl-pre_8xb32-linear-steplr-100e_in1k",
+            "passl_densecl_r50_200ep",
             "passl_densecl_r50_200ep_linear",
         ]
-    )  # fmt: skip
+    )
 
 
 def test_patterns():
@@ -101,7 +105,7 @@ def test_entries_are_consistent(name):
 
 
 def test_file_names_are_unique():
-    assert len({model.file for model in zoo.CATALOGUE.values()}) == len(zoo.CATALOGUE)
+    assert len({model.file for model in zoo.CATALOG.values()}) == len(zoo.CATALOG)
 
 
 def test_an_unknown_name_gets_a_suggestion_or_the_list():
@@ -112,10 +116,10 @@ def test_an_unknown_name_gets_a_suggestion_or_the_list():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_pages_show_the_catalogue_and_no_other_number(page):
+def test_the_pages_show_the_catalog_and_no_other_number(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", text, re.MULTILINE)
-    assert [name for name, _ in rows] == list(zoo.CATALOGUE)
+    assert [name for name, _ in rows] == list(zoo.CATALOG)
     for name, row in rows:
         model = zoo.entry(name)
         *_, figures, source = row.split("|")
@@ -123,7 +127,7 @@ def test_the_pages_show_the_catalogue_and_no_other_number(page):
         assert f"ResNet-{model.depth}" in row
         links = re.findall(r"\]\((\S+?)\)", source)
         assert set(links) == {model.source, *(figure.source for figure in model.figures)}
-    for model in zoo.CATALOGUE.values():
+    for model in zoo.CATALOG.values():
         for address in (model.page or model.urls[0], model.file):
             assert address in text
 
@@ -357,9 +361,7 @@ def test_converted_at_the_first_use(server, cache, model):
     assert zoo.converted("small", convert=convert, progress=False) == path
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert convert.calls == 1
-    assert visible(cache) == {
-        "small.pth", "small.pth.sha256", "small.converted.pdparams", "small.converted.json",
-    }  # fmt: skip
+    assert visible(cache) == {"small.pth", "small.pth.sha256", "small.converted.pdparams", "small.converted.json"}
 
 
 def test_converted_again_when_the_source_is_another(cache, model):
@@ -414,7 +416,7 @@ import dataclasses, os, sys, time
 from pathlib import Path
 from passl_densecl.weights import read_arrays, write_pickle, zoo
 
-zoo.CATALOGUE["small"] = zoo.Entry("small", "small.pth", "backbone", 18, "a test", "none", (sys.argv[1],))
+zoo.CATALOG["small"] = zoo.Entry("small", "small.pth", "backbone", 18, "a test", "none", (sys.argv[1],))
 
 def convert(source, target):
     arrays = read_arrays(source)
@@ -432,8 +434,11 @@ print(zoo.converted("small", convert=convert, progress=False))
 def child(server: loopback.Server, how: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, server.url + "/small.pth", how],
-        cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_the_processes_of_a_host_download_and_convert_once(server, cache):

@@ -1,0 +1,34 @@
+"""What a run is asked to do: every knob, typed (schema.py), and YAML files of them (files.py)."""
+
+from passl_densecl.config.files import check_aliases, dump_config, load_config, parse_config
+from passl_densecl.config.schema import (
+    DEPTHS,
+    QUEUE_LEN_MAX,
+    AmpConfig,
+    BackboneConfig,
+    Config,
+    EvaluationConfig,
+    LinearConfig,
+    PretrainConfig,
+    PretrainModelConfig,
+    RunConfig,
+    SGDConfig,
+)
+
+__all__ = [
+    "DEPTHS",
+    "QUEUE_LEN_MAX",
+    "AmpConfig",
+    "BackboneConfig",
+    "Config",
+    "EvaluationConfig",
+    "LinearConfig",
+    "PretrainConfig",
+    "PretrainModelConfig",
+    "RunConfig",
+    "SGDConfig",
+    "check_aliases",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,322 @@
+"""Experiments as YAML files: read with overrides, checked against the schema, all problems reported at once, and written."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from passl_densecl.config.schema import Config, LinearConfig, PretrainConfig
+from passl_densecl.errors import InputError
+
+_CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
+
+
+_INTEGER_BITS = 128
+_MOST_VALUES = 100_000  # of a file, aliases written out; ours have a hundred
+
+
+def check_aliases(root: yaml.Node | None) -> None:
+    """Refuse a file whose aliases (`*name`) unfold to an immense one, or to one without an end.
+
+    A few lines of YAML can stand for more values than any memory holds; what walks through them all never comes back.
+    Raises yaml.constructor.ConstructorError.
+    """
+    sizes: dict[int, int] = {}
+    waiting = [root] if root is not None else []
+    opened: set[int] = set()
+    while waiting:
+        node = waiting[-1]
+        value = [] if isinstance(node, yaml.ScalarNode) else node.value
+        inside = [part for entry in value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        new = [part for part in inside if id(part) not in sizes]
+        if new and id(node) not in opened:
+            opened.add(id(node))
+            waiting += new
+            continue
+        waiting.pop()
+        if any(id(part) in opened and id(part) not in sizes for part in inside):
+            raise yaml.constructor.ConstructorError(None, None, "an alias of what it stands in", node.start_mark)
+        sizes[id(node)] = 1 + sum(sizes[id(part)] for part in inside)
+        if sizes[id(node)] > _MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"aliases that unfold to more than {_MOST_VALUES:,} values", node.start_mark
+            )
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-4 is a number, only true/false are booleans, a repeated key is an error."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.repeated: list[tuple[str, str]] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first_line: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in first_line:
+                self.repeated.append((str(key), f"given twice, in lines {first_line[key]} and {line}; keep one"))
+            first_line.setdefault(key, line)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > _INTEGER_BITS:  # Python refuses to print very large ones, in a message too
+            raise yaml.constructor.ConstructorError(None, None, "a number that is too large", node.start_mark)
+        return value
+
+
+_Reader.add_constructor("tag:yaml.org,2002:int", _Reader.construct_yaml_int)
+_Reader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp", ":merge"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Reader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Reader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str, what: str) -> tuple[Any, list[tuple[str, str]]]:
+    try:
+        reader = _Reader(text)
+        try:
+            node = reader.get_single_node()
+            check_aliases(node)
+            return None if node is None else reader.construct_document(node), reader.repeated
+        finally:
+            reader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise InputError(f"{what}{where}: not readable as YAML: {problem}") from None
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The checked experiment in the YAML file `path`, with `key=value` overrides such as `data.root=photos`.
+
+    Raises InputError, listing every problem at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {str(path)!r}: {_why_unreadable(path, error)}") from None
+    tree, problems = _parse(text, str(path))
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping of keys such as 'task: pretrain', got {_shown(tree)}")
+    for override in overrides:
+        problems += _apply_override(tree, override)
+    return parse_config(tree, source=str(path), problems=problems)
+
+
+def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iterable[tuple[str, str]] = ()) -> Config:
+    """The checked experiment in a plain mapping. Raises InputError, listing every problem at once."""
+    found = list(problems)
+    task = tree.get("task")
+    cls = _CLASSES.get(task) if isinstance(task, str) else None
+    config = None
+    if cls is None:
+        got = f"got {_shown(tree['task'])}" if "task" in tree else "it is missing"
+        found.append(("task", f"expected 'pretrain' or 'linear'; {got}{_suggest(str(task), _CLASSES)}"))
+    else:
+        try:
+            config = cls.model_validate(tree)
+            found += config.problems()
+        except ValidationError as error:
+            found += _merged([_explain(cls, problem) for problem in error.errors()])
+    if found or config is None:
+        width = max(len(key) for key, _ in found)
+        lines = [f"  {key:<{width}}   {message}" for key, message in found]
+        raise InputError("\n".join([f"{source}: {len(found)} problem{'s' if len(found) > 1 else ''}", *lines]))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved experiment as YAML that load_config reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]]:
+    """Write `a.b.0.c=value` into `tree`; the value is read as YAML. Problems come back, wrong keys are left to the check."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        return [(f"-o {override}", "expected key=value, for example -o data.root=photos")]
+    value, problems = _parse(text, f"-o {override}")
+    node: Any = tree
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}  # a section that the file leaves to its defaults; the check knows wrong names
+        node = _child(node, part)
+        if not isinstance(node, (dict, list)):
+            missing = ".".join(parents[: depth + 1])
+            return [(f"-o {key}", f"the file has no section {missing!r}")]
+    if isinstance(node, list):
+        position = _position(last, node)
+        if position is None:
+            return [(f"-o {key}", f"expected a position from 0 to {len(node) - 1}, got {last!r}")]
+        node[position] = value
+    else:
+        node[last] = value
+    return problems
+
+
+def _child(node: Any, part: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(part)
+    position = _position(part, node)
+    return None if position is None else node[position]
+
+
+def _position(part: str, node: list[Any]) -> int | None:
+    """The place in a list that a part of a key names; None when there is none."""
+    if not re.fullmatch(r"[0-9]{1,9}", part) or int(part) >= len(node):
+        return None
+    return int(part)
+
+
+# ---------------------------------------------------------------- explaining
+
+
+def _merged(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One line a key: the choices of a union joined by 'or', and no complaint about a list whose entries are wrong."""
+    merged: dict[str, str] = {}
+    for key, message in problems:
+        if any(other.startswith(key + ".") for other, _ in problems) and message.startswith("expected a list of"):
+            continue
+        before = merged.get(key)
+        if before and before.startswith("expected ") and message.startswith("expected "):
+            message = f"{before.split(', got ')[0]} or {message.removeprefix('expected ')}"
+        merged[key] = message
+    return list(merged.items())
+
+
+def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
+    """(dotted key, sentence) of one pydantic problem."""
+    keys, owner = _walk(cls, problem["loc"])
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    name = ".".join(keys)
+    if kind == "extra_forbidden":
+        siblings = list(owner.model_fields) if owner else []
+        return name, "unknown key" + (_suggest(keys[-1], siblings) or f"; known: {', '.join(siblings)}")
+    if kind == "missing":
+        field = owner.model_fields.get(keys[-1]) if owner else None
+        return name, "missing" + (f": {field.description}" if field and field.description else "; it has no default")
+    if kind in ("union_tag_invalid", "literal_error"):
+        expected = context.get("expected_tags") or context.get("expected")
+        known = re.findall(r"[^ ,']+", str(expected))
+        return name, f"expected {expected}, got {_shown(value)}{_suggest(str(context.get('tag', value)), known)}"
+    if kind == "union_tag_not_found":
+        return name, f"expected a mapping with a 'name', got {_shown(value)}"
+    field = owner.model_fields.get(keys[-1]) if owner and keys else None  # None for an entry of a list
+    nullable = field is not None and type(None) in get_args(field.annotation)
+    hint = "; write null for none" if nullable and value in ("None", "none", "nil") else ""
+    return name, f"expected {_wanted(kind, context, problem['msg'])}, got {_shown(value)}{hint}"
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "model_type": "a section of keys",
+    "dict_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} at most",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "one word without slashes or spaces",
+    "string_unicode": "a text of whole characters",
+    "finite_number": "a finite number",
+}
+
+
+def _wanted(kind: str, context: dict[str, Any], message: str) -> str:
+    template = _WANTED.get(kind)
+    if template:
+        return template.format(**context)
+    return message.removeprefix("Value error, ")
+
+
+def _walk(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
+    """The keys as the user wrote them (tags of unions and names of types left out), and the class that owns the last one."""
+    keys: list[str] = []
+    owner: type[BaseModel] | None = cls
+    choices: list[type[BaseModel]] = [cls]
+    for part in loc:
+        if isinstance(part, int):
+            keys.append(str(part))
+            continue
+        tagged = [c for c in choices if len(choices) > 1 and _tag(c) == part]
+        if tagged:
+            choices = tagged
+            continue
+        if not choices:  # inside a plain union, pydantic names the member that it tried
+            continue
+        owner = choices[0]
+        keys.append(part)
+        field = owner.model_fields.get(part)
+        choices = _models_in(field.annotation) if field else []
+    return keys, owner
+
+
+def _tag(cls: type[BaseModel]) -> str | None:
+    field = cls.model_fields.get("name")
+    options = get_args(field.annotation) if field else ()
+    return options[0] if options else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every model class inside an annotation such as tuple[A | B, ...]."""
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
+        return [model for part in get_args(annotation) for model in _models_in(part)]
+    return []
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        try:
+            siblings = [entry.name for entry in path.parent.iterdir()]
+        except OSError:
+            return f"no such file, and no folder {str(path.parent)!r}"
+        return "no such file" + _suggest(path.name, siblings)
+    if isinstance(error, IsADirectoryError):
+        return "this is a folder; give the YAML file in it"
+    return f"cannot be read as UTF-8 text: {error}"

@@ -1,0 +1,221 @@
+"""Every knob of a run, typed, bounded and frozen: the YAML file and the `-o` overrides are checked against these classes.
+
+A file is one complete experiment. Unknown, missing, mistyped and repeated keys are all reported together, each with the
+value, what was expected and, where a name is close, a suggestion. Nothing here touches a device or imports Paddle.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from passl_densecl.schedules import Schedule
+from passl_densecl.transforms import Transform
+
+DEPTHS = (18, 34, 50, 101, 152)
+QUEUE_LEN_MAX = 65_536  # the paper's queue, and the ceiling of queue_len: auto
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+def _a_path(text: str) -> str:
+    if "\0" in text:  # spaces, newlines and the like are the file system's business
+        raise ValueError("a path without NUL in it")
+    return text
+
+
+def _a_folder_name(text: str) -> str:
+    if text.startswith(".") or not text.isprintable() or len(os.fsencode(text)) > 200:
+        raise ValueError("a name of at most 200 bytes, with nothing invisible in it and no dot in front")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_a_path)]
+Transforms = Annotated[tuple[Transform, ...], Field(strict=False, min_length=1)]
+
+
+class BackboneConfig(Section):
+    depth: Literal[18, 34, 50, 101, 152]
+    stem_stride: Literal[1, 2, 4] = Field(
+        4, description="4: the ResNet stem as published; 2: without its max-pooling; 1: also without conv1's stride"
+    )
+    last_stride: Literal[1, 2] = Field(2, description="2: as published; 1: the last stage keeps the map's size")
+
+
+class PretrainModelConfig(BackboneConfig):
+    hidden_dim: Count = Field(2048, description="width of the hidden layer of both necks")
+    out_dim: Count = Field(128, description="D, the length of a projected vector")
+    num_grid: Count | None = Field(None, description="pool the map to this many cells a side; null keeps it whole")
+    queue_len: Count | Literal["auto"] = Field(description="K, the number of negatives; auto fits it to the data set")
+    temperature: float = Field(0.2, gt=0)
+    momentum: float = Field(0.999, ge=0, lt=1, description="of the key encoder's moving average")
+    loss_lambda: float = Field(0.5, ge=0, le=1, description="weight of the dense loss; 0 is MoCo-v2")
+    loss_lambda_warmup_steps: int = Field(0, ge=0, description="loss_lambda is 0 for this many steps")
+
+
+class ImagesConfig(Section):
+    root: PathText = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
+    list_file: PathText | None = Field(
+        None, description="text file that lists images relative to root; null takes them all"
+    )
+
+
+class LoadingConfig(Section):
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    max_bad_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="of an epoch's images may be undecodable (ten always may, unless it is 0); more stop the run",
+    )
+
+
+class PretrainDataConfig(LoadingConfig, ImagesConfig):
+    transforms: Transforms = Field(description="augmentations, drawn twice for each image")
+
+
+class LinearDataConfig(LoadingConfig):
+    train: ImagesConfig
+    val: ImagesConfig
+    train_transforms: Transforms
+    val_transforms: Transforms
+
+
+class SGDConfig(Section):
+    name: Literal["SGD"] = "SGD"
+    lr: float = Field(gt=0, le=1e6, description="learning rate for reference_batch_size")
+    reference_batch_size: Count = Field(256, description="lr is scaled by batch_size over this")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0001, ge=0)
+
+
+class AmpConfig(Section):
+    enabled: bool = False
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+
+
+class CheckpointConfig(Section):
+    every_epochs: Count = 1
+    every_steps: Count | None = Field(default=None, description="also within an epoch, every so many steps")
+    keep: Count = Field(default=3, description="how many of the newest stay")
+
+
+class RunConfig(Section):
+    """What every run has, whatever its task."""
+
+    # It names a folder: one that lies in output_dir (".." does not), and that every terminal can show.
+    name: Annotated[str, AfterValidator(_a_folder_name)] = Field(
+        min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir"
+    )
+    output_dir: PathText = Field("output", min_length=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    batch_size: Count = Field(description="images of one optimizer step, over all devices")
+    epochs: Count
+    optimizer: SGDConfig
+    schedule: Schedule
+    amp: AmpConfig = Field(default_factory=AmpConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log_every_steps: Count = 10
+    dist_timeout: float = Field(
+        60, ge=5, description="seconds without a sign of life from another process after which a run stops"
+    )
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate that the schedule multiplies: `optimizer.lr`, scaled linearly with the batch."""
+        return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch_size
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(key, message) of every setting that is fine alone but not beside the others."""
+        return []
+
+
+class GuardConfig(Section):
+    """What a run does when a step's numbers are not finite: a loss, a gradient, a key or a BatchNorm statistic.
+
+    Such a step changes nothing but the step counter. They are counted over the whole run, resumes included, not in a row:
+    a run that skips every other step should stop as well. The step that exceeds the limit ends the run (exit code 3). One
+    that float16's loss scaling skips by itself, to find its scale, does not count.
+    """
+
+    max_nonfinite_steps: int = Field(default=10, ge=0, description="of the whole run; 0 stops at the first one")
+    keep_dumps: int = Field(
+        default=3,
+        ge=0,
+        description="of so many, the first, the batch and the state before the step are kept, for --replay",
+    )
+
+
+class EvaluationConfig(Section):
+    """k-NN accuracy of the query encoder while it trains."""
+
+    train: PathText = Field(description="labeled images (one folder a class, or a pack of them): the bank")
+    val: PathText = Field(description="labeled images to classify")
+    every_epochs: Count = 1
+    size: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="pixels of the center crop; null takes the size of the training views"
+    )
+    k: Count = Field(20, description="neighbors")
+    temperature: float = Field(0.07, gt=0)
+    batch_size: Count = Field(64, description="images of one process at a time")
+
+
+class PretrainConfig(RunConfig):
+    task: Literal["pretrain"]
+    model: PretrainModelConfig
+    data: PretrainDataConfig
+    micro_batch_size: Count = Field(
+        32, description="images that one BatchNorm sees; gradients are summed over the rest"
+    )
+    evaluation: EvaluationConfig | None = Field(None, description="k-NN accuracy every few epochs; null for none")
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+
+    @property
+    def micro_batch_count(self) -> int:
+        return self.batch_size // self.micro_batch_size
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if self.batch_size % self.micro_batch_size:
+            low = [d for d in range(1, math.isqrt(self.batch_size) + 1) if self.batch_size % d == 0]
+            fitting = [*low, *(self.batch_size // d for d in low)]
+            best = min(fitting, key=lambda d: abs(d - self.micro_batch_size))
+            found.append(
+                (
+                    "micro_batch_size",
+                    f"{self.micro_batch_size} does not divide batch_size {self.batch_size}; try micro_batch_size "
+                    f"{best}, or batch_size {max(1, round(self.batch_size / self.micro_batch_size)) * self.micro_batch_size}",
+                )
+            )
+        if isinstance(self.model.queue_len, int) and self.model.queue_len < self.batch_size:
+            found.append(
+                (
+                    "model.queue_len",
+                    f"{self.model.queue_len} is less than batch_size {self.batch_size}: a step would overwrite its own "
+                    f"keys; try {2 ** (self.batch_size * 4 - 1).bit_length()} or auto",
+                )
+            )
+        return found
+
+
+class LinearConfig(RunConfig):
+    task: Literal["linear"]
+    model: BackboneConfig
+    data: LinearDataConfig
+
+
+Config = PretrainConfig | LinearConfig

@@ -1,0 +1,358 @@
+"""Packs: an image set in one LMDB file, which a disk or a network reads faster than a million small files.
+
+Record i is the bytes of image file i, under the key of i as 8 bytes (big-endian). ``passl_densecl.paths`` holds the
+paths, joined by NUL; ``passl_densecl.labels``, of a labeled set, int64 numbers; ``passl_densecl``, written last, a JSON
+object: ``format`` (1), ``images``, ``classes`` (null when unlabeled), ``shorter_side`` (null: as they were). A file
+without it is not finished.
+
+An LMDB environment must not live through a fork, and one process must not open a file twice. So there is one for each
+file and process, opened when the first record is read and closed before every fork: workers open their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from passl_densecl.data.lmdb_check import check_lmdb
+from passl_densecl.disk import parse_json, sync_folder
+from passl_densecl.errors import InputError
+from passl_densecl.text import printable
+
+__all__ = ["Pack", "Records", "find_pack", "open_pack", "write_pack"]
+
+_HEADER = b"passl_densecl"
+_PATHS = b"passl_densecl.paths"
+_LABELS = b"passl_densecl.labels"
+_MAGIC = struct.pack("=I", 0xBEEFC0DE)
+_MAP_BYTES = 2**28  # room for the file at first; doubled whenever it is full
+_COMMIT_BYTES = 2**25
+_LONGEST_PATH = 2**16
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What a pack holds, without the images.
+
+    Attributes:
+        file: absolute path of the LMDB file.
+        version: its size and time of change; a file that has others is another pack.
+        paths: N paths as they were below the packed folder, bytes of the file system.
+        labels: (N,) int64, indices into ``classes``; None when unlabeled.
+        classes: class names.
+        shorter_side: larger images were reduced to this many pixels; None when nothing was changed.
+    """
+
+    file: str
+    version: tuple[int, int]
+    paths: list[bytes]
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    shorter_side: int | None
+
+
+def find_pack(root: str) -> str | None:
+    """The LMDB file that ``root`` names, itself or as a folder with a ``data.mdb``; None when it is none."""
+    if os.path.isdir(root):
+        inside = os.path.join(root, "data.mdb")
+        return inside if os.path.isfile(inside) else None
+    if not os.path.isfile(root):
+        return None
+    if root.endswith(".lmdb"):
+        return root
+    with open(root, "rb") as file:
+        return root if file.read(20)[16:] == _MAGIC else None
+
+
+def open_pack(file: str) -> Pack:
+    """Read what a pack holds.
+
+    Raises:
+        InputError: it cannot be read, is cut short, is not finished or no pack of ours; or lmdb is not installed.
+    """
+    file = os.path.abspath(file)
+    version = _version(file)
+    _check_sound(file)
+    with _lock:
+        header, paths, labels = (_get(file, version, key) for key in (_HEADER, _PATHS, _LABELS))
+        if header is None or paths is None:
+            _close(file)
+    if header is None or paths is None:
+        raise InputError(
+            f"{printable(file)} is an LMDB file, but no finished pack of images; make one with tools/pack_data.py"
+        )
+    return _described(file, version, header, paths.split(b"\0"), labels)
+
+
+def _described(file: str, version: tuple[int, int], header: bytes, paths: list[bytes], labels: bytes | None) -> Pack:
+    """The pack that its own records describe. Raises InputError when they do not fit together."""
+    try:
+        about = parse_json(header)
+        found, classes, side = about["format"], about["classes"] or [], about["shorter_side"]
+        numbers = None if labels is None else np.frombuffer(labels, "<i8").astype(np.int64)
+    except (ValueError, TypeError, KeyError):
+        raise _damaged(file, "its header") from None
+    if found != 1:
+        raise InputError(f"{printable(file)} has format {found!r:.40}, expected 1: it needs a newer passl_densecl")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise _damaged(file, "its classes")
+    if side is not None and not (type(side) is int and 0 < side < 2**31):
+        raise _damaged(file, "its shorter_side")
+    if about.get("images") != len(paths) or any(not path or len(path) > _LONGEST_PATH for path in paths):
+        raise _damaged(file, "its paths")
+    if numbers is not None:
+        fits = len(numbers) == len(paths) and numbers.min(initial=0) >= 0 and numbers.max(initial=-1) < len(classes)
+        if not fits:
+            raise _damaged(file, "its labels")
+    return Pack(file, version, paths, numbers, tuple(classes), side)
+
+
+def _damaged(file: str, what: str) -> InputError:
+    return InputError(f"{printable(file)} is damaged: {what} cannot be what it was made with; pack the images again")
+
+
+class Records:
+    """The images of a pack: ``records(index)`` gives the bytes of image ``index``, in any process.
+
+    Args:
+        numbers: (N,) int64, the records that make up the set; None for all of them in order.
+
+    Raises (when called):
+        InputError: the file was changed or cut short after it was opened first.
+    """
+
+    def __init__(self, pack: Pack, numbers: np.ndarray | None = None) -> None:
+        self._file = pack.file
+        self._version = pack.version
+        self._numbers = numbers
+
+    def __call__(self, index: int) -> bytes:
+        number = index if self._numbers is None else int(self._numbers[index])
+        with _lock:
+            record = _get(self._file, self._version, _key(number))
+        if record is None:
+            raise InputError(f"{printable(self._file)} holds no record {number}; pack the images again")
+        return record
+
+
+def _key(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+_environments: dict[str, tuple[tuple[int, int], Any]] = {}  # file → (version, lmdb.Environment) of this process
+_lock = threading.Lock()  # a fork waits for readers in other threads
+
+
+def _close_environments() -> None:
+    _lock.acquire()
+    for file in list(_environments):
+        _close(file)
+
+
+def _close(file: str) -> None:
+    _environments.pop(file)[1].close()
+
+
+os.register_at_fork(before=_close_environments, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+def _get(file: str, version: tuple[int, int], key: bytes) -> bytes | None:
+    """A copy of one record; the caller holds the lock."""
+    lmdb = _lmdb(file)
+    try:
+        opened, environment = _environments.get(file, (None, None))
+        if environment is None or opened != version:
+            if _version(file) != version:
+                raise InputError(f"{printable(file)} was changed since it was opened; start again")
+            if environment is not None:  # of a file that had this name before
+                _close(file)
+            _check_whole(file)
+            environment = lmdb.open(file, subdir=False, readonly=True, lock=False, create=False, max_readers=1)
+            _environments[file] = version, environment
+        with environment.begin() as transaction:
+            return transaction.get(key)
+    except lmdb.Error as error:
+        raise InputError(f"{printable(file)} cannot be read as LMDB ({error}); pack the images again") from error
+
+
+def _version(file: str) -> tuple[int, int]:
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise InputError(f"cannot read {printable(file)}: {error.strerror or error}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_sound(file: str) -> None:
+    """LMDB trusts what it maps: a damaged file would kill the process, or each worker in turn."""
+    _check_whole(file)
+    problem = check_lmdb(file)
+    if problem is not None:
+        raise InputError(f"{printable(file)} is {problem}; copy it again, or pack the images again")
+
+
+def _check_whole(file: str) -> None:
+    """LMDB maps the file, and a page beyond the end of one that was cut short would kill the process."""
+    needed = _bytes_needed(file)
+    size = os.path.getsize(file)
+    if needed is None:
+        raise InputError(f"{printable(file)} is no LMDB file ({size:,} bytes); make one with tools/pack_data.py")
+    if size < needed:
+        raise InputError(
+            f"{printable(file)} is cut short: {size:,} bytes, expected {needed:,}; copy it again, or pack the images again"
+        )
+
+
+def _bytes_needed(file: str) -> int | None:
+    """How long the file must be, by the newer of its two meta pages; None when it has none."""
+    newest = (-1, 0)
+    position = 0
+    try:
+        with open(file, "rb") as stream:
+            for _ in range(2):
+                stream.seek(position)
+                page = stream.read(152)
+                if len(page) < 152 or page[16:20] != _MAGIC:
+                    break
+                (page_size,) = struct.unpack_from("=I", page, 40)
+                last_page, transaction = struct.unpack_from("=QQ", page, 136)
+                newest = max(newest, (transaction, (last_page + 1) * page_size))
+                position = page_size
+    except OSError as error:
+        raise InputError(f"cannot read {printable(file)}: {error.strerror or error}") from error
+    return None if newest[0] < 0 else newest[1]
+
+
+def _lmdb(file: str) -> ModuleType:
+    try:
+        import lmdb
+    except ImportError:
+        raise InputError(f"{printable(file)}: packs of images need the package lmdb; pip install lmdb") from None
+    return lmdb
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_pack(
+    output: str,
+    records: Iterable[bytes],
+    paths: Sequence[bytes],
+    *,
+    labels: np.ndarray | None = None,
+    classes: Sequence[str] = (),
+    shorter_side: int | None = None,
+) -> int:
+    """Write a pack and return its size in bytes. It has its name only when it is complete and on the disk.
+
+    Args:
+        output: the file to make; until it is complete it is called ``output.partial``, and removed if it fails.
+        records: the bytes of the N image files, in order; taken one after another, memory stays flat.
+        paths: N paths below the packed folder.
+        labels: (N,) int64, indices into ``classes``.
+
+    Raises:
+        InputError: the file exists, cannot be written or is being written by another process; or lmdb is missing.
+    """
+    lmdb = _lmdb(output)
+    partial = output + ".partial"
+    _check_absent(output)
+    claim, busy = None, False
+    try:
+        claim = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy = True
+            raise InputError(f"{printable(partial)} is being written by another process; wait for it") from None
+        os.ftruncate(claim, 0)  # what is left of an attempt that was killed
+        _fill(lmdb, partial, chain(_numbered(records, len(paths)), _about(paths, labels, classes, shorter_side)))
+        if os.path.getsize(partial) < (needed := _bytes_needed(partial) or 0):
+            os.truncate(partial, needed)  # pages that LMDB counts without having written to them
+        os.fsync(claim)
+        _check_absent(output)
+        os.rename(partial, output)
+        sync_folder(os.path.dirname(os.path.abspath(output)))
+    except BaseException as error:
+        if claim is not None and not busy:
+            with contextlib.suppress(FileNotFoundError):  # it was renamed already
+                os.unlink(partial)
+        if isinstance(error, (lmdb.Error, OSError)):
+            raise InputError(f"cannot write {printable(output)}: {error}") from error
+        raise
+    finally:
+        if claim is not None:
+            os.close(claim)
+    return os.path.getsize(output)
+
+
+def _check_absent(output: str) -> None:
+    if os.path.lexists(output):
+        raise InputError(f"{printable(output)} exists already; choose another name, or remove it")
+
+
+def _numbered(records: Iterable[bytes], count: int) -> Iterator[tuple[bytes, bytes]]:
+    number = -1
+    for number, record in enumerate(records):
+        yield _key(number), record
+    assert number + 1 == count, f"{number + 1} records for {count} paths"
+
+
+def _about(
+    paths: Sequence[bytes], labels: np.ndarray | None, classes: Sequence[str], shorter_side: int | None
+) -> Iterator[tuple[bytes, bytes]]:
+    header = {
+        "format": 1,
+        "images": len(paths),
+        "classes": None if labels is None else list(classes),
+        "shorter_side": shorter_side,
+    }
+    yield _HEADER, json.dumps(header).encode()
+    if labels is not None:
+        yield _LABELS, np.asarray(labels).astype("<i8").tobytes()
+    yield _PATHS, b"\0".join(paths)
+
+
+def _fill(lmdb: ModuleType, file: str, items: Iterator[tuple[bytes, bytes]]) -> None:
+    """Append the items (in the order of their keys) to a new LMDB file."""
+    room = _MAP_BYTES
+    environment = lmdb.open(file, subdir=False, map_size=room, lock=False, sync=False, meminit=False)
+    try:
+        for batch in _batches(items):
+            while True:
+                try:
+                    with environment.begin(write=True) as transaction:
+                        for key, value in batch:
+                            transaction.put(key, value, append=True)
+                    break
+                except lmdb.MapFullError:  # the transaction is undone
+                    room *= 2
+                    environment.set_mapsize(room)
+        environment.sync(True)
+    finally:
+        environment.close()
+
+
+def _batches(items: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += len(item[1])
+        if size >= _COMMIT_BYTES or len(batch) >= 4096:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

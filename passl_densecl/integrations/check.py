@@ -1,0 +1,443 @@
+"""A user's own config against the protocol: what departs from it, what that costs, what to write instead.
+
+Users who missed one of these settings lost 2 to 20 points, and nothing told them: every one of them trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passl_densecl.errors import InputError
+from passl_densecl.integrations.matching import Match, Network, count_matches
+from passl_densecl.integrations.toolboxes import MEAN, STD, TOOLBOXES, Kind
+from passl_densecl.integrations.yaml_files import entries, find, resolve
+from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, STAGE_BLOCKS
+
+Config = dict[str, Any]
+
+FROZEN = "BatchNorm keeps the statistics of pre-training, whose images, sizes and task were others, and cannot learn"
+UNSYNCED = "every device normalizes by its own 2 images: noisy statistics in training, others in evaluation"
+PIXELS = "the first layer sees values it was not trained on, and all layers after it"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One departure. `key` is as the user would write it."""
+
+    key: str
+    found: str
+    cost: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a config is and where it departs; :meth:`lines` tells it."""
+
+    path: Path
+    engine: Kind
+    network: Network | None  # None where the backbone is no ResNet
+    weights: str | None  # what the config starts from
+    match: Match | None  # None where there is no file to count in
+    findings: tuple[Finding, ...]
+
+    def lines(self) -> list[str]:
+        """A report for people."""
+        what = f"ResNet-{self.network.depth}" if self.network else "no ResNet of these"
+        lines = [f"config   {self.path}: {TOOLBOXES[self.engine].title}, {what}"]
+        if self.match is not None:
+            word = "" if self.match.whole else ": the others start from random values"
+            lines.append(f"weights  {self.weights}: {self.match.matched} of {self.match.total} tensors match{word}")
+        else:
+            why = "not counted; give a file as --weights" if self.network else "not counted; they have no place in it"
+            lines.append(f"weights  {self.weights or 'none named'}: {why}")
+        for finding in self.findings:
+            lines += [
+                f"departs  {finding.key}: {finding.found}",
+                f"         cost: {finding.cost}",
+                f"         write: {finding.remedy}",
+            ]
+        count = len(self.findings)
+        told = (
+            f"{count} departure{'' if count == 1 else 's'} from the protocol; users who missed one lost 2 to 20 points"
+        )
+        lines.append(told if count else "nothing departs from the protocol")
+        return lines
+
+
+def check(path: str | Path, weights: str | Path | None = None, gpus: int = 8) -> Checked:
+    """Read a config with its bases and compare it with the protocol.
+
+    Args:
+        path: a YAML file of PaddleDetection, PaddleSeg, PaddleClas, detectron2 or AdelaiDet.
+        weights: the file it will start from; None takes the one that the config names, where it is on this machine.
+        gpus: devices it will run on, for the Paddle engines, whose batch size is that of one device.
+
+    Raises:
+        InputError: no such file, no config of these engines, a base that is missing, weights that cannot be read.
+    """
+    path = Path(path)
+    config = resolve(path)
+    engine = engine_of(config, path)
+    if gpus < 1:
+        raise InputError(f"--gpus {gpus}: expected 1 or more")
+    network = _NETWORKS[engine](config, engine)
+    named = _NAMED[engine](config)
+    file = Path(weights) if weights is not None else _local(named, path)
+    match = count_matches(file, network) if file is not None and network is not None else None
+    findings = [*_RULES[engine](config, gpus)]
+    if match is not None and not match.whole:
+        findings.insert(0, _unmatched(match, network, engine, str(file)))
+    elif weights is None and match is None:
+        findings += _foreign_weights(named, engine)
+    return Checked(path, engine, network, str(file) if file else named, match, tuple(findings))
+
+
+def engine_of(config: Config, path: Path) -> Kind:
+    """Whose config this is, by its keys. Raises InputError where it is nobody's."""
+    if isinstance(config.get("MODEL"), dict):
+        meta = str(find(config, "MODEL", "META_ARCHITECTURE", default=""))
+        of_adelaidet = meta in ("OneStageDetector", "OneStageRCNN", "SOLOv2", "CondInst", "BlendMask", "BAText")
+        return "adelaidet" if of_adelaidet else "detectron2"
+    if isinstance(config.get("Arch"), dict):
+        return "paddleclas"
+    if isinstance(config.get("architecture"), str):
+        return "paddledetection"
+    if isinstance(config.get("model"), dict):
+        return "paddleseg"
+    raise InputError(
+        f"{path}: no config of these engines; expected architecture (PaddleDetection), model (PaddleSeg), Arch (PaddleClas) "
+        f"or MODEL (detectron2, AdelaiDet) among {', '.join(map(str, config)) or 'no keys at all'}"
+    )
+
+
+# Weights
+
+
+def _local(named: str | None, path: Path) -> Path | None:
+    """The file that a config names, where it is on this machine: as named, or beside the config."""
+    for text in (named, f"{named}.pdparams"):
+        for place in (Path(), path.parent):
+            if named and "://" not in named and (place / str(text)).is_file():
+                return place / str(text)
+    return None
+
+
+def _unmatched(match: Match, network: Network | None, engine: Kind, file: str) -> Finding:
+    target = TOOLBOXES[engine].target
+    deep = network is not None and network.deep_stem
+    return Finding(
+        "weights",
+        f"{match.matched} of {match.total} tensors match; the file's names are like {match.example}",
+        "the rest starts from random values, and the engine says it has finished loading",
+        "a plain 7×7 stem; see the settings below"
+        if deep
+        else f"python tools/convert_weight.py {file} OUT{TOOLBOXES[engine].suffix} --to {target}, for a backbone of this depth",
+    )
+
+
+def _foreign_weights(named: str | None, engine: Kind) -> Iterator[Finding]:
+    if named is None or "://" in named:
+        found = named or "none"
+        yield Finding(
+            {"paddledetection": "pretrain_weights", "paddleseg": "model.backbone.pretrained"}.get(
+                engine, "Global.pretrained_model" if engine == "paddleclas" else "MODEL.WEIGHTS"
+            ),
+            found,
+            "the pre-trained weights are not used at all",
+            "the file that `transfer.py prepare` writes",
+        )
+
+
+# PaddleDetection
+
+
+def _ppdet_backbone(config: Config) -> str:
+    return str(find(config, config["architecture"], "backbone", default="ResNet"))
+
+
+def _ppdet_network(config: Config, engine: Kind) -> Network | None:
+    if _ppdet_backbone(config) != "ResNet":
+        return None
+    settings = config.get("ResNet") or {}
+    variant, depth = settings.get("variant", "b"), settings.get("depth", 50)
+    return (
+        None
+        if depth not in STAGE_BLOCKS
+        else Network(
+            engine,
+            depth,
+            variant in ("c", "d"),
+            variant == "d",
+            res5_in_head=find(config, "BBoxHead", "head") == "Res5Head",
+        )
+    )
+
+
+def _ppdet_rules(config: Config, gpus: int) -> Iterator[Finding]:
+    if _ppdet_backbone(config) != "ResNet":
+        yield _other_backbone(f"{config['architecture']}.backbone", _ppdet_backbone(config), "ResNet")
+        return
+    resnet, shared = config.get("ResNet") or {}, config.get("norm_type")
+    variant = resnet.get("variant", "b")
+    if variant != "b":
+        yield _variant(variant)
+    if resnet.get("freeze_norm", True):
+        yield Finding("ResNet.freeze_norm", _or_default(resnet, "freeze_norm", "true"), FROZEN, "freeze_norm: false")
+    if (frozen := resnet.get("freeze_at", 0)) >= 0:
+        stages = ", ".join(["the stem", *(f"res{stage + 2}" for stage in range(min(frozen + 1, 4)))])
+        cost = f"{stages} cannot adapt to the task; the published results trained everything"
+        yield Finding("ResNet.freeze_at", _or_default(resnet, "freeze_at", "0"), cost, "freeze_at: -1")
+    if shared != "sync_bn":
+        # The trainer synchronizes on this key alone, whatever ResNet.norm_type says.
+        yield Finding("norm_type", str(shared or "absent, bn"), UNSYNCED, "norm_type: sync_bn, at the top level")
+    if "neck" in (config.get(config["architecture"]) or {}) and find(config, "FPN", "norm_type") != "sync_bn":
+        found = find(config, "FPN", "norm_type", default="none")
+        yield Finding("FPN.norm_type", str(found), "the pyramid is the recipe's no more", "FPN: {norm_type: sync_bn}")
+    if find(config, "BBoxHead", "head") == "Res5Head":
+        yield Finding(
+            "BBoxHead.head",
+            "Res5Head",
+            "PaddleDetection builds res5 in the head with its BatchNorm frozen, and no setting changes it",
+            "an FPN (configs/downstream/paddledetection), or detectron2 for C4",
+        )
+    if find(config, "BBoxHead", "head") == "TwoFCHead":
+        yield Finding(
+            "BBoxHead.head",
+            "TwoFCHead",
+            "no BatchNorm in the box head: not the network of the published results",
+            "BBoxHead: {head: XConvNormHead}  XConvNormHead: {num_convs: 4, norm_type: sync_bn}",
+        )
+    if any(factor != 1 for factor in resnet.get("lr_mult_list", [])):
+        yield Finding("ResNet.lr_mult_list", str(resnet["lr_mult_list"]), "stages learn too slowly", "leave it out")
+    for reader in ("TrainReader", "EvalReader"):
+        yield from _pixels(reader, find(config, reader, "sample_transforms"), "NormalizeImage", (MEAN, STD))
+    rate, reference = find(config, "LearningRate", "base_lr"), _ppdet_rate(config["architecture"])
+    yield from _batch("TrainReader.batch_size", find(config, "TrainReader", "batch_size", default=1) * gpus, gpus)
+    yield from _rate(
+        "LearningRate.base_lr", rate, reference, find(config, "TrainReader", "batch_size", default=1) * gpus
+    )
+
+
+def _ppdet_rate(architecture: str) -> float | None:
+    """The published learning rate for 16 images a step, where there is one."""
+    return {"FCOS": 0.01, "SOLOv2": 0.01, "FasterRCNN": 0.02, "MaskRCNN": 0.02}.get(architecture)
+
+
+def _variant(variant: str) -> Finding:
+    if variant == "a":
+        return Finding(
+            "ResNet.variant", "a", "the stride is in the 1×1 convolution: the same weights give other maps", "b"
+        )
+    return Finding(
+        "ResNet.variant", variant, "a deep stem: the stem, and with it every map, starts from noise", "variant: b"
+    )
+
+
+# PaddleSeg and PaddleClas
+
+
+def _seg_network(config: Config, engine: Kind) -> Network | None:
+    backbone = find(config, "model", "backbone", default={})
+    return Network(engine, backbone.get("depth", 50)) if backbone.get("type") == "DenseCLResNet" else None
+
+
+def _seg_rules(config: Config, gpus: int) -> Iterator[Finding]:
+    kind = find(config, "model", "backbone", "type")
+    if kind != "DenseCLResNet":
+        yield _other_backbone("model.backbone.type", str(kind), "DenseCLResNet, with its plug-in (docs/downstream.md)")
+    for section in ("train_dataset", "val_dataset"):
+        yield from _pixels(section, find(config, section, "transforms"), "Normalize", ((0.5,) * 3, (0.5,) * 3))
+    total = find(config, "batch_size", default=1) * gpus
+    yield from _batch("batch_size", total, gpus)
+    if find(config, "model", "type") == "FCN":
+        yield from _rate("lr_scheduler.learning_rate", find(config, "lr_scheduler", "learning_rate"), 0.01, total)
+
+
+def _clas_network(config: Config, engine: Kind) -> Network | None:
+    name = str(config["Arch"].get("name", ""))
+    depth = name.removeprefix("ResNet").removesuffix("_vd")
+    if not depth.isdigit() or int(depth) not in STAGE_BLOCKS:
+        return None
+    return Network(engine, int(depth), deep_stem=name.endswith("_vd"), pooled_shortcuts=name.endswith("_vd"))
+
+
+def _clas_rules(config: Config, gpus: int) -> Iterator[Finding]:
+    network, name = _clas_network(config, "paddleclas"), str(config["Arch"].get("name"))
+    if network is None:
+        yield _other_backbone("Arch.name", name, "ResNet50")
+    elif network.deep_stem:
+        cost = "a deep stem: it, and with it every map, starts from noise; pooled shortcuts besides"
+        yield Finding("Arch.name", name, cost, f"Arch.name: {name.removesuffix('_vd')}")
+    if config["Arch"].get("pretrained"):
+        cost = "PaddleClas's own weights are loaded first, and stay wherever yours do not fit"
+        yield Finding("Arch.pretrained", str(config["Arch"]["pretrained"]), cost, "Arch.pretrained: false")
+    for part in ("Train", "Eval"):
+        steps = find(config, "DataLoader", part, "dataset", "transform_ops")
+        yield from _pixels(f"DataLoader.{part}", steps, "NormalizeImage", (MEAN, STD))
+        if any(step.get("to_rgb") is False for step in entries(steps, "DecodeImage")):
+            yield Finding(f"DataLoader.{part}.DecodeImage.to_rgb", "false", f"BGR: {PIXELS}", "to_rgb: true")
+
+
+# detectron2 and AdelaiDet
+
+
+def _detectron2_network(config: Config, engine: Kind) -> Network | None:
+    has_fpn = "fpn" in str(find(config, "MODEL", "BACKBONE", "NAME", default=""))
+    depth = find(config, "MODEL", "RESNETS", "DEPTH", default=50)
+    if depth not in STAGE_BLOCKS or "resnet" not in str(find(config, "MODEL", "BACKBONE", "NAME", default="resnet")):
+        return None
+    in_head = not has_fpn and "Res5" in str(find(config, "MODEL", "ROI_HEADS", "NAME", default="Res5ROIHeads"))
+    return Network(engine, depth, has_fpn=has_fpn, res5_in_head=in_head)
+
+
+# key below MODEL → (what detectron2 takes where it is absent, what must stand there, cost)
+_DETECTRON2 = (
+    (
+        ("RESNETS", "STRIDE_IN_1X1"),
+        True,
+        False,
+        "the weights load as silently, and the maps of res5 are off by a quarter",
+    ),
+    (("RESNETS", "NORM"), "FrozenBN", "SyncBN", FROZEN),
+    (
+        ("BACKBONE", "FREEZE_AT"),
+        2,
+        0,
+        "the stem and the stages below cannot adapt to the task; the published results trained everything",
+    ),
+)
+
+
+def _detectron2_rules(config: Config, gpus: int) -> Iterator[Finding]:
+    model = config["MODEL"]
+    name = str(find(model, "BACKBONE", "NAME", default="build_resnet_backbone"))
+    if "resnet" not in name:
+        yield _other_backbone("MODEL.BACKBONE.NAME", name, "a ResNet")
+        return
+    for keys, default, wanted, cost in _DETECTRON2:
+        value = find(model, *keys, default=None)
+        if (default if value is None else value) != wanted:
+            found = f"absent, {default}" if value is None else str(value)
+            yield Finding(f"MODEL.{'.'.join(keys)}", found, cost, f"MODEL.{'.'.join(keys)} {wanted}")
+    yield from _detectron2_pixels(config)
+    parts = [("FPN", "fpn" in name)]
+    parts += [("ROI_BOX_HEAD", find(model, "ROI_BOX_HEAD", "NAME") == "FastRCNNConvFCHead")]
+    parts += [("ROI_MASK_HEAD", bool(model.get("MASK_ON")) and "fpn" in name and "ROI_MASK_HEAD" in model)]
+    for part, is_used in parts:
+        norm = find(model, part, "NORM", default="")
+        if is_used and norm != "SyncBN":
+            yield Finding(
+                f"MODEL.{part}.NORM",
+                str(norm or "none"),
+                "not the network of the published results",
+                f"MODEL.{part}.NORM SyncBN",
+            )
+    network = _detectron2_network(config, "detectron2")
+    if network is not None and network.res5_in_head and network.depth not in BOTTLENECK_DEPTHS:
+        yield Finding(
+            "MODEL.RESNETS.DEPTH",
+            str(network.depth),
+            "the head builds res5 from bottleneck blocks, whatever the depth: that stage starts from noise",
+            "50 or 101 for C4, or an FPN",
+        )
+    if find(model, "ROI_HEADS", "NAME") == "Res5ROIHeads":
+        yield Finding(
+            "MODEL.ROI_HEADS.NAME",
+            "Res5ROIHeads",
+            "no BatchNorm behind res5: the box predictor starts on values of an untamed scale",
+            "Res5ROIHeadsExtraNorm, from the authors' benchmarks/detection/train_net.py",
+        )
+    total = find(config, "SOLVER", "IMS_PER_BATCH", default=16)
+    yield from _batch("SOLVER.IMS_PER_BATCH", total, 1)
+    one_stage = find(model, "META_ARCHITECTURE") in ("OneStageDetector", "SOLOv2")
+    yield from _rate(
+        "SOLVER.BASE_LR", find(config, "SOLVER", "BASE_LR", default=0.001), 0.01 if one_stage else 0.02, total
+    )
+
+
+def _detectron2_pixels(config: Config) -> Iterator[Finding]:
+    form = find(config, "INPUT", "FORMAT", default="BGR")
+    mean = find(config, "MODEL", "PIXEL_MEAN", default=[103.53, 116.28, 123.675])
+    std = find(config, "MODEL", "PIXEL_STD", default=[1.0, 1.0, 1.0])
+    if form != "RGB":
+        yield Finding("INPUT.FORMAT", str(form), f"red and blue are exchanged: {PIXELS}", "INPUT.FORMAT RGB")
+    if not _close(mean, [255 * value for value in MEAN]):
+        yield Finding("MODEL.PIXEL_MEAN", str(mean), PIXELS, "MODEL.PIXEL_MEAN [123.675,116.28,103.53]")
+    if not _close(std, [255 * value for value in STD]):
+        yield Finding("MODEL.PIXEL_STD", str(std), PIXELS, "MODEL.PIXEL_STD [58.395,57.12,57.375]")
+
+
+# What engines share
+
+
+def _other_backbone(key: str, found: str, wanted: str) -> Finding:
+    return Finding(key, found, "another network: these weights have no place in it", f"{wanted}")
+
+
+def _or_default(settings: Config, key: str, default: str) -> str:
+    return str(settings[key]).lower() if key in settings else f"absent, {default}"
+
+
+def _pixels(
+    where: str, steps: object, name: str, defaults: tuple[Sequence[float], Sequence[float]]
+) -> Iterator[Finding]:
+    """The step that normalizes pixels, in every transform list that has one."""
+    for step in entries(steps, name):
+        mean, std = step.get("mean", list(defaults[0])), step.get("std", list(defaults[1]))
+        if not _close(mean, MEAN) or not _close(std, STD):
+            wanted = f"mean: {list(MEAN)}, std: {list(STD)}"
+            yield Finding(f"{where}.{name}", f"mean {list(mean)}, std {list(std)}", PIXELS, wanted)
+        if step.get("is_scale") is False or step.get("norm_type") == "none":
+            yield Finding(f"{where}.{name}", "is_scale false, or norm_type none", PIXELS, "is_scale: true")
+    if isinstance(steps, list) and not entries(steps, name):
+        yield Finding(f"{where}.{name}", "absent", PIXELS, f"{name} with mean {list(MEAN)}, std {list(STD)}")
+
+
+def _batch(key: str, total: int, gpus: int) -> Iterator[Finding]:
+    if total != 16:
+        over = f" over {gpus} devices (--gpus)" if gpus > 1 else ""
+        cost = "not the published step; the learning rate and the number of steps must follow"
+        yield Finding(key, f"{total} images a step{over}", cost, "16 in all, or scale both: `transfer.py prepare` does")
+
+
+def _rate(key: str, rate: object, reference: float | None, total: int) -> Iterator[Finding]:
+    if reference is None or not isinstance(rate, (int, float)):
+        return
+    wanted = reference * total / 16
+    if not math.isclose(rate, wanted, rel_tol=0.02):
+        cost = f"the recipe has {reference} for 16 images a step, in proportion {wanted:g} for {total}"
+        yield Finding(key, f"{rate:g}", cost, f"{wanted:g}")
+
+
+def _close(values: object, wanted: Sequence[float]) -> bool:
+    if not isinstance(values, (list, tuple)) or len(values) != len(wanted):
+        return False
+    return all(math.isclose(v, w, rel_tol=0.01) for v, w in zip(values, wanted, strict=True))
+
+
+_NETWORKS: dict[Kind, Callable[[Config, Kind], Network | None]] = {
+    "paddledetection": _ppdet_network,
+    "paddleseg": _seg_network,
+    "paddleclas": _clas_network,
+    "detectron2": _detectron2_network,
+    "adelaidet": _detectron2_network,
+}
+_NAMED: dict[Kind, Callable[[Config], str | None]] = {
+    "paddledetection": lambda config: find(config, "pretrain_weights"),
+    "paddleseg": lambda config: find(config, "model", "backbone", "pretrained"),
+    "paddleclas": lambda config: find(config, "Global", "pretrained_model"),
+    "detectron2": lambda config: find(config, "MODEL", "WEIGHTS"),
+    "adelaidet": lambda config: find(config, "MODEL", "WEIGHTS"),
+}
+_RULES: dict[Kind, Callable[[Config, int], Iterator[Finding]]] = {
+    "paddledetection": _ppdet_rules,
+    "paddleseg": _seg_rules,
+    "paddleclas": _clas_rules,
+    "detectron2": _detectron2_rules,
+    "adelaidet": _detectron2_rules,
+}

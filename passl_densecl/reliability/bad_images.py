@@ -1,0 +1,131 @@
+"""Images that cannot be decoded: training goes on with others in their place; they are counted, listed, and too many stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from passl_densecl.data.datasets import ImageSet
+from passl_densecl.disk import whole_file
+from passl_densecl.distributed import collectives as dist
+from passl_densecl.errors import RunError
+from passl_densecl.reliability.log import SilentLog
+from passl_densecl.text import one_line, plural
+
+FILE = "bad_images.txt"
+ALWAYS_ALLOWED = 10  # so many in an epoch stop no run (unless max_bad_share is 0): one of five images is no bad disk
+NAMED = 10  # in the log; the file has them all
+
+
+class BadImages:
+    """Those of one run, over all its processes: this epoch's number, and a list of all since its start.
+
+    The list is RUN/bad_images.txt: on each line a path, a tab and why; sorted, every image once. In a path, line ends,
+    other control characters, bytes that are no UTF-8 and the backslash are escaped (`\\n`, `\\xe9`, `\\\\`). It is written at
+    the end of an epoch and before every checkpoint, so that it is never behind one: a run that is resumed goes on with it.
+    """
+
+    def __init__(
+        self, run_dir: Path, images: ImageSet, max_share: float, log: SilentLog, *, resumed: bool, in_epoch: int = 0
+    ) -> None:
+        """`in_epoch` of a run that is resumed: how many the part of the epoch before had, as the checkpoint says."""
+        self.file = run_dir / FILE
+        self.in_epoch = in_epoch
+        self._images, self._max_share, self._log = images, max_share, log
+        self._found: list[tuple[str, str]] = []  # by this process, since the processes have met
+        self._known: dict[str, str] = {}  # path → why, in the main process
+        self._named, self._written = 0, True
+        if dist.is_main():
+            if resumed:
+                self._known = read_list(self.file)
+            else:
+                self.file.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+
+    def add(self, bad: Mapping[int, str], images: ImageSet | None = None) -> None:
+        """Take those of one batch of this process, index → why; of the training images when no others are named."""
+        images = images or self._images
+        self._found += [(one_line(images.path(index)), " ".join(why.split())) for index, why in bad.items()]
+
+    def meet(self, epoch: int, images_per_epoch: int, *, ends: bool, write: bool = False) -> None:
+        """Count and name what all processes have found since they met; all call it at the same step.
+
+        Args:
+            epoch: the present one, from 1, and how many images it has over all processes.
+            ends: this was its last step: the list is written and the next one counts from 0.
+            write: write the list now, for a checkpoint follows.
+
+        Raises:
+            RunError: those of this epoch are more than the allowed share of its images, whatever may follow.
+        """
+        self.in_epoch += self._gather()
+        too_many = self.in_epoch > allowed(self._max_share, images_per_epoch)
+        if ends or write or too_many:
+            self._write()
+        if too_many:
+            raise self._too_many(f"epoch {epoch}: ", self.in_epoch, images_per_epoch, self._images)
+        if ends:
+            if self.in_epoch:
+                self._log.line(
+                    "bad",
+                    f"epoch {epoch}  {self.in_epoch:,} of {images_per_epoch:,} images could not be decoded "
+                    f"({self.in_epoch / images_per_epoch:.2%}); {len(self._known):,} different ones so far, in {self.file}",
+                )
+            self.in_epoch = 0
+
+    def judge(self, images: ImageSet) -> int:
+        """After one pass over other `images` by all processes: how many were bad. The list is written.
+
+        Raises:
+            RunError: more than the allowed share of them.
+        """
+        count = self._gather()
+        self._write()
+        if count > allowed(self._max_share, len(images)):
+            raise self._too_many("", count, len(images), images)
+        return count
+
+    def _gather(self) -> int:
+        found, self._found = dist.gather_objects(self._found), []
+        for path, why in found if dist.is_main() else ():
+            if path not in self._known:
+                self._name(path, why)
+                self._known[path], self._written = why, False
+        return len(found)
+
+    def _name(self, path: str, why: str) -> None:
+        self._named += 1
+        if self._named <= NAMED:
+            more = f"; further ones only go to {self.file}" if self._named == NAMED else ""
+            self._log.line("warning", f"cannot decode {path}: {why}; another image takes its place{more}")
+
+    def _write(self) -> None:
+        if dist.is_main() and not self._written:
+            with whole_file(self.file) as file:
+                file.write("".join(f"{path}\t{why}\n" for path, why in sorted(self._known.items())).encode())
+            self._written = True
+
+    def _too_many(self, when: str, count: int, total: int, images: ImageSet) -> RunError:
+        return RunError(
+            f"{when}{count:,} of {total:,} {plural(total, 'image')} {images.source} cannot be decoded ({count / total:.1%}), "
+            f"and data.max_bad_share is {self._max_share:g}. {self.file} lists them; python tools/check_data.py "
+            f"{one_line(images.root)} looks at all. Mend or remove them, or set -o data.max_bad_share={_above(count, total):g}; "
+            "what was saved is whole: continue with --resume auto"
+        )
+
+
+def allowed(max_share: float, images: int) -> float:
+    """How many bad ones of so many images stop no run."""
+    return max(max_share * images, ALWAYS_ALLOWED if max_share > 0 else 0)
+
+
+def _above(count: int, total: int) -> float:
+    """A share that would let them pass, in twentieths."""
+    return min(1.0, (20 * count // total + 1) / 20)
+
+
+def read_list(file: Path) -> dict[str, str]:
+    """Path (escaped) → why of a list that is there; {} without one, and without lines that are none."""
+    if not file.is_file():
+        return {}
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return {path: why for path, tab, why in (line.partition("\t") for line in lines) if tab}

@@ -1,0 +1,391 @@
+"""Checkpoints: written whole or not at all, the newest kept, found again, and known when they are damaged.
+
+`checkpoints/epoch_0010/` (or `step_00001234/` within an epoch) holds `model.pdparams`, `optimizer.pdopt`, `state.json` and
+`checksums.json`. It is written under a temporary name, synced and renamed, so a folder without `.tmp` in its name is complete;
+only then an older one goes. What the disk does to it later, the checksums tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from passl_densecl.disk import HashedFile, parse_json, sync_folder
+from passl_densecl.distributed import collectives as dist
+from passl_densecl.errors import InputError, RunError
+from passl_densecl.reliability.log import SilentLog
+from passl_densecl.weights import Card, read_arrays
+from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
+from passl_densecl.weights.checkpoints import (
+    CHECKSUMS,
+    DAMAGED,
+    FILES,
+    MODEL,
+    OPTIMIZER,
+    REPLACED,
+    STATE,
+    SUPERSEDED,
+    by_age,
+    check_content,
+    check_size,
+    checkpoints_in,
+    checksum_text,
+    checksums,
+    recorded_step,
+)
+from passl_densecl.weights.pickles import dump_pickle
+
+TOLERATED = 2  # failures in a row to write a checkpoint that a run goes on after
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint as read: arrays by structured name, and what else the run must know."""
+
+    path: Path
+    step: int  # optimizer steps taken
+    model: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    state: dict[str, Any]
+    verified: bool = True  # compared with its checksums; False where an older version wrote none
+    damaged: tuple[tuple[Path, str], ...] = ()  # newer ones that were passed over, and why
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; only the main process writes."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.keep = keep
+        self._failures = 0  # in a row
+
+    def save(
+        self,
+        name: str,
+        step: int,
+        model: Mapping[str, paddle.Tensor | np.ndarray],
+        optimizer: Mapping[str, np.ndarray],
+        state: Mapping[str, Any],
+        *,
+        card: Card,
+        keep_also: str | None = None,
+        must: bool = False,
+        log: SilentLog | None = None,
+    ) -> Path | None:
+        """Write one, then drop the oldest beyond `keep`; `keep_also` names one that stays whatever its age.
+
+        `card` says what the model is, and travels with its file and the optimizer's. When the disk refuses, what is half
+        written is removed, a warning is logged and None is returned: the run may go on, and the checkpoints before stay.
+
+        Raises:
+            RunError: the disk refused, and it was one that `must` be written, or the third in a row.
+        """
+        log = log or SilentLog()
+        log.sync()  # what was logged until here is on the disk before the checkpoint is
+        arrays = {key: np.asarray(value) for key, value in model.items()}
+        try:
+            final = self._write(name, arrays, optimizer, {"step": step, **state}, card)
+        except OSError as error:
+            self._failures += 1
+            size = sum(array.nbytes for array in (*arrays.values(), *optimizer.values()))
+            message = f"checkpoint {self.folder / name} cannot be written: {self._why(error, size)}"
+            if must or self._failures > TOLERATED:
+                raise RunError(f"{message}. {self._how_to_continue(must)}") from error
+            log.line(
+                "warning",
+                f"{message}; training goes on and the next one is tried ({self._failures} failed in a row, the run stops "
+                f"at {TOLERATED + 1}); {self._kept()}",
+            )
+            return None
+        self._failures = 0
+        try:
+            self._prune(final, step, keep_also, log)
+        except (OSError, InputError) as error:
+            log.line("warning", f"an old checkpoint cannot be removed: {error}; {final} is saved")
+        return final
+
+    def newest(self) -> Path | None:
+        """The whole checkpoint of the latest step, or None."""
+        found = complete(self.folder)
+        return found[-1] if found else None
+
+    def present(self) -> list[Path]:
+        """All checkpoints, whole or not."""
+        return checkpoints_in(self.folder)
+
+    def set_aside(self, old: Path, suffix: str) -> Path:
+        """Rename one so that it counts for nothing any more, and nothing overwrites it. Raises OSError."""
+        taken = {path.name for path in self.folder.iterdir()}
+        names = (f"{old.name}{suffix}{number}" for number in ["", *(f".{index}" for index in range(2, len(taken) + 3))])
+        aside = old.with_name(next(name for name in names if name not in taken))
+        os.replace(old, aside)
+        sync_folder(self.folder)
+        return aside
+
+    def tidy(self, step: int, log: SilentLog, keep_also: str | None = None) -> None:
+        """Leave what the run as it goes on from `step` would have: do what it did not come to when it was killed in `save`."""
+        self._prepare()
+        self._supersede(step, log)
+        self._drop_oldest(keep_also)
+
+    def clear(self) -> None:
+        """Remove all of them in one instant; killed after it, what remains on the disk goes with the next save."""
+        self._prepare()
+        os.replace(self.folder, self.folder.with_name(f".{self.folder.name}.tmp"))
+        self._prepare()
+
+    def check_room(self, size: int, log: SilentLog, *, also: int = 0) -> None:
+        """Warn when the disk has no room for `keep` checkpoints of `size` bytes, `also` more, and the one being written."""
+        if not dist.is_main():
+            return
+        missing = max(self.keep + also + 1 - len(complete(self.folder)), 1)
+        free = shutil.disk_usage(self.folder).free
+        if free < missing * size:
+            log.line(
+                "warning",
+                f"{self.folder} has {_megabytes(free)} free, but checkpoint.keep {self.keep} wants {_megabytes(missing * size)} "
+                f"({missing} × {_megabytes(size)}, the one being written included); make room, or set a smaller "
+                "checkpoint.keep or another output_dir",
+            )
+
+    def _write(
+        self,
+        name: str,
+        model: Mapping[str, np.ndarray],
+        optimizer: Mapping[str, np.ndarray],
+        state: Mapping[str, Any],
+        card: Card,
+    ) -> Path:
+        """The checkpoint under its name, on the disk. Raises OSError; the checkpoints before are as they were."""
+        final, temporary = self.folder / name, self.folder / f".{name}.tmp"
+        self._prepare()
+        temporary.mkdir()
+        parts: dict[str, Callable[[HashedFile], object]] = {
+            MODEL: lambda file: dump_pickle(file, model, card=card),
+            OPTIMIZER: lambda file: dump_pickle(file, dict(optimizer), card=card.replace(kind=OPTIMIZER_STATE)),
+            STATE: lambda file: file.write(json.dumps({**state, "checksums": CHECKSUMS}, indent=1).encode()),
+        }
+        written: dict[str, tuple[int, str]] = {}
+        try:
+            for part, write in parts.items():
+                with HashedFile(temporary / part) as file:
+                    write(file)
+                written[part] = (file.size, file.sha256)
+            with HashedFile(temporary / CHECKSUMS) as file:
+                file.write(checksum_text(written))
+            sync_folder(temporary)
+            if (
+                final.exists()
+            ):  # the same step again: the old one is found under its other name until the new one is there
+                os.replace(final, final.with_name(name + REPLACED))
+            os.replace(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # the disk may be full of it
+            raise
+        sync_folder(self.folder)
+        return final
+
+    def _prepare(self) -> None:
+        """The folder is there, without leftovers of writing that was cut short."""
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True)
+            for made in (self.folder.parent, self.folder.parent.parent):
+                sync_folder(made)
+        for leftover in [*self.folder.glob(".*.tmp"), *self.folder.parent.glob(f".{self.folder.name}.tmp")]:
+            shutil.rmtree(leftover)
+        for replaced in self.folder.glob(f"*{REPLACED}"):
+            plain = replaced.with_name(replaced.name.removesuffix(REPLACED))
+            if plain.exists():
+                self._remove(replaced)
+            else:
+                os.replace(replaced, plain)
+
+    def _prune(self, final: Path, step: int, keep_also: str | None, log: SilentLog) -> None:
+        """Drop what is no longer wanted, now that `final` is on the disk."""
+        if (replaced := final.with_name(final.name + REPLACED)).exists():
+            self._remove(replaced)
+        self._supersede(step, log)
+        self._drop_oldest(keep_also, final.name)
+
+    def _supersede(self, step: int, log: SilentLog) -> None:
+        """Set aside those of later steps, which a run that goes on from `step` has given up.
+
+        Left where they are, they would count as the newest: `keep` would drop the run's own, and a resume take them.
+        """
+        for later in [path for path in complete(self.folder) if (recorded_step(path) or 0) > step]:
+            aside = self.set_aside(later, SUPERSEDED)
+            log.line(
+                "note",
+                f"{later} is of a later step than this run has come to; it is {aside.name} now, delete it at will",
+            )
+
+    def _drop_oldest(self, *but: str | None) -> None:
+        for old in complete(self.folder)[: -self.keep]:
+            if old.name not in but:
+                self._remove(old)
+
+    def _remove(self, old: Path) -> None:
+        """Drop one; killed half-way, what remains is under a temporary name and goes with the next save."""
+        doomed = old.with_name(f".{old.name}.old.tmp")
+        os.replace(old, doomed)
+        shutil.rmtree(doomed)
+
+    def _why(self, error: OSError, size: int) -> str:
+        try:
+            free = f", {_megabytes(shutil.disk_usage(self.folder).free)} free"
+        except OSError:
+            free = ""
+        return f"{error.strerror or error} (it needs {_megabytes(size)}{free})"
+
+    def _kept(self) -> str:
+        try:
+            newest = self.newest()
+        except InputError as error:
+            return str(error)
+        return f"{newest} (step {recorded_step(newest):,}) is kept" if newest else "none was written before"
+
+    def _how_to_continue(self, must: bool) -> str:
+        which = "It was the last one of this run" if must else f"It is number {self._failures} in a row"
+        return f"{which}; {self._kept()}. Make room there, then continue with --resume auto"
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that lack nothing, oldest step first: all files, of the sizes that were written."""
+    return by_age(path for path in checkpoints_in(folder) if _lacks(path) is None)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint folder, or the newest one in a run folder that is whole.
+
+    Raises:
+        InputError: nothing there, or damaged; names the file, what was expected, and the newest one that is whole.
+    """
+    if not path.exists():
+        raise InputError(f"checkpoint {str(path)!r}: no such folder")
+    if path.is_file():
+        path = path.parent
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    if folder.is_dir():
+        newest = read_newest(folder)
+        if newest is None:
+            raise InputError(f"run folder {str(path)!r} holds no checkpoint")
+        return newest
+    try:
+        return _read(path)
+    except InputError as error:
+        _raise_refusal(error)
+        raise InputError(f"checkpoint {str(path)!r}: {error}; {_advice(path)}") from None
+
+
+def read_newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in a folder that is whole and undamaged; None when there is none at all.
+
+    Raises:
+        InputError: there are checkpoints, and all are damaged; or one cannot be read for want of permission.
+    """
+    damaged = [(path, why) for path in checkpoints_in(folder) if (why := _lacks(path))]
+    for path in reversed(complete(folder)):
+        try:
+            return replace(_read(path), damaged=tuple(damaged))
+        except InputError as error:
+            _raise_refusal(error)
+            damaged.append((path, str(error)))
+    if damaged:
+        reasons = "".join(f"\n  {path.name}  {why}" for path, why in damaged)
+        raise InputError(
+            f"{folder}: none of the {len(damaged)} checkpoints is whole, and a run is not silently started again:{reasons}\n"
+            "restore one from a copy, or start another run with -o name=NAME"
+        )
+    return None
+
+
+def report_start(start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog) -> None:
+    """Say which damaged checkpoints were passed over, and set those of this run aside. All processes must have read by now."""
+    if start is None or not dist.is_main():
+        return
+    if not start.verified:
+        log.line(
+            "note",
+            f"{start.path} was written by an older version, without checksums: not every damage to it would be seen",
+        )
+    for path, why in start.damaged:
+        kept = ""
+        if path.parent == checkpoints.folder:
+            try:
+                kept = f" and kept as {checkpoints.set_aside(path, DAMAGED).name}; delete it at will"
+            except OSError as error:
+                kept = f"; it cannot be renamed ({error.strerror})"
+        log.line("warning", f"{why}; checkpoint {path.name} is passed over{kept}")
+
+
+def bytes_of(model: paddle.nn.Layer) -> int:
+    """About how many bytes a checkpoint has: every tensor of the model, and SGD's velocity of every trained one."""
+    saved = [*model.state_dict().values(), *(each for each in model.parameters() if not each.stop_gradient)]
+    return sum(int(np.prod(tensor.shape)) * tensor.element_size() for tensor in saved)
+
+
+def _read(path: Path) -> Checkpoint:
+    """One folder, every byte of it compared with the checksums. Raises InputError naming the file."""
+    if why := _lacks(path):
+        raise InputError(why)
+    for part in FILES:
+        check_content(path / part)
+    state = _state(path)
+    step = state.pop("step")
+    verified = state.pop("checksums", None) is not None
+    model, optimizer = (read_arrays(path / part, checked=True) for part in (MODEL, OPTIMIZER))
+    return Checkpoint(path, step, model, optimizer, state, verified)
+
+
+def _lacks(path: Path) -> str | None:
+    """What can be seen to be wrong with a checkpoint without reading its arrays."""
+    try:
+        for part in FILES:
+            check_size(path / part)
+        if "checksums" in _state(path) and checksums(path) is None:
+            return f"{path / CHECKSUMS} is missing"
+    except InputError as error:
+        _raise_refusal(error)
+        return str(error)
+    return None
+
+
+def _raise_refusal(error: InputError) -> None:
+    """What may not be read is not damaged: to go on from an older one would be wrong."""
+    if isinstance(error.__cause__, PermissionError):
+        raise error
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        state = parse_json((path / STATE).read_text(encoding="utf-8"))
+        if type(state["step"]) is not int or not 0 <= state["step"] < 2**53:
+            raise ValueError(f"step: {state['step']!r:.100}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / STATE} is damaged ({type(error).__name__}: {error!s:.100})") from error
+    return state
+
+
+def _advice(path: Path) -> str:
+    """Which checkpoint beside a damaged one to take."""
+    for other in reversed(complete(path.parent)):
+        if other == path:
+            continue
+        try:
+            _read(other)
+        except InputError:
+            continue
+        return f"the newest one that is whole is {other}: --resume {other}, or --resume auto"
+    return "choose another checkpoint of the run: beside it there is no whole one"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,74 @@
+"""One run in one output folder: a lock that the operating system drops when the process ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from passl_densecl.disk import make_writable
+from passl_densecl.distributed import collectives as dist
+from passl_densecl.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = ".lock"
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[str | None]:
+    """The run folder, made if need be, for this process alone. In a process that is not the main one: nothing happens.
+
+    Gives a warning where the file system has no locks. A POSIX record lock, not flock: data workers, which are forked and may
+    outlive a killed run by a moment, do not inherit it, and over NFS it holds between hosts. Raises InputError naming the
+    process that holds it.
+    """
+    if not dist.is_main() or fcntl is None:
+        yield None
+        return
+    made = not run_dir.exists()
+    make_writable(run_dir, "output_dir")
+    file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        warning = _acquire(file, run_dir)
+        yield warning
+    finally:
+        # Refused before it began: leave no trace.
+        if made and run_dir.is_dir() and [entry.name for entry in run_dir.iterdir()] == [NAME]:
+            (run_dir / NAME).unlink()
+            run_dir.rmdir()
+        os.close(file)  # and with it the lock
+
+
+def _acquire(file: int, run_dir: Path) -> str | None:
+    assert fcntl is not None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return f"no file locks under {run_dir} ({error.strerror}): take care that no second run uses this folder"
+        raise InputError(
+            f"output_dir {str(run_dir)!r} is in use by {_holder(file)}; wait for it, stop it, or start another run with "
+            "-o name=NAME"
+        ) from None
+    os.truncate(file, 0)
+    own = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    os.pwrite(file, json.dumps(own).encode(), 0)
+    return None
+
+
+def _holder(file: int) -> str:
+    try:
+        told = json.loads(os.pread(file, 4096, 0))
+        return f"a run that goes on: process {told['pid']} on {told['host']}, since {told['started']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and has not written yet
+        return "a run that is just starting"

@@ -1,0 +1,357 @@
+"""What a run says: lines on the terminal and in train.log, numbers in metrics.jsonl and VisualDL, environment.json.
+
+Only the main process has a RunLog; the others have a SilentLog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+import passl_densecl
+from passl_densecl.config import Config, dump_config
+from passl_densecl.disk import make_writable, parse_json, whole_file
+from passl_densecl.distributed import collectives as dist
+from passl_densecl.errors import InputError, shown
+from passl_densecl.reliability.logfile import LogFile
+
+# Numbers of metrics.jsonl that differ between two identical runs.
+TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
+
+
+class SilentLog:
+    """Takes everything and says nothing: the log of every process but the main one."""
+
+    def line(self, label: str, text: str) -> None:
+        """A fact, a note or a result: 'data     12,418 images …'."""
+
+    def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
+        """The moving bar on a terminal; with `record` also a line in the file (and on an output that is no terminal)."""
+
+    def metrics(self, values: Mapping[str, float | int | str]) -> None:
+        """One object of metrics.jsonl; numbers also become VisualDL scalars over `step`."""
+
+    def rewind(self, step: int) -> None:
+        """Forget the metrics of later steps, which a resumed run is going to write again; -1 forgets all."""
+
+    def recorded(self, key: str, step: int) -> bool:
+        """Whether metrics.jsonl has this number for this step."""
+        return False
+
+    def sync(self) -> None:
+        """Put everything that was said so far on the disk, as far as the disk takes it."""
+
+    def close(self) -> None:
+        """Finish the bar and the files."""
+
+
+class RunLog(SilentLog):
+    """The log of a run folder.
+
+    What Paddle's native code and Python warnings say goes to train.log only, so that the terminal stays readable. Nothing
+    here ends a run: lines that a full disk refuses are kept and written later, a folder that was removed is made again, and a
+    terminal that is gone is done without.
+    """
+
+    def __init__(self, run_dir: Path, documents: Mapping[str, str] | None = None) -> None:
+        """`documents` are files of the run folder (name → text), written now, and again whenever the folder is gone.
+
+        Raises OSError.
+        """
+        self.run_dir = run_dir
+        self._documents = dict(documents or {})
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name, text in self._documents.items():
+            with whole_file(run_dir / name) as file:
+                file.write(text.encode("utf-8"))
+        self._file = LogFile(run_dir / "train.log", on_open=self._redirect)
+        self._metrics = LogFile(run_dir / "metrics.jsonl")
+        self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._redirect(self._file.descriptor)
+        sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False, errors="backslashreplace")
+        sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False, errors="backslashreplace")
+        faulthandler.enable(sys.stderr)
+        warnings.showwarning = self._warning
+        self._visualdl: Any = None
+        self._bar: Any = None
+        self._broken = False  # whether the disk has refused a line, and that was said
+        self._interactive = sys.stdout.isatty()
+
+    def line(self, label: str, text: str) -> None:
+        text = shown(f"{label:<8} {text}")
+        self._print(text)
+        self._file.write(text + "\n")
+        self._watch()
+
+    def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
+        if self._interactive:
+            with contextlib.suppress(OSError):
+                self._show_bar(title, done, total, text)
+        if record:
+            line = f"{title} {done}/{total}  {text}"
+            self._file.write(line + "\n")
+            if not self._interactive:
+                self._print(line)
+            self._watch()
+
+    def metrics(self, values: Mapping[str, float | int | str]) -> None:
+        self._metrics.write(json.dumps(values) + "\n")
+        self._watch()
+        if not self._broken:
+            with contextlib.suppress(OSError):
+                self._scalars(values)
+
+    def _scalars(self, values: Mapping[str, float | int | str]) -> None:
+        if self._visualdl is None:
+            from visualdl import LogWriter
+
+            (self.run_dir / "vdl").mkdir(exist_ok=True)
+            self._visualdl = LogWriter(logdir=str(self.run_dir / "vdl"))
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._visualdl.add_scalar(tag=name, value=float(value), step=int(values["step"]))
+
+    def rewind(self, step: int) -> None:
+        def until(content: str) -> str:
+            kept = []
+            for line in content.splitlines():
+                try:
+                    if parse_json(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line that was being written when the run was killed
+            return "".join(kept)
+
+        self._metrics.rewrite(until)
+
+    def recorded(self, key: str, step: int) -> bool:
+        try:
+            lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            return any(key in values and values["step"] == step for values in map(parse_json, lines))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def sync(self) -> None:
+        for file in (self._file, self._metrics):
+            file.sync()
+        self._watch()
+
+    def close(self) -> None:
+        self._end_bar()
+        self._close_visualdl()
+        self.sync()
+        for file in (self._file, self._metrics):
+            if file.waiting:
+                self._print(
+                    f"warning  {file.path}: the last {file.waiting:,} lines could not be written: {file.problem}"
+                )
+        self._metrics.close()
+        faulthandler.disable()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        out, err, sys.stdout, sys.stderr, warnings.showwarning = self._saved
+        for saved, number in ((out, 1), (err, 2)):
+            os.dup2(saved, number)
+            os.close(saved)
+        self._file.close()
+
+    def _print(self, line: str) -> None:
+        """On the terminal, or what takes its place: that may be closed, or a file on the same full disk."""
+        with contextlib.suppress(OSError):
+            self._end_bar()
+            print(line, file=sys.stdout)
+
+    def _watch(self) -> None:
+        """Say it once when lines cannot be written, and once when they can be again; notice a folder that is gone."""
+        files = (self._file, self._metrics)
+        problem = next((file for file in files if file.problem), None)
+        if problem is not None and not self._broken:
+            self._broken = True
+            self._close_visualdl()  # a record may be torn, and what follows it in the same file would not be read
+            self.line(
+                "warning",
+                f"{problem.path} cannot be written: {problem.problem}; training goes on. Lines for it are kept in memory and "
+                "written when there is room again; VisualDL's are left out meanwhile",
+            )
+        elif problem is None and self._broken:
+            self._broken = False
+            lost = sum(file.lost for file in files)
+            self.line("note", f"{self.run_dir} can be written again; {lost:,} lines of the logs are lost")
+        if any(file.reopened for file in files):
+            self._file.reopened = self._metrics.reopened = False
+            self._close_visualdl()
+            self._restore_documents()
+            self.line(
+                "warning",
+                f"{self.run_dir} or its logs were removed while training; made again, with what the open logs held. "
+                "Checkpoints that were in it are gone; the next one is written as planned",
+            )
+
+    def _restore_documents(self) -> None:
+        for name, text in self._documents.items():
+            if not (self.run_dir / name).exists():
+                with contextlib.suppress(OSError):
+                    (self.run_dir / name).write_text(text, encoding="utf-8")
+
+    def _close_visualdl(self) -> None:
+        if self._visualdl is not None:
+            with contextlib.suppress(OSError):
+                self._visualdl.close()
+            self._visualdl = None
+
+    @staticmethod
+    def _redirect(descriptor: int) -> None:
+        """Let what native code prints go to train.log."""
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+
+    def _warning(self, message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+        self._file.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+    def _show_bar(self, title: str, done: int, total: int, text: str) -> None:
+        if self._bar is None or self._bar[0] != title:
+            self._end_bar()
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=Console(file=sys.stdout),
+                auto_refresh=False,
+            )
+            bar.start()
+            self._bar = (title, bar, bar.add_task(title, total=total, text=text))
+        _, bar, task = self._bar
+        bar.update(task, completed=done, text=text, refresh=True)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar[1].stop()
+            self._bar = None
+
+
+def open_log(config: Config, *, resumed: bool) -> SilentLog:
+    """The run's log in the main process (with config.yaml and environment.json written), silence in the others.
+
+    Raises InputError when the run folder, or the folder of checkpoints in it, cannot be written.
+    """
+    if not dist.is_main():
+        return SilentLog()
+    make_writable(config.run_dir / "checkpoints", "output_dir")
+    make_writable(config.run_dir, "output_dir")
+    documents = {"config.yaml": dump_config(config), "environment.json": json.dumps(environment(), indent=1) + "\n"}
+    try:
+        log = RunLog(config.run_dir, documents)
+    except OSError as error:
+        raise InputError(
+            f"output_dir: {error.filename or config.run_dir} cannot be written: {error.strerror}"
+        ) from error
+    kind = "gpu" if paddle.get_device().startswith("gpu") else "cpu"
+    how = "resumed" if resumed else "new run"
+    title = f"passl_densecl {passl_densecl.__version__} · paddle {paddle.__version__} · {dist.world_size()} × {kind}"
+    log.line(title, f"· {config.run_dir} ({how})")
+    return log
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, machine and commit: what someone needs to understand a run later."""
+    import cv2
+
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "passl_densecl": passl_densecl.__version__,
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": paddle.get_device(),
+        "devices": [paddle.device.cuda.get_device_name()] if paddle.get_device().startswith("gpu") else [],
+        "processes": dist.world_size(),
+        "cpu_count": os.cpu_count(),
+        "commit": commit.stdout.strip() or None,
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def set_device(requested: str) -> None:
+    """Choose the device before anything is built; `auto` takes a GPU where this Paddle and this machine have one."""
+    gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if requested == "gpu" and not gpu:
+        raise InputError(
+            "device: expected a GPU, but this Paddle sees none "
+            f"(built with CUDA: {paddle.device.is_compiled_with_cuda()}); install paddlepaddle-gpu, or set device: cpu"
+        )
+    if requested == "cpu" or not gpu:
+        paddle.set_device("cpu")
+    else:
+        paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")  # noqa: SIM112
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MiB: of the device when it is a GPU, else of this process."""
+    if paddle.get_device().startswith("gpu"):
+        return paddle.device.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Stopwatch:
+    """Seconds and images since the last reading, and the time a run still needs."""
+
+    def __init__(self) -> None:
+        self._mark = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+        self._seconds_per_step: float | None = None
+
+    def step(self, waited: float) -> None:
+        """Count one step that waited `waited` seconds for its data."""
+        self._steps += 1
+        self._waited += waited
+
+    def skip(self) -> None:
+        """Let the next reading start here, because what happened since the last one was not only training."""
+        self._mark, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def read(self, batch_size: int, steps_left: int) -> tuple[float, float, str]:
+        """(images/s, share of the time spent waiting for data, time left as text) since the last reading."""
+        seconds = max(time.perf_counter() - self._mark, 1e-9)
+        per_step = seconds / max(self._steps, 1)
+        old = self._seconds_per_step
+        self._seconds_per_step = per_step if old is None else 0.7 * old + 0.3 * per_step
+        rate, share = self._steps * batch_size / seconds, min(1.0, self._waited / seconds)
+        self._mark, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        return rate, share, duration(self._seconds_per_step * steps_left)
+
+
+def duration(seconds: float) -> str:
+    """'1 d 4 h', '3 h 12 min', '4 min 10 s' or '9 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((i for i, (value, _) in enumerate(units) if value), 3)
+    return " ".join(f"{value} {unit}" for value, unit in units[first : first + 2])

@@ -1,0 +1,94 @@
+"""A polite end: the first SIGTERM or SIGINT asks the loop to save and stop, a second one stops at once.
+
+Before the loop there is nothing to save, and one is enough. Signals are obeyed by a thread of their own, because Python's
+handlers run in the main thread only, and that one may be in a collective for as long as another process keeps it waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import paddle
+
+from passl_densecl.distributed import collectives as dist
+
+# paddle.distributed.launch hands a SIGTERM on three times, 0.2 s apart, and kills after 30 s: that is one request.
+ONE_REQUEST = 3.0  # seconds
+
+
+class StopRequest:
+    """Within it, signals set a flag when the loop runs; `agreed` becomes true in every process at once when one was asked."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._vote: paddle.Tensor | None = None
+        self._before: dict[int, object] = {}
+        self._begun = False
+        self._asked_at = 0.0
+
+    def __enter__(self) -> StopRequest:
+        paddle.disable_signal_handler()  # Paddle's own prints a native stack trace and dies
+        self._told, hears = socket.socketpair()
+        self._told.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, _leave_to_thread)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._told.close()  # ends the thread
+
+    @contextlib.contextmanager
+    def at_steps(self) -> Iterator[None]:
+        """Around the loop: from here on a request waits for the end of a step, where `agreed` is asked."""
+        self._begun = True
+        yield
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; every process must call it at the same place, once a step.
+
+        Several processes vote, and read the votes of the call before: waiting for this one's would make the device idle.
+        """
+        if dist.world_size() == 1:
+            return self.signal is not None
+        before, self._vote = self._vote, dist.count_flags(self.signal is not None)
+        return before is not None and bool(before.numpy() > 0)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as a shell gives it; SIGTERM's where another process was asked."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+    def _listen(self, hears: socket.socket) -> None:
+        with hears:
+            while numbers := hears.recv(64):
+                for number in numbers:
+                    if number in (signal.SIGTERM, signal.SIGINT):
+                        self._asked(number)
+
+    def _asked(self, number: int) -> None:
+        now = time.monotonic()
+        if self._begun and self.signal is None:
+            self.signal, self._asked_at = number, now
+            return
+        repeated = number == signal.SIGTERM == self.signal and now - self._asked_at < ONE_REQUEST
+        if not repeated:
+            what = "asked again: nothing more is saved" if self._begun else "before the first step: nothing to save"
+            print(f"stopped  {what}", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+
+
+def _leave_to_thread(number: int, frame: FrameType | None) -> None:
+    """Python writes the number to the thread's socket before it calls this."""

@@ -1,0 +1,108 @@
+"""Runs that go on without learning: said once, in plain sentences, from numbers that the log has anyway. Nothing stops."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import paddle
+
+from passl_densecl.config import PretrainConfig
+from passl_densecl.models.densecl import Keys
+from passl_densecl.reliability.log import SilentLog
+
+# A loss of chance is ln(K+1). One that learns is below 0.85 of it within ten fillings of the queue in every run that was
+# looked at (0.99 once it is full, 0.8 some 80 steps later); one that cannot tell images apart stays at 1.00 to 1.02.
+STUCK_AT = 0.98
+# Mean cosine between the keys of two images. Untrained encoders give 0.9 and more, which the loss brings down within some
+# hundred steps; collapsed ones give 1.
+COLLAPSED_AT = 0.95
+# Both must hold over so many steps after the queue was filled, and over so many fillings of it: long queues turn slowly.
+PATIENCE_STEPS, PATIENCE_FILLINGS = 500, 5
+# A share of the time. Below one half the device is the bottleneck; five readings in a row, since the first ones of a run and
+# those beside other work on the machine say little.
+WAITING, WAITING_READINGS = 0.5, 5
+_FEWEST_READINGS = 5
+
+
+@paddle.no_grad()
+def similarity(keys: Keys) -> dict[str, float]:
+    """Mean cosine between the keys of two different images of the batch, global and dense mean; 1 when all are alike."""
+    count = keys.global_vector.shape[0]
+    if count < 2:
+        return {}
+    vectors = {"global_similarity": keys.global_vector, "dense_similarity": keys.dense_mean}
+    # Of unit vectors: |Σk|² is the sum of all cosines, `count` of them those of a vector with itself.
+    squares = {name: value.sum(axis=0).square().sum() for name, value in vectors.items() if value is not None}
+    values = paddle.stack(list(squares.values())).numpy().tolist()
+    return {name: (value - count) / (count * (count - 1)) for name, value in zip(squares, values, strict=True)}
+
+
+class Watchdog:
+    """Looks at the numbers of every logged step and warns, once each, of what makes a run worthless or slow."""
+
+    def __init__(self, config: PretrainConfig, queue_len: int, workers: int, log: SilentLog) -> None:
+        self._config = config
+        self._workers = workers
+        self._log = log
+        self._filled = math.ceil(queue_len / config.batch_size)
+        self._patience = max(PATIENCE_STEPS, PATIENCE_FILLINGS * self._filled)
+        self._past: dict[str, deque[tuple[int, float]]] = {}
+        self._waited: deque[float] = deque(maxlen=WAITING_READINGS)
+        self._said: set[str] = set()
+
+    def look(self, values: Mapping[str, float]) -> None:
+        """At one line of metrics.jsonl."""
+        step, loss_lambda = int(values["step"]), values["loss_lambda"]
+        trained = [("global", loss_lambda < 1), ("dense", loss_lambda > 0)]
+        for term, counts in trained:
+            loss, similar = values.get(f"{term}_loss"), values.get(f"{term}_similarity")
+            if not counts or loss is None or step < self._filled:
+                continue
+            if similar is not None and self._stays_above(f"{term}_similarity", step, similar, COLLAPSED_AT):
+                self._say(f"{term} collapsed", self._collapsed(term, similar))
+            if self._stays_above(f"{term}_loss", step, loss / values["chance"], STUCK_AT):
+                self._say(f"{term} stuck", self._stuck(term, values["chance"]))
+        self._waited.append(values["data_share"])
+        if len(self._waited) == WAITING_READINGS and min(self._waited) > WAITING:
+            self._say("waiting", self._waiting())
+
+    def _stays_above(self, name: str, step: int, value: float, limit: float) -> bool:
+        """Whether the mean over the steps of our patience reaches the limit, now that so many have passed."""
+        past = self._past.setdefault(name, deque())
+        past.append((step, value))
+        while len(past) > _FEWEST_READINGS and step - past[1][0] >= self._patience:
+            past.popleft()
+        long_enough = step - past[0][0] >= self._patience and len(past) >= _FEWEST_READINGS
+        return long_enough and sum(value for _, value in past) / len(past) >= limit
+
+    def _say(self, what: str, sentence: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            self._log.line("warning", sentence)
+
+    def _collapsed(self, term: str, similar: float) -> str:
+        return (
+            f"the {term} features of all images are alike (mean cosine {similar:.2f} for {self._patience:,} steps; 0 is ideal): "
+            "the encoder has collapsed, and what it learns from here on is probably nothing. Lower or warm up the learning "
+            "rate (optimizer.lr, schedule.warmup_epochs), and look at what it sees: tools/visualize.py views"
+        )
+
+    def _stuck(self, term: str, chance: float) -> str:
+        return (
+            f"the {term} loss has been at chance (ln(K+1) = {chance:.2f}) for {self._patience:,} steps with a full queue: it "
+            "does not tell images apart. The learning rate is far too high or too low (optimizer.lr), or the two views of an "
+            "image have nothing in common: tools/visualize.py views shows them"
+        )
+
+    def _waiting(self) -> str:
+        more = (
+            "data.num_workers: auto"
+            if self._workers == 0
+            else f"more data.num_workers (now {self._workers}) if cores are free"
+        )
+        return (
+            f"over {WAITING:.0%} of the time goes into waiting for images: {more}; tools/pack_data.py with --shorter_side puts "
+            "small copies of them into one file, and data.root takes it"
+        )
