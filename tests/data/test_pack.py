@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from passl_densecl import transforms as T
-from passl_densecl.data import pack as pack_module
+from passl_densecl.data import packs as pack_module
 from passl_densecl.data.datasets import LabeledDataset, PairDataset, check_decodable, scan_images
 from passl_densecl.data.image_set import ImageSet
 from passl_densecl.data.loader import EvaluationLoader, PairLoader
@@ -346,7 +346,7 @@ def test_nothing_is_left_of_an_interrupted_one(folder, tmp_path):
 def test_a_killed_one_is_not_taken_for_finished(folder, tmp_path):
     code = """
         import os, signal, sys
-        from passl_densecl.data import pack
+        from passl_densecl.data import packs as pack
         from passl_densecl.data.datasets import scan_images
         from passl_densecl.data.packing import pack_images
         pack._COMMIT_BYTES = 1

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from passl_densecl.config import PretrainConfig
-from passl_densecl.engine import logfile
 from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.errors import InputError, RunError
+from passl_densecl.reliability import logfile
 from passl_densecl.reliability.checkpoint import Checkpoints, read_newest
 from passl_densecl.reliability.log import RunLog
 from passl_densecl.reliability.logfile import LogFile

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from passl_densecl.config import load_config
-from passl_densecl.engine import lock
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.errors import InputError
+from passl_densecl.reliability import lock
 from passl_densecl.reliability.lock import locked
 from tests.engine.runs import ROOT, arrays, metrics, write_config
 

@@ -13,8 +13,8 @@ import pytest
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import PairDataset
 from passl_densecl.engine import pretrain as pretraining
-from passl_densecl.engine import watchdog as watchdogs
 from passl_densecl.engine.pretrain import pretrain
+from passl_densecl.reliability import watchdog as watchdogs
 from passl_densecl.reliability.watchdog import Watchdog, similarity
 from tests.engine.runs import metrics, write_config
 from tests.engine.test_messages import Recorder
