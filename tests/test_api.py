@@ -19,7 +19,7 @@ import pytest
 import passl_densecl
 from passl_densecl import FeatureExtractor, ImageClassificationInferencer, get_model, inference_model, list_models
 from passl_densecl.api.images import collect
-from passl_densecl.config import dump_config, load_config
+from passl_densecl.config import BackboneSpec, HeadSpec, dump_config, load_config
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation import pooled_features
@@ -61,7 +61,7 @@ def pretraining(tmp_path_factory) -> SimpleNamespace:
     config = load_config(
         ROOT / "configs/small/densecl_r18.yaml", [*SMALL, f"output_dir={folder.parent}", f"name={folder.name}"]
     )
-    model = DenseCL(18, queue_len=32, hidden_dim=16, out_dim=8, last_stride=1, num_grid=2)
+    model = DenseCL(BackboneSpec(18, last_stride=1), HeadSpec(hidden_dim=16, out_dim=8, num_grid=2), queue_len=32)
     arrays = stirred(model, 1)
     checkpoint = write_run(folder, arrays, config)
     return SimpleNamespace(folder=folder, checkpoint=checkpoint, arrays=arrays, config=config)
@@ -72,7 +72,7 @@ def linear(tmp_path_factory) -> SimpleNamespace:
     """A run folder of linear evaluation, with last_stride 1, 64 px and four classes."""
     folder = tmp_path_factory.mktemp("linear") / "run"
     config = load_config(ROOT / "configs/small/linear_r18.yaml", [f"output_dir={folder.parent}", f"name={folder.name}"])
-    arrays = stirred(LinearClassifier(18, 4, last_stride=1), 2)
+    arrays = stirred(LinearClassifier(BackboneSpec(18, last_stride=1), 4), 2)
     arrays["fc.weight"] *= 30  # so that scores differ
     checkpoint = write_run(folder, arrays, config, classes=CLASSES)
     return SimpleNamespace(folder=folder, checkpoint=checkpoint, arrays=arrays, config=config)
@@ -243,7 +243,7 @@ def test_names_that_do_not_belong_to_the_classifier_are_an_error(linear, tmp_pat
 
 
 def test_other_files_give_their_resnet(pretraining, tmp_path):
-    arrays = stirred(build_backbone(18), 3)
+    arrays = stirred(build_backbone(BackboneSpec(18)), 3)
     write_pickle(tmp_path / "plain.pdparams", arrays)
     convert(tmp_path / "plain.pdparams", tmp_path / "w.pkl", "detectron2")
     convert(tmp_path / "plain.pdparams", tmp_path / "w.pth", "torchvision")
@@ -290,7 +290,7 @@ def test_a_resnet_with_its_layer_is_a_classifier(tmp_path):
 def test_a_config_gives_its_model(pretraining, linear):
     path = pretraining.folder / "config.yaml"
     untrained = get_model(path)
-    reference = DenseCL(18, queue_len=32, hidden_dim=16, out_dim=8, last_stride=1, num_grid=2)
+    reference = DenseCL(BackboneSpec(18, last_stride=1), HeadSpec(hidden_dim=16, out_dim=8, num_grid=2), queue_len=32)
     assert same(untrained, {name: value.numpy() for name, value in reference.state_dict().items()})
     assert "untrained" in untrained.info.source
     assert same(get_model(path, pretrained=True), pretraining.arrays)
@@ -323,7 +323,9 @@ def test_a_config_and_weights_that_do_not_belong_together(pretraining, linear, t
 
 def test_random_is_the_seeded_backbone():
     model = get_model("random", depth=18, seed=3)
-    assert same(model, {name: value.numpy() for name, value in build_backbone(18, seed=3).state_dict().items()})
+    assert same(
+        model, {name: value.numpy() for name, value in build_backbone(BackboneSpec(18), seed=3).state_dict().items()}
+    )
     with pytest.raises(InputError, match="need a depth"):
         get_model("random")
 
@@ -658,11 +660,11 @@ def test_the_quick_start_runs_and_prints_what_the_page_says(photos, tmp_path, mo
     code, shown = blocks(PAGES[0], "python")[0], blocks(PAGES[0], "text")[0]
     assert len([line for line in code.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
-    model = DenseCL(18, queue_len=512, hidden_dim=512, last_stride=1)
+    model = DenseCL(BackboneSpec(18, last_stride=1), HeadSpec(hidden_dim=512), queue_len=512)
     config = load_config(ROOT / "configs/small/densecl_r18.yaml")
     write_run(tmp_path / "output/small_densecl_r18", stirred(model, 1), config)
     config = load_config(ROOT / "configs/small/linear_r18.yaml")
-    arrays = stirred(LinearClassifier(18, 4, last_stride=1), 2)
+    arrays = stirred(LinearClassifier(BackboneSpec(18, last_stride=1), 4), 2)
     write_run(tmp_path / "output/small_linear_r18", arrays, config, classes=CLASSES)
     (tmp_path / "photos").mkdir()
     for number, path in enumerate(images_of(photos)):

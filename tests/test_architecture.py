@@ -23,7 +23,8 @@ LAYERS = [
     {"visualize"},
     {"api"},
     {"cli"},
-    {"benchmarks", "tools"},
+    {"benchmarks"},
+    {"tools"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Inside the engine: what both loops need stands in a module of its own, and neither knows the other.
@@ -73,7 +74,7 @@ def test_imports_point_down(module):
     own = part_of(module)
     for other in imported(MODULES[module]):
         part = part_of(other)
-        assert other.split(".")[0] == PACKAGE, f"{module} imports {other}"
+        assert other.split(".")[0] in (PACKAGE, "benchmarks"), f"{module} imports {other}"
         # The package itself is the public API: it may use everything, and others only its version.
         if own in ("", part) or part == "":
             continue
@@ -101,16 +102,16 @@ def test_the_checks_see_imports(tmp_path):
     """The tests above would pass as well if `imported` found nothing."""
     path = tmp_path / "sample.py"
     path.write_text(
-        f"import {PACKAGE}.data.loader\nfrom {PACKAGE} import dist\nfrom {PACKAGE}.models import DenseCL\nimport os\n"
+        f"import {PACKAGE}.data.loader\nfrom {PACKAGE} import disk\nfrom {PACKAGE}.models import DenseCL\nimport os\n"
         f"def late():\n    from {PACKAGE}.engine.optim import trained\n"
     )
-    names = ("data.loader", "dist", "models", "engine.optim")
+    names = ("data.loader", "disk", "models", "engine.optim")
     assert imported(path) == {f"{PACKAGE}.{name}" for name in names}
 
 
 def test_reading_a_config_needs_no_paddle():
     """`--check`, and every mistake in a config, come before the seconds that Paddle takes."""
-    for part in ("errors", "transforms", "schedules", "config"):
+    for part in ("errors", "text", "transforms", "schedules", "config/__init__", "config/schema", "config/files"):
         tree = ast.parse((ROOT / PACKAGE / f"{part}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

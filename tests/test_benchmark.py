@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from passl_densecl.config import BackboneSpec
 from passl_densecl.transforms import RandomResizedCrop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,7 +179,7 @@ def test_torch_step_trains_as_many_weights(monkeypatch):
     from passl_densecl.models import Encoder
 
     for depth in (18, 50):
-        ours = sum(int(np.prod(p.shape)) for p in Encoder(depth).parameters() if not p.stop_gradient)
+        ours = sum(int(np.prod(p.shape)) for p in Encoder(BackboneSpec(depth)).parameters() if not p.stop_gradient)
         assert sum(p.numel() for p in yardstick.Encoder(depth).parameters()) == ours
 
 

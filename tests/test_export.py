@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from passl_densecl.config import dump_config, load_config
+from passl_densecl.config import BackboneOptions, BackboneSpec, HeadSpec, dump_config, load_config
 from passl_densecl.errors import InputError
 from passl_densecl.export import write
 from passl_densecl.export.layer import StageLayer
@@ -59,7 +59,7 @@ def save_run(folder: Path, config: str, changes: list[str], layer: paddle.nn.Lay
 
 def pretrained(folder: Path, **settings: Any) -> tuple[Path, Encoder]:
     settings = {"stem_stride": 4, "last_stride": 2, "num_grid": None} | settings
-    model = DenseCL(18, queue_len=32, hidden_dim=24, out_dim=8, **settings)
+    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=24, out_dim=8), queue_len=32, **settings)
     encoder = model.query_encoder
     lived_in(encoder)
     changes = [f"model.{name}={'null' if value is None else value}" for name, value in settings.items()]
@@ -74,7 +74,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Encoder]
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LinearClassifier]:
-    model = LinearClassifier(18, 3)
+    model = LinearClassifier(BackboneSpec(18), 3)
     lived_in(model)
     folder = tmp_path_factory.mktemp("run") / "linear"
     changes = ["model.last_stride=2"]
@@ -158,10 +158,10 @@ def test_a_classifier_gives_the_same_logits_and_keeps_its_class_names(classifier
 
 @needs_onnx  # Paddle's format is traced from the real network, of whatever blocks
 def test_bottlenecks_and_strides_that_the_file_does_not_tell(tmp_path):
-    backbone = lived_in(build_backbone(50, 4, 0, 1))
+    backbone = lived_in(build_backbone(BackboneSpec(50, 4, 1), 0))
     weights = tmp_path / "w.pdparams"
     write_pickle(weights, {name: value for name, value in backbone.state_dict().items()})
-    network = read_network(weights, last_stride=1)
+    network = read_network(weights, options=BackboneOptions(last_stride=1))
     assert (network.depth, network.stage, network.recorded) == (50, "backbone", False)
     export(network, tmp_path / "model.onnx", "onnx", size=32)
     images = noise(1, 32, 39)
@@ -340,7 +340,7 @@ def test_stages_that_the_weights_do_not_have_are_refused(run_folder, classifier,
         InputError, match=r"stage dense needs a whole pre-training checkpoint; this is a linear evaluation state"
     ):
         read_network(classifier[0], "dense")
-    model = DenseCL(18, queue_len=32, hidden_dim=24, out_dim=8, dense=False)
+    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=24, out_dim=8, dense=False), queue_len=32)
     moco = save_run(tmp_path / "moco", "configs/small/densecl_r18.yaml", ["model.loss_lambda=0.0"], model, "", {})
     assert read_network(moco, "global").arrays["global_head.2.bias"].shape == (8,)
     with pytest.raises(InputError, match="MoCo-v2 checkpoint, without a dense neck"):
@@ -349,7 +349,12 @@ def test_stages_that_the_weights_do_not_have_are_refused(run_folder, classifier,
 
 def test_class_names_that_do_not_fit_are_refused(tmp_path):
     folder = save_run(
-        tmp_path / "linear", "configs/small/linear_r18.yaml", [], LinearClassifier(18, 3), "", {"classes": ["a", "b"]}
+        tmp_path / "linear",
+        "configs/small/linear_r18.yaml",
+        [],
+        LinearClassifier(BackboneSpec(18), 3),
+        "",
+        {"classes": ["a", "b"]},
     )
     with pytest.raises(InputError, match="classifier of 3 classes, but 2 class names are recorded"):
         read_network(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from passl_densecl.config import Config, LinearConfig
+from passl_densecl.config import BackboneSpec, Config, LinearConfig
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize, Transform
 
@@ -19,11 +19,21 @@ class ModelInfo:
 
     kind: Kind
     source: str  # the file of weights, or words for weights that were not trained
-    depth: int
-    stem_stride: int
-    last_stride: int
+    backbone: BackboneSpec
     transforms: tuple[Transform, ...]  # what an image goes through; they give all images one size
     classes: tuple[str, ...] | None = None  # names in the order of the classifier's outputs, where they are known
+
+    @property
+    def depth(self) -> int:
+        return self.backbone.depth
+
+    @property
+    def stem_stride(self) -> int:
+        return self.backbone.stem_stride
+
+    @property
+    def last_stride(self) -> int:
+        return self.backbone.last_stride
 
 
 def view(size: int = PUBLISHED_SIZE) -> tuple[Transform, ...]:

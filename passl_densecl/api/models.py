@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +13,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from passl_densecl.api.info import Kind, ModelInfo, view_of
-from passl_densecl.config import DEPTHS, QUEUE_LEN_MAX, Config, LinearConfig, PretrainConfig, load_config
+from passl_densecl.config import (
+    DEPTHS,
+    QUEUE_LEN_MAX,
+    BackboneOptions,
+    BackboneSpec,
+    Config,
+    HeadSpec,
+    LinearConfig,
+    PretrainConfig,
+    load_config,
+)
 from passl_densecl.errors import InputError
 from passl_densecl.weights import (
     depth_of,
     load_strict,
     read_model,
+    recorded_backbone,
     recorded_classes,
     recorded_config,
-    recorded_model,
     weights_file,
 )
 
@@ -41,9 +51,7 @@ YAML = (".yaml", ".yml")
 class _Wanted:
     """What the caller says beside the model; None where the files are to tell."""
 
-    depth: int | None
-    stem_stride: int | None
-    last_stride: int | None
+    backbone: BackboneOptions
     classes: tuple[str, ...] | int | None
     seed: int
 
@@ -132,7 +140,7 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
     """The model of a config, untrained or with a checkpoint that fits it."""
     model = config.model
     for key in ("depth", "stem_stride", "last_stride"):
-        if getattr(wanted, key) not in (None, getattr(model, key)):
+        if getattr(wanted.backbone, key) not in (None, getattr(model, key)):
             raise InputError(f"{source} says model.{key} {getattr(model, key)}; leave {key} out, or change the config")
     file: Path | None = None
     arrays: Arrays = {}
@@ -151,25 +159,23 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
         from passl_densecl.models import LinearClassifier
 
         count, classes = _class_names(config, arrays, file, wanted)
-        built = LinearClassifier(model.depth, count, model.stem_stride, config.seed, model.last_stride)
+        built = LinearClassifier(model.backbone, count, config.seed)
     if file is not None:
         load_strict(built, arrays, source=file)
     kind: Kind = "classifier" if isinstance(config, LinearConfig) else "pre-training model"
     origin = str(file or f"{source}, untrained")
-    return _told(
-        built, ModelInfo(kind, origin, model.depth, model.stem_stride, model.last_stride, view_of(config), classes)
-    )
+    return _with_info(built, ModelInfo(kind, origin, model.backbone, view_of(config), classes))
 
 
 def _untrained(depth: int | None, source: str, wanted: _Wanted) -> Model:
     from passl_densecl.evaluation.features import load_backbone
 
-    if wanted.depth not in (None, depth):
-        raise InputError(f"{source}: a ResNet-{depth}, not a ResNet-{wanted.depth}: leave the depth out")
-    strides = wanted.stem_stride or 4, wanted.last_stride or 2
-    backbone = load_backbone(RANDOM, depth, strides[0], wanted.seed, last_stride=strides[1])
-    assert depth is not None  # or load_backbone would have complained
-    return _told(backbone, ModelInfo("backbone", source, depth, *strides, view_of(None)))
+    stated = wanted.backbone
+    if stated.depth not in (None, depth):
+        raise InputError(f"{source}: a ResNet-{depth}, not a ResNet-{stated.depth}: leave the depth out")
+    backbone = load_backbone(RANDOM, replace(stated, depth=depth), seed=wanted.seed)
+    assert depth is not None  # or load_backbone would have raised
+    return _with_info(backbone, ModelInfo("backbone", source, stated.resolve(depth), view_of(None)))
 
 
 # --- by what the file holds ----------------------------------------------------------------------------------------
@@ -185,61 +191,51 @@ def _of_weights(file: Path, wanted: _Wanted) -> Model:
 def _backbone(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
     from passl_densecl.models import build_backbone
 
-    depth, strides = _depth(file, arrays, "", wanted), _strides(file, wanted)
-    backbone = build_backbone(depth, strides[0], None, strides[1])
+    spec = _backbone_spec(file, arrays, "", wanted)
+    backbone = build_backbone(spec, seed=None)
     load_strict(backbone, arrays, source=file)
-    return _told(backbone, ModelInfo("backbone", str(file), depth, *strides, view_of(recorded_config(file))))
+    return _with_info(backbone, ModelInfo("backbone", str(file), spec, view_of(recorded_config(file))))
 
 
 def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
     """The pre-training model in the shapes of its arrays; what these do not show is as its run's config says."""
     from passl_densecl.models import DenseCL
 
-    depth = _depth(file, arrays, f"{QUERY}backbone.", wanted)
-    strides = _strides(file, wanted)
+    spec = _backbone_spec(file, arrays, f"{QUERY}backbone.", wanted)
     config = recorded_config(file)
-    rest = {}
-    if isinstance(config, PretrainConfig):
-        rest = {key: getattr(config.model, key) for key in ("num_grid", "temperature", "momentum")}
-    model = DenseCL(
-        depth,
-        queue_len=arrays["global_queue.keys"].shape[0],
+    heads = HeadSpec(
         hidden_dim=arrays[f"{QUERY}global_head.0.weight"].shape[1],
         out_dim=arrays[f"{QUERY}global_head.2.weight"].shape[1],
-        stem_stride=strides[0],
-        last_stride=strides[1],
         dense=any(name.startswith(f"{QUERY}dense_head.") for name in arrays),
-        **rest,
     )
+    queue_len = arrays["global_queue.keys"].shape[0]
+    if isinstance(config, PretrainConfig):
+        heads, recipe = replace(heads, num_grid=config.model.num_grid), config.model
+        model = DenseCL(spec, heads, queue_len=queue_len, temperature=recipe.temperature, momentum=recipe.momentum)
+    else:
+        model = DenseCL(spec, heads, queue_len=queue_len)
     load_strict(model, arrays, source=file)
-    return _told(model, ModelInfo("pre-training model", str(file), depth, *strides, view_of(config)))
+    return _with_info(model, ModelInfo("pre-training model", str(file), spec, view_of(config)))
 
 
 def _classifier(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
     from passl_densecl.models import LinearClassifier
 
-    depth = _depth(file, arrays, "backbone.", wanted)
-    strides = _strides(file, wanted)
+    spec = _backbone_spec(file, arrays, "backbone.", wanted)
     count, classes = _class_names(None, arrays, file, wanted)
-    model = LinearClassifier(depth, count, strides[0], last_stride=strides[1])
+    model = LinearClassifier(spec, count)
     load_strict(model, arrays, source=file)
-    return _told(model, ModelInfo("classifier", str(file), depth, *strides, view_of(recorded_config(file)), classes))
+    return _with_info(model, ModelInfo("classifier", str(file), spec, view_of(recorded_config(file)), classes))
 
 
-def _depth(file: Path, arrays: Arrays, prefix: str, wanted: _Wanted) -> int:
+def _backbone_spec(file: Path, arrays: Arrays, prefix: str, wanted: _Wanted) -> BackboneSpec:
+    """Depth by the names of the arrays; strides as the caller states, else as recorded, else as published."""
     depth = depth_of(name[len(prefix) :] for name in arrays if name.startswith(prefix))
     if depth is None:
         raise InputError(f"{file}: no known ResNet under {prefix!r}; the file is not complete, or not of this project")
-    if wanted.depth not in (None, depth):
-        raise InputError(f"{file} holds a ResNet-{depth}, expected ResNet-{wanted.depth}: leave the depth out")
-    return depth
-
-
-def _strides(file: Path, wanted: _Wanted) -> tuple[int, int]:
-    """(stem_stride, last_stride): as the caller says, else as the run's config, else as published."""
-    recorded = recorded_model(file)
-    stem, last = (recorded.stem_stride, recorded.last_stride) if recorded else (4, 2)
-    return wanted.stem_stride or stem, wanted.last_stride or last
+    if wanted.backbone.depth not in (None, depth):
+        raise InputError(f"{file} holds a ResNet-{depth}, expected ResNet-{wanted.backbone.depth}: leave the depth out")
+    return wanted.backbone.resolve(depth, recorded_backbone(file))
 
 
 def _class_names(
@@ -292,10 +288,10 @@ def _checked(depth: Any, stem_stride: Any, last_stride: Any, classes: Any, seed:
         known = names is None or (isinstance(names, int) and not isinstance(names, bool))
     if not known:
         raise InputError(f"classes {classes!r}: expected a list of names, or their number")
-    return _Wanted(depth, stem_stride, last_stride, names, seed)  # type: ignore[arg-type]
+    return _Wanted(BackboneOptions(depth, stem_stride, last_stride), names, seed)  # type: ignore[arg-type]
 
 
-def _told(model: Model, info: ModelInfo) -> Model:
+def _with_info(model: Model, info: ModelInfo) -> Model:
     model.info = info
     return model
 

@@ -310,12 +310,7 @@ def measure(weights: str, checkpoint: str, overrides: list[str], images: Images)
     assert isinstance(config, PretrainConfig)
     set_device(config.device)
     size = view_size(config)
-    backbone = load_backbone(
-        checkpoint if weights != "random" else weights,
-        config.model.depth,
-        config.model.stem_stride,
-        last_stride=config.model.last_stride,
-    )
+    backbone = load_backbone(checkpoint if weights != "random" else weights, config.model.backbone.as_options())
     val = scan_images(images.val.root, images.val.list_file, labeled=images.labeled)
     result = contrastive_top1(config, None if weights == "random" else checkpoint)
     for name, options in CORRESPONDENCES.items():

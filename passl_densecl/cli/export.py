@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from passl_densecl.cli.command import command
+from passl_densecl.config import BackboneOptions
 from passl_densecl.errors import InputError
 from passl_densecl.export.network import INPUTS, STAGES, Network, read_network
 from passl_densecl.export.target import FORMATS, check_output, require
@@ -65,15 +66,14 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--size {args.size}: expected at least 32 pixels")
     check_output(args.out, args.format)
     require(args.format)
-    network = read_network(
-        args.weights, args.stage, encoder=args.encoder, stem_stride=args.stem_stride, last_stride=args.last_stride
-    )
+    options = BackboneOptions(None, args.stem_stride, args.last_stride)
+    network = read_network(args.weights, args.stage, encoder=args.encoder, options=options)
     photo = None if args.check is None else photograph(args.check, args.size)
     print(f"read     {network.source} ({network.kind})")
     print(f"network  {described(network)}")
     assumed = [name for name in ("stem_stride", "last_stride") if not network.recorded and getattr(args, name) is None]
     if assumed:
-        values = " and ".join(f"{name} {getattr(network, name)}" for name in assumed)
+        values = " and ".join(f"{name} {getattr(network.backbone, name)}" for name in assumed)
         others = " and ".join(f"--{name}" for name in assumed)
         print(f"note     the weights lie in no run folder that says it: assumed {values}; otherwise give {others}")
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's engines report every optimization that they try
@@ -103,9 +103,9 @@ def photograph(path: Path, size: int) -> np.ndarray:
 
 
 def described(network: Network) -> str:
-    parts = [f"ResNet-{network.depth}, stage {network.stage}"]
-    if (network.stem_stride, network.last_stride) != (4, 2):
-        parts.append(f"stem_stride {network.stem_stride}, last_stride {network.last_stride}")
+    parts = [f"ResNet-{network.backbone.depth}, stage {network.stage}"]
+    if not network.backbone.is_published:
+        parts.append(f"stem_stride {network.backbone.stem_stride}, last_stride {network.backbone.last_stride}")
     if network.num_grid is not None:
         parts.append(f"num_grid {network.num_grid}")
     if network.stage == "classifier":

@@ -9,15 +9,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 from passl_densecl.cli.command import command
+from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, Parent, read_backbone, recorded_card, recorded_model, weights_file, write_pickle
+from passl_densecl.weights import (
+    Card,
+    Parent,
+    read_backbone,
+    recorded_backbone,
+    recorded_card,
+    weights_file,
+    write_pickle,
+)
 from passl_densecl.weights.card import BACKBONE, FOREIGN, PRETRAINING
 
-LINEAR_CONFIGS = {  # (depth, stem_stride, last_stride) → the linear evaluation that goes with it
-    (18, 2, 2): "configs/demo/linear_r18.yaml",
-    (18, 4, 1): "configs/small/linear_r18.yaml",
-    (50, 4, 2): "configs/moco/moco_clas_r50.yaml",
-    (101, 4, 2): "configs/moco/moco_clas_r101.yaml",
+LINEAR_CONFIGS = {  # the linear evaluation that goes with a backbone
+    BackboneSpec(18, 2, 2): "configs/demo/linear_r18.yaml",
+    BackboneSpec(18, 4, 1): "configs/small/linear_r18.yaml",
+    BackboneSpec(50, 4, 2): "configs/moco/moco_clas_r50.yaml",
+    BackboneSpec(101, 4, 2): "configs/moco/moco_clas_r101.yaml",
 }
 
 
@@ -57,7 +66,7 @@ def extract(args: argparse.Namespace) -> None:
     if args.output.exists() and args.output.samefile(source):
         raise InputError(f"--output {args.output} is the file to read; choose another name")
     taken = read_backbone(source, encoder=args.encoder, prefix=args.prefix)
-    model = recorded_model(source)
+    backbone = recorded_backbone(source) or BackboneSpec(taken.depth)
     prefix = "" if args.remove_prefix else "backbone."
     arrays = {prefix + name: array for name, array in taken.backbone.items()}
     write_pickle(args.output, arrays, card=backbone_card(source, taken.depth, args.encoder))
@@ -66,13 +75,12 @@ def extract(args: argparse.Namespace) -> None:
     print(f"kept     {len(taken.backbone)} arrays: ResNet-{taken.depth}, {taken.weight_count / 1e6:.2f} M weights")
     print(f"dropped  {', '.join(f'{group} {count}' for group, count in taken.dropped.items()) or 'nothing'}")
     print(f"wrote    {args.output}, names like {prefix}conv1.weight")
-    strides = (model.stem_stride, model.last_stride) if model else (4, 2)
-    if strides != (4, 2):
+    if not backbone.is_published:
         print(
-            f"note     trained with model.stem_stride {strides[0]}, model.last_stride {strides[1]}: the file says so to "
+            f"note     trained with model.stem_stride {backbone.stem_stride}, model.last_stride {backbone.last_stride}: the file says so to "
             "passl_densecl; say it yourself where another library uses it"
         )
-    config = LINEAR_CONFIGS.get((taken.depth, strides[0], strides[1]), "")
+    config = LINEAR_CONFIGS.get(backbone, "")
     config = config if (ROOT / config).is_file() else "YOUR_LINEAR_CONFIG.yaml"
     print(f"next     python tools/train.py -c {config} --pretrained {shlex.quote(str(args.output))}")
 

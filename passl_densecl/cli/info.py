@@ -74,7 +74,7 @@ def report(args: argparse.Namespace) -> None:
     else:
         classes = args.classes or CLASSES
         notes.append(f"{classes:,} classes{'' if args.classes else ' assumed; --classes N for yours'}")
-        summary = summarize_linear(model.depth, model.stem_stride, model.last_stride, size, classes)
+        summary = summarize_linear(model.backbone, size, classes)
     notes.append("a multiply-add counts one, BatchNorm two a number; pooling, ReLU and residual sums are not counted")
     show(summary, args.config, f"ResNet-{model.depth}", size, notes)
     if args.json:
@@ -82,9 +82,7 @@ def report(args: argparse.Namespace) -> None:
             "config": args.config,
             "overrides": args.override,
             "size": size,
-            "depth": model.depth,
-            "stem_stride": model.stem_stride,
-            "last_stride": model.last_stride,
+            **asdict(model.backbone),
             **asdict(summary),
             "weights": summary.weights,
             "training_multiply_adds": summary.training_multiply_adds,

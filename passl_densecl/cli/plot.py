@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from passl_densecl.cli.command import command
-from passl_densecl.config import DEPTHS, PretrainConfig
+from passl_densecl.config import DEPTHS, BackboneOptions, PretrainConfig
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
@@ -374,15 +374,8 @@ def model_of(args: argparse.Namespace) -> Callable:
     from passl_densecl.visualize.maps import load_map
 
     depth = args.depth or (50 if args.weights == "random" else None)
-    return load_map(
-        args.weights,
-        depth,
-        args.stem_stride,
-        args.seed,
-        last_stride=args.last_stride,
-        encoder=args.encoder,
-        features=args.features,
-    )
+    options = BackboneOptions(depth, args.stem_stride, args.last_stride)
+    return load_map(args.weights, options, seed=args.seed, encoder=args.encoder, features=args.features)
 
 
 def weights_name(args: argparse.Namespace) -> str:

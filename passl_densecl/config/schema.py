@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,12 +44,57 @@ PathText = Annotated[str, AfterValidator(_a_path)]
 Transforms = Annotated[tuple[Transform, ...], Field(strict=False, min_length=1)]
 
 
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Which ResNet: its depth, and the strides that the names and shapes of its weights do not show."""
+
+    depth: int  # one of DEPTHS
+    stem_stride: int = 4  # 4: the published stem; 2: without its max-pooling; 1: also without conv1's stride
+    last_stride: int = 2  # 2: as published; 1: the last stage keeps the map's size
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the strides are those of the published network, which other projects' ResNets have."""
+        return (self.stem_stride, self.last_stride) == (4, 2)
+
+    def as_options(self) -> BackboneOptions:
+        return BackboneOptions(self.depth, self.stem_stride, self.last_stride)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The projection heads on a backbone."""
+
+    hidden_dim: int = 2048
+    out_dim: int = 128  # D
+    num_grid: int | None = None  # the dense head sees the map pooled to so many cells a side; None: the whole map
+    dense: bool = True  # False: no dense head, as in MoCo-v2
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """What a caller states about a backbone in a file. None: as the file's card says, else as published."""
+
+    depth: int | None = None
+    stem_stride: int | None = None
+    last_stride: int | None = None
+
+    def resolve(self, depth: int, recorded: BackboneSpec | None = None) -> BackboneSpec:
+        """The backbone of `depth` with the strides that were stated, else those that are `recorded`."""
+        base = recorded or BackboneSpec(depth)
+        return BackboneSpec(depth, self.stem_stride or base.stem_stride, self.last_stride or base.last_stride)
+
+
 class BackboneConfig(Section):
     depth: Literal[18, 34, 50, 101, 152]
     stem_stride: Literal[1, 2, 4] = Field(
         4, description="4: the ResNet stem as published; 2: without its max-pooling; 1: also without conv1's stride"
     )
     last_stride: Literal[1, 2] = Field(2, description="2: as published; 1: the last stage keeps the map's size")
+
+    @property
+    def backbone(self) -> BackboneSpec:
+        return BackboneSpec(self.depth, self.stem_stride, self.last_stride)
 
 
 class PretrainModelConfig(BackboneConfig):
@@ -60,6 +106,10 @@ class PretrainModelConfig(BackboneConfig):
     momentum: float = Field(0.999, ge=0, lt=1, description="of the key encoder's moving average")
     loss_lambda: float = Field(0.5, ge=0, le=1, description="weight of the dense loss; 0 is MoCo-v2")
     loss_lambda_warmup_steps: int = Field(0, ge=0, description="loss_lambda is 0 for this many steps")
+
+    @property
+    def heads(self) -> HeadSpec:
+        return HeadSpec(self.hidden_dim, self.out_dim, self.num_grid, dense=self.loss_lambda > 0)
 
 
 class ImagesConfig(Section):

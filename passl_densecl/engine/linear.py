@@ -106,9 +106,7 @@ def _train(
     log.line("data", f"val   {val_set.describe()}")
     check_same_start(start)
     report_start(start, checkpoints, log)
-    model = LinearClassifier(
-        config.model.depth, len(train_set.classes), config.model.stem_stride, config.seed, config.model.last_stride
-    )
+    model = LinearClassifier(config.model.backbone, len(train_set.classes), config.seed)
     best, first = dict(NO_BEST), 0
     optimizer = build_optimizer(config.optimizer, model)
     scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
@@ -243,7 +241,7 @@ def _evaluate_only(config: LinearConfig, load: str) -> int:
             f"--load {load}: a classifier of {count} classes, but {config.data.val.root!r} holds {len(val_set.classes)}; "
             "evaluate it on the classes that it was trained for"
         )
-    model = LinearClassifier(config.model.depth, count, config.model.stem_stride, last_stride=config.model.last_stride)
+    model = LinearClassifier(config.model.backbone, count)
     load_strict(model, arrays, source=load)
     log = _ConsoleLog() if dist.is_main() else SilentLog()
     warn_of_amp(config.amp, log)

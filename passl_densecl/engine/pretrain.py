@@ -276,16 +276,11 @@ def build_model(config: PretrainConfig, queue_len: int) -> DenseCL:
     """The model of a config; without a dense branch when loss_lambda is 0."""
     model = config.model
     return DenseCL(
-        model.depth,
+        model.backbone,
+        model.heads,
         queue_len=queue_len,
-        hidden_dim=model.hidden_dim,
-        out_dim=model.out_dim,
-        num_grid=model.num_grid,
-        stem_stride=model.stem_stride,
-        last_stride=model.last_stride,
         temperature=model.temperature,
         momentum=model.momentum,
-        dense=model.loss_lambda > 0,
         seed=config.seed,
     )
 

@@ -23,8 +23,8 @@ from passl_densecl.weights import (
     Parent,
     read_backbone,
     read_card,
+    recorded_backbone,
     recorded_card,
-    recorded_model,
     weights_file,
 )
 from passl_densecl.weights.card import FOREIGN
@@ -140,7 +140,7 @@ def read_fitting_backbone(path: str, expected: BackboneConfig) -> Extraction:
 
 def check_strides(option: str, path: str, expected: BackboneConfig) -> None:
     """Raises InputError when the weights are known to come from a run with other strides than the config's."""
-    trained = recorded_model(weights_file(Path(path)))
+    trained = recorded_backbone(weights_file(Path(path)))
     for key in ("stem_stride", "last_stride"):
         if trained and getattr(trained, key) != getattr(expected, key):
             raise InputError(

@@ -10,14 +10,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import paddle
 
-from passl_densecl.config import DEPTHS
+from passl_densecl.config import DEPTHS, BackboneOptions
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader
 from passl_densecl.errors import InputError
 from passl_densecl.models import ResNetBackbone, build_backbone, normalize
 from passl_densecl.models.resnet import initialize
 from passl_densecl.tensors import to_tensor
-from passl_densecl.weights import load_strict, read_backbone, recorded_model, weights_file
+from passl_densecl.weights import load_strict, read_backbone, recorded_backbone, weights_file
 
 RANDOM = "random"
 
@@ -35,11 +35,9 @@ class Features(NamedTuple):
 
 def load_backbone(
     path: str | os.PathLike[str],
-    depth: int | None = None,
-    stem_stride: int | None = None,
-    seed: int = 0,
+    options: BackboneOptions = BackboneOptions(),
     *,
-    last_stride: int | None = None,
+    seed: int = 0,
     encoder: Literal["query", "key"] = "query",
 ) -> ResNetBackbone:
     """A backbone in eval mode, from weights or, for the word "random", as initialized with `seed`.
@@ -47,27 +45,27 @@ def load_backbone(
     Args:
         path: a checkpoint folder, a run folder (its newest checkpoint) or a weight file of any kind that
             ``passl_densecl.weights`` reads; or "random".
-        depth: needed for "random"; weights tell theirs, and must agree when it is given.
-        stem_stride: 4, 2 or 1. None takes what the file's identity card says, or the config of the run in whose folder
-            the weights lie, else 4. Names and shapes of the weights do not depend on it, so nothing else can tell.
-        last_stride: 2 or 1, likewise; else 2.
+        options: the depth is needed for "random", and must agree with that of weights when it is given. Strides that
+            are None are those of the file's identity card, or of the run in whose folder the weights lie, else the
+            published ones.
         encoder: which one of a pre-training checkpoint.
 
     Raises:
         InputError: nothing there, no backbone in it, of another depth, or "random" without a depth.
     """
     if os.fspath(path) == RANDOM:
+        depth = options.depth
         if depth not in DEPTHS:
             raise InputError(f"random weights need a depth, one of {', '.join(map(str, DEPTHS))}; got {depth}")
-        backbone = build_backbone(depth, stem_stride or 4, seed, last_stride or 2)
+        backbone = build_backbone(options.resolve(depth), seed)
     else:
         file = weights_file(path)
         taken = read_backbone(file, encoder=encoder)
-        if depth not in (None, taken.depth):
-            raise InputError(f"{file} holds a ResNet-{taken.depth}, expected ResNet-{depth}: leave the depth out")
-        model = recorded_model(file)
-        strides = (model.stem_stride, model.last_stride) if model else (4, 2)
-        backbone = build_backbone(taken.depth, stem_stride or strides[0], None, last_stride or strides[1])
+        if options.depth not in (None, taken.depth):
+            raise InputError(
+                f"{file} holds a ResNet-{taken.depth}, expected ResNet-{options.depth}: leave the depth out"
+            )
+        backbone = build_backbone(options.resolve(taken.depth, recorded_backbone(file)), seed=None)
         load_strict(backbone, taken.backbone, source=file)
     backbone.eval()
     return backbone

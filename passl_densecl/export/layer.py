@@ -22,7 +22,7 @@ class StageLayer(nn.Layer):
         self.stage = network.stage
         self.num_grid = network.num_grid
         self.normalizing = normalizing
-        self.backbone = build_backbone(network.depth, network.stem_stride, None, network.last_stride)
+        self.backbone = build_backbone(network.backbone, seed=None)
         shapes = {name: array.shape for name, array in network.arrays.items()}
         if network.stage == "classifier":
             self.fc = nn.Linear(*shapes["fc.weight"])

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import numpy as np
 
 import passl_densecl
-from passl_densecl.config import PretrainConfig
+from passl_densecl.config import BackboneOptions, BackboneSpec, PretrainConfig
 from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
 from passl_densecl.weights import (
     Extraction,
     read_backbone,
     read_model,
+    recorded_backbone,
     recorded_classes,
     recorded_config,
-    recorded_model,
     weights_file,
 )
 
@@ -51,9 +51,7 @@ class Network:
     """A trained network up to `stage`. Every format is written from these values, every comparison is with them."""
 
     stage: str
-    depth: int
-    stem_stride: int
-    last_stride: int
+    backbone: BackboneSpec
     num_grid: int | None  # dense: the map is pooled to so many cells a side
     arrays: dict[str, np.ndarray]  # backbone.* and, where the stage has one, fc.*, global_head.* or dense_head.*
     classes: tuple[str, ...]  # in the order of the logits; empty when they are not recorded
@@ -68,9 +66,9 @@ class Network:
         return {
             "written_by": f"passl_densecl {passl_densecl.__version__}",
             "stage": self.stage,
-            "depth": self.depth,
-            "stem_stride": self.stem_stride,
-            "last_stride": self.last_stride,
+            "depth": self.backbone.depth,
+            "stem_stride": self.backbone.stem_stride,
+            "last_stride": self.backbone.last_stride,
             "num_grid": self.num_grid,
             "input": {"name": INPUT_NAME, "dtype": kind, "axes": list(input_axes), "values": values},
             "output": {"name": output, "dtype": "float32", "axes": list(axes), "values": meaning},
@@ -87,8 +85,7 @@ def read_network(
     stage: Stage | None = None,
     *,
     encoder: Literal["query", "key"] = "query",
-    stem_stride: int | None = None,
-    last_stride: int | None = None,
+    options: BackboneOptions = BackboneOptions(),
 ) -> Network:
     """The network in a checkpoint, a run folder or a weight file of any kind that ``passl_densecl.weights`` reads.
 
@@ -96,8 +93,7 @@ def read_network(
         stage: where it ends. None takes "classifier" when there is one in the file, else "backbone". "global" and "dense"
             need a pre-training checkpoint, which holds the necks.
         encoder: which one of a pre-training checkpoint.
-        stem_stride: 4, 2 or 1; last_stride: 2 or 1. None takes what the weights' identity card or their run's
-            config says, else 4 and 2. Names and shapes of the weights do not depend on them.
+        options: strides other than those that the weights' identity card or their run's config says.
 
     Raises:
         InputError: nothing there, no backbone in it, or not what `stage` needs.
@@ -108,22 +104,11 @@ def read_network(
         stage = "classifier" if taken.fc is not None else "backbone"
     arrays = {f"backbone.{name}": np.asarray(array, np.float32) for name, array in taken.backbone.items()}
     arrays |= _head(file, taken, stage, encoder)
-    model = recorded_model(file)
-    strides = (model.stem_stride, model.last_stride) if model else (4, 2)
+    recorded = recorded_backbone(file)
     grid = _grid(file) if stage == "dense" else None
     classes = recorded_classes(file, len(arrays["fc.bias"])) or () if stage == "classifier" else ()
-    return Network(
-        stage,
-        taken.depth,
-        stem_stride or strides[0],
-        last_stride or strides[1],
-        grid,
-        arrays,
-        classes,
-        file,
-        taken.kind,
-        model is not None,
-    )
+    backbone = options.resolve(taken.depth, recorded)
+    return Network(stage, backbone, grid, arrays, classes, file, taken.kind, recorded is not None)
 
 
 def _head(file: Path, taken: Extraction, stage: str, encoder: str) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ def onnx_model(network: Network, kind: InputKind) -> onnx.ModelProto:
     dtype = TensorProto.UINT8 if kind == "uint8" else TensorProto.FLOAT
     proto = helper.make_graph(
         graph.nodes,
-        f"resnet{network.depth}_{network.stage}",
+        f"resnet{network.backbone.depth}_{network.stage}",
         [helper.make_tensor_value_info(INPUT_NAME, dtype, shape)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, _output_shape(network, axes))],
         graph.initializers,
@@ -55,7 +55,7 @@ def _as_text(value: Any) -> str:
 
 
 def _output_shape(network: Network, axes: tuple[str, ...]) -> list[str | int]:
-    known: dict[str, int] = {"channels": 512 if network.depth < 50 else 2048}
+    known: dict[str, int] = {"channels": 512 if network.backbone.depth < 50 else 2048}
     if network.stage == "classifier":
         known["classes"] = len(network.arrays["fc.bias"])
     if network.stage in ("global", "dense"):
@@ -67,11 +67,11 @@ def _output_shape(network: Network, axes: tuple[str, ...]) -> list[str | int]:
 
 def _backbone(graph: _Graph, network: Network, images: str) -> str:
     """Normalized (B, 3, height, width) → (B, C, H, W). He et al. 2016, the stride in a bottleneck's 3×3 convolution."""
-    x = graph.conv_norm(images, "backbone.conv1", "backbone.bn1", stride=1 if network.stem_stride == 1 else 2)
+    x = graph.conv_norm(images, "backbone.conv1", "backbone.bn1", stride=1 if network.backbone.stem_stride == 1 else 2)
     x = graph.node("Relu", [x], "backbone.stem")
-    if network.stem_stride == 4:
+    if network.backbone.stem_stride == 4:
         x = graph.node("MaxPool", [x], "backbone.maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    for stage, stride in ((1, 1), (2, 2), (3, 2), (4, network.last_stride)):
+    for stage, stride in ((1, 1), (2, 2), (3, 2), (4, network.backbone.last_stride)):
         block = 0
         while f"backbone.layer{stage}.{block}.conv1.weight" in network.arrays:
             x = _block(graph, f"backbone.layer{stage}.{block}", x, stride if block == 0 else 1)

@@ -16,6 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.models.losses import gather_matches, info_nce, match
 from passl_densecl.models.queue import Queue
@@ -62,30 +63,19 @@ class Keys:
 
 
 class Encoder(nn.Layer):
-    """Backbone and both necks. The necks have no BatchNorm; `dense=False` leaves the dense one out."""
+    """Backbone and projection heads. The heads have no BatchNorm."""
 
-    def __init__(
-        self,
-        depth: int,
-        *,
-        hidden_dim: int = 2048,
-        out_dim: int = 128,
-        num_grid: int | None = None,
-        stem_stride: int = 4,
-        last_stride: int = 2,
-        dense: bool = True,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, backbone: BackboneSpec, heads: HeadSpec = HeadSpec(), seed: int = 0) -> None:
         super().__init__()
-        self.num_grid = num_grid
-        width = channels(depth)
-        self.backbone = build_backbone(depth, stem_stride, seed, last_stride)
+        self.num_grid = heads.num_grid
+        width, hidden_dim, out_dim = channels(backbone.depth), heads.hidden_dim, heads.out_dim
+        self.backbone = build_backbone(backbone, seed)
         self.global_head = nn.Sequential(nn.Linear(width, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
         initialize(self.global_head.named_parameters(prefix="global_head"), seed, mode="fan_in")
         for layer in (self.global_head[0], self.global_head[2]):
             layer.bias.set_value(np.zeros(layer.bias.shape, "float32"))
         self.dense_head = None
-        if dense:
+        if heads.dense:
             self.dense_head = nn.Sequential(
                 nn.Conv2D(width, hidden_dim, 1), nn.ReLU(), nn.Conv2D(hidden_dim, out_dim, 1)
             )
@@ -111,41 +101,27 @@ class Encoder(nn.Layer):
 
 
 class DenseCL(nn.Layer):
-    """The pre-training model. λ is given at each step; with `dense=False` this is MoCo-v2, at its cost."""
+    """The pre-training model. λ is given at each step; without a dense head this is MoCo-v2, at its cost."""
 
     def __init__(
         self,
-        depth: int,
+        backbone: BackboneSpec,
+        heads: HeadSpec = HeadSpec(),
         *,
         queue_len: int,
-        hidden_dim: int = 2048,
-        out_dim: int = 128,
-        num_grid: int | None = None,
-        stem_stride: int = 4,
-        last_stride: int = 2,
         temperature: float = 0.2,
         momentum: float = 0.999,
-        dense: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.temperature = temperature
         self.momentum = momentum
-        self.query_encoder = Encoder(
-            depth,
-            hidden_dim=hidden_dim,
-            out_dim=out_dim,
-            num_grid=num_grid,
-            stem_stride=stem_stride,
-            last_stride=last_stride,
-            dense=dense,
-            seed=seed,
-        )
+        self.query_encoder = Encoder(backbone, heads, seed)
         self.key_encoder = copy.deepcopy(self.query_encoder)
         for parameter in self.key_encoder.parameters():
             parameter.stop_gradient = True
-        self.global_queue = Queue(queue_len, out_dim, "global_queue", seed)
-        self.dense_queue = Queue(queue_len, out_dim, "dense_queue", seed) if dense else None
+        self.global_queue = Queue(queue_len, heads.out_dim, "global_queue", seed)
+        self.dense_queue = Queue(queue_len, heads.out_dim, "dense_queue", seed) if heads.dense else None
         # BatchNorm's running statistics are among Paddle's parameters; the moving average is of trained weights only.
         self._averaged = [
             (key, query)

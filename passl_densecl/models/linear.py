@@ -8,16 +8,17 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from passl_densecl.config import BackboneSpec
 from passl_densecl.models.resnet import build_backbone, channels, normalize, rng_of
 
 
 class LinearClassifier(nn.Layer):
     """uint8 images (B, height, width, 3) → logits (B, classes). The backbone never moves: no gradient, eval mode for ever."""
 
-    def __init__(self, depth: int, classes: int, stem_stride: int = 4, seed: int = 0, last_stride: int = 2) -> None:
+    def __init__(self, spec: BackboneSpec, classes: int, seed: int = 0) -> None:
         super().__init__()
-        self.backbone = build_backbone(depth, stem_stride, seed, last_stride)
-        self.fc = nn.Linear(channels(depth), classes)
+        self.backbone = build_backbone(spec, seed)
+        self.fc = nn.Linear(channels(spec.depth), classes)
         weight = rng_of("fc.weight", seed).standard_normal(self.fc.weight.shape, dtype=np.float32) * np.float32(0.01)
         self.fc.weight.set_value(weight)
         self.fc.bias.set_value(np.zeros(classes, "float32"))

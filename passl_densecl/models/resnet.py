@@ -11,6 +11,7 @@ from paddle import nn
 from paddle.vision.models import ResNet
 from paddle.vision.models.resnet import BasicBlock, BottleneckBlock
 
+from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
 
 # ImageNet statistics of RGB values scaled to 0..1, as every relative of this method uses them.
@@ -54,21 +55,22 @@ class ResNetBackbone(ResNet):
         return tuple(maps)
 
 
-def build_backbone(depth: int, stem_stride: int = 4, seed: int | None = 0, last_stride: int = 2) -> ResNetBackbone:
+def build_backbone(spec: BackboneSpec, seed: int | None = 0) -> ResNetBackbone:
     """A ResNet that maps (B, 3, height, width) to (B, C, H, W): C is 512 for depths 18 and 34, 2048 for the others.
 
-    `stem_stride` 4 is the published network; 2 leaves its max-pooling out and 1 also the stride of conv1, for small
-    images. `last_stride` 1 keeps the last stage at the resolution of the one before it, so that H and W double. The names
-    and shapes of the weights are the same for all of them. `seed=None` keeps Paddle's initialization.
+    Smaller strides than the published ones are for small images; the names and shapes of the weights are the same for
+    all of them. `seed=None` keeps Paddle's initialization.
     """
-    backbone = ResNetBackbone(BasicBlock if depth < 50 else BottleneckBlock, depth, num_classes=0, with_pool=False)
-    if stem_stride < 4:
+    backbone = ResNetBackbone(
+        BasicBlock if spec.depth < 50 else BottleneckBlock, spec.depth, num_classes=0, with_pool=False
+    )
+    if spec.stem_stride < 4:
         backbone.add_sublayer("maxpool", nn.Identity())
-    if stem_stride == 1:
+    if spec.stem_stride == 1:
         backbone.conv1 = nn.Conv2D(3, 64, 7, stride=1, padding=3, bias_attr=False)
-    if last_stride == 1:
+    if spec.last_stride == 1:
         first = backbone.layer4[0]
-        strided = "conv1" if depth < 50 else "conv2"
+        strided = "conv1" if spec.depth < 50 else "conv2"
         for parent, name, window in ((first, strided, 3), (first.downsample, "0", 1)):
             outputs, inputs = getattr(parent, name).weight.shape[:2]
             unstrided = nn.Conv2D(inputs, outputs, window, stride=1, padding=window // 2, bias_attr=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import paddle
 from paddle import nn
 
-from passl_densecl.config import PretrainModelConfig
+from passl_densecl.config import BackboneSpec, PretrainModelConfig
 from passl_densecl.models.densecl import Encoder
 from passl_densecl.models.linear import LinearClassifier
 
@@ -72,15 +72,7 @@ def summarize_pretraining(model: PretrainModelConfig, size: int, queue_len: int)
     left out.
     """
     dense = model.loss_lambda > 0
-    encoder = Encoder(
-        model.depth,
-        hidden_dim=model.hidden_dim,
-        out_dim=model.out_dim,
-        num_grid=model.num_grid,
-        stem_stride=model.stem_stride,
-        last_stride=model.last_stride,
-        dense=dense,
-    )
+    encoder = Encoder(model.backbone, model.heads)
     parts, map_shape = _measure(encoder, encoder.backbone, paddle.zeros([1, 3, size, size]))
     forward = sum(part.multiply_adds for part in parts.values())
     training = {
@@ -97,9 +89,9 @@ def summarize_pretraining(model: PretrainModelConfig, size: int, queue_len: int)
     return Summary(parts, map_shape, 2, weights, (1 + dense, queue_len, model.out_dim), training)
 
 
-def summarize_linear(depth: int, stem_stride: int, last_stride: int, size: int, classes: int) -> Summary:
+def summarize_linear(backbone: BackboneSpec, size: int, classes: int) -> Summary:
     """A linear classifier on a frozen backbone at `size`×`size` pixels; only its last layer has a backward pass."""
-    model = LinearClassifier(depth, classes, stem_stride, last_stride=last_stride)
+    model = LinearClassifier(backbone, classes)
     parts, map_shape = _measure(model, model.backbone, paddle.zeros([1, size, size, 3], dtype="uint8"))
     training = {
         "backbone, forward": parts["backbone"].multiply_adds,

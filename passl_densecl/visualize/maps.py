@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from paddle import nn
 
+from passl_densecl.config import BackboneOptions
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import RANDOM, Backbone, load_backbone
 from passl_densecl.models import Encoder
@@ -28,11 +29,9 @@ _HEADS = {
 
 def load_map(
     path: str | os.PathLike[str],
-    depth: int | None = None,
-    stem_stride: int | None = None,
-    seed: int = 0,
+    options: BackboneOptions = BackboneOptions(),
     *,
-    last_stride: int | None = None,
+    seed: int = 0,
     encoder: Literal["query", "key"] = "query",
     features: Literal["backbone", "dense"] = "backbone",
 ) -> Backbone:
@@ -44,11 +43,11 @@ def load_map(
     Raises:
         InputError: as load_backbone; or dense features are asked of weights without a dense head.
     """
-    backbone = load_backbone(path, depth, stem_stride, seed, last_stride=last_stride, encoder=encoder)
+    backbone = load_backbone(path, options, seed=seed, encoder=encoder)
     if features == "backbone":
         return backbone
     if os.fspath(path) == RANDOM:
-        head = Encoder(depth or 0, stem_stride=stem_stride or 4, last_stride=last_stride or 2, seed=seed).dense_head
+        head = Encoder(options.resolve(options.depth or 0), seed=seed).dense_head
         assert head is not None
     else:
         file = weights_file(path)

@@ -222,7 +222,7 @@ def _matches(run: Run, sources: Sources) -> Iterator[str]:
     from passl_densecl.visualize.match import draw_matches, match_images, summary, two_views
 
     trained = load_backbone(run.path)
-    random = load_backbone("random", config.model.depth, config.model.stem_stride, last_stride=config.model.last_stride)
+    random = load_backbone("random", config.model.backbone.as_options())
     size = _size(config)
     yield '<div class="grid wide">\n'
     for name, image in _photographs(config, sources):

@@ -18,10 +18,10 @@ from passl_densecl.weights.load import (
     load_strict,
     read_backbone,
     read_model,
+    recorded_backbone,
     recorded_card,
     recorded_classes,
     recorded_config,
-    recorded_model,
 )
 from passl_densecl.weights.names import (
     Extraction,
@@ -51,10 +51,10 @@ __all__ = [
     "read_model",
     "read_pickle",
     "read_weights",
+    "recorded_backbone",
     "recorded_card",
     "recorded_classes",
     "recorded_config",
-    "recorded_model",
     "render",
     "weights_file",
     "write_pickle",

@@ -16,7 +16,7 @@ import numpy as np
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import BACKBONE, CLASSIFIER, FOREIGN, PRETRAINING, Card, Parent
 from passl_densecl.weights.files import read_weights, weights_file, write_weights
-from passl_densecl.weights.load import recorded_card, recorded_model
+from passl_densecl.weights.load import recorded_backbone, recorded_card
 from passl_densecl.weights.names import WRAPPERS, Extraction, extract_backbone, unwrap
 from passl_densecl.weights.state import TrainingState, read_state, write_state
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, VOCABULARIES, translate
@@ -376,8 +376,8 @@ def _card(file: Path, told: Told, target: Target, encoder: str) -> Card:
 
 
 def _stride_notes(file: Path) -> tuple[str, ...]:
-    model = recorded_model(file)
-    if model is None or (model.stem_stride, model.last_stride) == (4, 2):
+    model = recorded_backbone(file)
+    if model is None or model.is_published:
         return ()
     return (
         f"trained with model.stem_stride {model.stem_stride}, model.last_stride {model.last_stride}: other projects' ResNets "

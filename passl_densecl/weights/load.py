@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from paddle import Tensor
     from paddle.nn import Layer
 
-    from passl_densecl.config import BackboneConfig, Config
+    from passl_densecl.config import BackboneSpec, Config
 
 SHOWN = 6
 
@@ -103,7 +103,7 @@ def recorded_card(file: Path) -> Card | None:
     )
 
 
-def recorded_model(file: Path) -> BackboneConfig | None:
+def recorded_backbone(file: Path) -> BackboneSpec | None:
     """Depth and strides of the backbone in a file, as its card or its run's folder says; None where nothing does.
 
     The only places that tell the strides: the names and shapes of the weights do not depend on them.
@@ -120,7 +120,7 @@ def recorded_model(file: Path) -> BackboneConfig | None:
 
     said = {"depth": card.depth, "stem_stride": card.stem_stride, "last_stride": card.last_stride}
     try:
-        return BackboneConfig.model_validate(said)
+        return BackboneConfig.model_validate(said).backbone
     except ValidationError as error:
         wrong = "; ".join(f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in error.errors())
         raise InputError(f"{file}: the identity card names a model that is not known here ({wrong})") from None

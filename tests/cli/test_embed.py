@@ -17,6 +17,7 @@ import pytest
 from passl_densecl import FeatureExtractor, get_model
 from passl_densecl.api import embeddings as tables
 from passl_densecl.api.embeddings import Embeddings, nearest, write
+from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.weights import write_pickle
@@ -111,7 +112,7 @@ def test_processes_and_batches_change_nothing(photos, tmp_path, expected):
 
 
 def test_cells_of_a_pretraining_model(few, tmp_path):
-    model = DenseCL(18, queue_len=16, hidden_dim=8, out_dim=4)
+    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=8, out_dim=4), queue_len=16)
     weights = tmp_path / "w.pdparams"
     write_pickle(weights, {name: value.numpy() for name, value in model.state_dict().items()})
     words = (few, "--weights", weights, "--size", 64, "--workers", 0, "--stage", "dense", "--encoder", "key")

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from passl_densecl.config import BackboneSpec
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.models import build_backbone
 from passl_densecl.weights import write_pickle
@@ -52,7 +53,9 @@ def run(tool, monkeypatch, capsys, tmp_path):
 def other(tmp_path_factory):
     """A second set of weights."""
     path = tmp_path_factory.mktemp("weights") / "other.pdparams"
-    write_pickle(path, {name: value.numpy() for name, value in build_backbone(18, seed=9).state_dict().items()})
+    write_pickle(
+        path, {name: value.numpy() for name, value in build_backbone(BackboneSpec(18), seed=9).state_dict().items()}
+    )
     return path
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
-from passl_densecl.config import PretrainConfig, load_config
+from passl_densecl.config import BackboneSpec, PretrainConfig, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.data.loader import PairLoader
 from passl_densecl.engine import guard as guards
@@ -519,7 +519,7 @@ def test_linear_evaluation_ends_before_it_saves(tmp_path, photos):
 
 def test_fine_tuning_ends_too(photos):
     images = scan_images(str(photos), None, labeled=True)
-    backbone = densecl.build_backbone(18, 4, 0, 2)
+    backbone = densecl.build_backbone(BackboneSpec(18, 4, 2), 0)
     with pytest.raises(
         RunError,
         match=r"step 2: not finite: the loss \((nan|inf)\)\. .*Lower the learning rates \(now 0\.01 and 1e\+38\)",

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from passl_densecl.config import load_config, parse_config
+from passl_densecl.config import BackboneSpec, HeadSpec, load_config, parse_config
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.engine.linear import fingerprint, linear_eval, load_pretrained
 from passl_densecl.errors import InputError
@@ -84,7 +84,7 @@ def data(tmp_path_factory):
 def weights(tmp_path_factory, data):
     """One pre-trained encoder (its statistics not those of the start) as a training checkpoint and as files."""
     folder = tmp_path_factory.mktemp("weights")
-    model = DenseCL(18, queue_len=8, hidden_dim=8, out_dim=4, seed=9)
+    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=8, out_dim=4), queue_len=8, seed=9)
     images = scan_images(str(data / "train"))
     batch = paddle.to_tensor(np.stack([decode(images.path(index)) for index in range(16)]))
     model.train()
@@ -112,12 +112,14 @@ def test_the_backbone_is_frozen_to_the_bit(undisturbed, weights):
     assert set(after) == {f"backbone.{name}" for name in backbone} | {"fc.weight", "fc.bias"}
     for name, value in backbone.items():  # BatchNorm's statistics included
         np.testing.assert_array_equal(after[f"backbone.{name}"], value, err_msg=name)
-    assert np.abs(after["fc.weight"] - LinearClassifier(18, CLASSES).fc.weight.numpy()).max() > 0.05  # it has learned
+    assert (
+        np.abs(after["fc.weight"] - LinearClassifier(BackboneSpec(18), CLASSES).fc.weight.numpy()).max() > 0.05
+    )  # it has learned
     assert set(arrays(undisturbed, LAST, "optimizer.pdopt")) == {"fc.weight", "fc.bias"}
 
 
 def test_training_mode_leaves_the_backbone_in_eval_mode(data):
-    model = LinearClassifier(18, CLASSES)
+    model = LinearClassifier(BackboneSpec(18), CLASSES)
     before = fingerprint(model.backbone)
     model.eval()
     model.train()
@@ -133,7 +135,7 @@ def test_training_mode_leaves_the_backbone_in_eval_mode(data):
 
 
 def test_a_fingerprint_sees_one_changed_statistic():
-    model = LinearClassifier(18, CLASSES)
+    model = LinearClassifier(BackboneSpec(18), CLASSES)
     before = fingerprint(model.backbone)
     mean = model.backbone.bn1._mean
     values = mean.numpy()
@@ -145,14 +147,17 @@ def test_a_fingerprint_sees_one_changed_statistic():
 @pytest.mark.parametrize("source", ["epoch_0001", "epoch_0001/model.pdparams", "plain.pdparams", "prefixed.pdparams"])
 def test_every_kind_of_file_gives_the_same_backbone(weights, data, tmp_path, source):
     folder, backbone = weights
-    model = LinearClassifier(18, CLASSES)
+    model = LinearClassifier(BackboneSpec(18), CLASSES)
     load_pretrained(model, str(folder / source), linear_config(tmp_path, data).model, SilentLog())
     for name, value in model.backbone.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), backbone[name], err_msg=name)
 
 
 def test_random_keeps_the_seeded_weights(weights, data, tmp_path):
-    model, untouched = LinearClassifier(18, CLASSES, seed=4), LinearClassifier(18, CLASSES, seed=4)
+    model, untouched = (
+        LinearClassifier(BackboneSpec(18), CLASSES, seed=4),
+        LinearClassifier(BackboneSpec(18), CLASSES, seed=4),
+    )
     load_pretrained(model, "random", linear_config(tmp_path, data).model, SilentLog())
     assert fingerprint(model.backbone) == fingerprint(untouched.backbone)
     load_pretrained(model, str(weights[0] / "plain.pdparams"), linear_config(tmp_path, data).model, SilentLog())
@@ -213,7 +218,7 @@ def test_extracted_weights_of_other_strides_are_refused(weights, data, tmp_path)
     write_pickle(
         tmp_path / "w.pdparams", weights[1], card=Card(kind="backbone", depth=18, stem_stride=4, last_stride=1)
     )
-    model = LinearClassifier(18, CLASSES)
+    model = LinearClassifier(BackboneSpec(18), CLASSES)
     with pytest.raises(InputError, match=r"trained with model.last_stride 1, .*; set -o model.last_stride=1"):
         load_pretrained(model, str(tmp_path / "w.pdparams"), linear_config(tmp_path, data).model, SilentLog())
     config = linear_config(tmp_path, data, model__last_stride=1)
@@ -233,7 +238,7 @@ def test_the_best_epoch_is_recorded_and_kept(undisturbed):
 
 def exact(run: Path, data: Path, config) -> tuple[float, float]:
     """(top-1, top-5), image by image."""
-    model = LinearClassifier(18, CLASSES)
+    model = LinearClassifier(BackboneSpec(18), CLASSES)
     load_strict(model, read_arrays(run / "checkpoints" / LAST / "model.pdparams"))
     model.eval()
     images = scan_images(str(data / "val"), labeled=True)
@@ -307,7 +312,7 @@ def test_a_validation_class_that_was_not_trained_is_refused(data, tmp_path):
 
 
 def test_a_classifier_of_other_classes_is_not_evaluated(undisturbed, data, tmp_path):
-    model = LinearClassifier(18, 3)
+    model = LinearClassifier(BackboneSpec(18), 3)
     write_pickle(tmp_path / "bare.pdparams", {name: value.numpy() for name, value in model.state_dict().items()})
     with pytest.raises(InputError, match=r"a classifier of 3 classes, but .* holds 7"):
         linear_eval(linear_config(tmp_path, data), load=str(tmp_path / "bare.pdparams"), evaluate_only=True)

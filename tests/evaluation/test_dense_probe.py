@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from passl_densecl.config import BackboneOptions
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation import load_backbone
 from passl_densecl.evaluation.dense_probe import (
@@ -151,8 +152,8 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
 
 def test_maps_cover_the_whole_image_from_border_to_border():
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
-    assert image_map(load_backbone("random", 18), image, 64).shape == (512, 3, 4)
-    assert image_map(load_backbone("random", 18, last_stride=1), image, 64).shape == (512, 5, 7)
+    assert image_map(load_backbone("random", BackboneOptions(18)), image, 64).shape == (512, 3, 4)
+    assert image_map(load_backbone("random", BackboneOptions(18, last_stride=1)), image, 64).shape == (512, 5, 7)
 
 
 def test_too_many_cells_are_thinned_and_none_are_named():

@@ -515,7 +515,7 @@ def _read_weights(folder: Path, output: Path, words: tuple[str, ...]) -> None:
         lambda: files.read_card(path),
         lambda: files.read_pickle(path),
         lambda: files.read_arrays(path),
-        lambda: load.recorded_model(path),
+        lambda: load.recorded_backbone(path),
         lambda: load.recorded_config(path),
         lambda: load.recorded_classes(path, 2),
         lambda: load.read_backbone(path, encoder=encoder, prefix=prefix or None),

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from steps import compare, image, random_weights, run
 
+from passl_densecl.config import BackboneSpec
 from passl_densecl.integrations.matching import Network
 from passl_densecl.integrations.prepare import coco_layout, prepare
 from passl_densecl.integrations.toolboxes import Kind
@@ -64,7 +65,7 @@ def write_reference(scratch: Path, source: Path, adelaidet: Path | None) -> None
         weights = scratch / f"r{depth}.pdparams"
         arrays = random_weights(depth)
         write_pickle(weights, arrays)
-        backbone = build_backbone(depth, seed=None)
+        backbone = build_backbone(BackboneSpec(depth), seed=None)
         load_strict(backbone, arrays)
         backbone.eval()
         with paddle.no_grad():

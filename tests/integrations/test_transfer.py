@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
+from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
 from passl_densecl.integrations.check import check
 from passl_densecl.integrations.matching import Network, count_matches
@@ -558,7 +559,7 @@ def test_the_dilated_backbone_holds_the_plain_one(depth, tmp_path):
     from passl_densecl.integrations.paddleseg_backbone import DenseCLResNet
     from passl_densecl.models.resnet import build_backbone
 
-    plain = build_backbone(depth, seed=5)
+    plain = build_backbone(BackboneSpec(depth), seed=5)
     path = tmp_path / "plain.pdparams"
     write_pickle(path, {name: tensor.numpy() for name, tensor in plain.state_dict().items()})
     image = paddle.to_tensor(np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype("f4"))

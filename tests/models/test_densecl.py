@@ -8,13 +8,16 @@ import numpy as np
 import paddle
 import pytest
 
+from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.models import DenseCL, Encoder, Projections, build_backbone, normalize
 
-SMALL = {"queue_len": 12, "hidden_dim": 16, "out_dim": 8, "temperature": 0.2}
+HEADS = {"hidden_dim": 16, "out_dim": 8}
 
 
 def small(**changes) -> DenseCL:
-    model = DenseCL(18, **(SMALL | {"momentum": 0.9} | changes))
+    heads = HeadSpec(**HEADS | {key: changes.pop(key) for key in ("num_grid", "dense") if key in changes})
+    backbone = BackboneSpec(18, last_stride=changes.pop("last_stride", 2))
+    model = DenseCL(backbone, heads, **{"queue_len": 12, "momentum": 0.9} | changes)
     model.train()
     return model
 
@@ -194,7 +197,7 @@ def test_the_queues_take_global_keys_and_dense_means():
 
 
 def test_shapes_and_lengths_of_projections():
-    encoder = Encoder(18, hidden_dim=16, out_dim=8)
+    encoder = Encoder(BackboneSpec(18), HeadSpec(hidden_dim=16, out_dim=8))
     with paddle.no_grad():
         out = encoder(normalize(images(3, side=96)))
         backbone = encoder.backbone(normalize(images(3, side=96)))
@@ -209,7 +212,7 @@ def test_shapes_and_lengths_of_projections():
 
 def test_projections_are_those_of_the_paper():
     """Global: pool, then the head. Dense mean: over positions, before the vectors are normalized."""
-    encoder = Encoder(18, hidden_dim=16, out_dim=8)
+    encoder = Encoder(BackboneSpec(18), HeadSpec(hidden_dim=16, out_dim=8))
     features = paddle.to_tensor(np.random.default_rng(2).random((2, 512, 2, 2), dtype=np.float32))
     with paddle.no_grad():
         out = encoder.project(features)
@@ -250,7 +253,7 @@ def test_num_grid_pools_the_neck_and_the_correspondence_alike():
 
 
 def test_rows_and_concat_are_inverse():
-    encoder = Encoder(18, hidden_dim=16, out_dim=8)
+    encoder = Encoder(BackboneSpec(18), HeadSpec(hidden_dim=16, out_dim=8))
     with paddle.no_grad():
         out = encoder(normalize(images(3)))
     for pieces in ([out.rows(slice(0, 1)), out.rows(slice(1, 3))], [out.rows(paddle.to_tensor([0, 1, 2]))]):
@@ -286,7 +289,7 @@ def test_moco_v2_is_the_global_half_of_the_same_model():
 
 @pytest.fixture(scope="module")
 def wide():
-    return Encoder(18, hidden_dim=256, out_dim=128, seed=1)
+    return Encoder(BackboneSpec(18), HeadSpec(hidden_dim=256, out_dim=128), seed=1)
 
 
 def test_backbone_starts_kaiming_normal_fan_out(wide):
@@ -356,7 +359,7 @@ def value_is_random(name: str, value: np.ndarray) -> bool:
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize(("stem_stride", "last_stride", "side"), [(4, 2, 2), (2, 2, 4), (1, 2, 8), (4, 1, 4)])
 def test_strides_change_the_map_and_not_the_weights(depth, stem_stride, last_stride, side, published):
-    backbone = build_backbone(depth, stem_stride, seed=None, last_stride=last_stride)
+    backbone = build_backbone(BackboneSpec(depth, stem_stride, last_stride=last_stride), seed=None)
     backbone.eval()
     assert {name: tuple(value.shape) for name, value in backbone.state_dict().items()} == published[depth]
     with paddle.no_grad():
@@ -375,13 +378,16 @@ def published():
 
 
 def test_strides_keep_the_values_of_the_weights():
-    plain, dense = state(build_backbone(18, seed=2)), state(build_backbone(18, 1, seed=2, last_stride=1))
+    plain, dense = (
+        state(build_backbone(BackboneSpec(18), seed=2)),
+        state(build_backbone(BackboneSpec(18, 1, last_stride=1), seed=2)),
+    )
     for name, value in plain.items():
         np.testing.assert_array_equal(dense[name], value, err_msg=name)
 
 
 def test_last_stride_1_computes_the_published_positions_and_those_between():
-    wide, plain = build_backbone(18, seed=2, last_stride=1), build_backbone(18, seed=2)
+    wide, plain = build_backbone(BackboneSpec(18, last_stride=1), seed=2), build_backbone(BackboneSpec(18), seed=2)
     for network in (wide, plain):
         network.eval()
     block, published = wide.layer4[0], plain.layer4[0]
@@ -401,7 +407,7 @@ def count(layer: paddle.nn.Layer) -> int:
     [(18, 11_176_512, 2 * (512 * 2048 + 2048 + 2048 * 128 + 128)), (50, 23_508_032, 8_917_248)],
 )
 def test_number_of_trained_weights(depth, backbone, neck):
-    encoder = Encoder(depth)
+    encoder = Encoder(BackboneSpec(depth))
     assert count(encoder.backbone) == backbone
     assert count(encoder) - count(encoder.backbone) == neck
     if depth == 50:

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.models import DenseCL, Keys, match
 
 # (case, steps that are compared, tolerance of the losses)
@@ -39,11 +40,9 @@ def arrays(shared):
 
 def build(case: dict, arrays) -> DenseCL:
     model = DenseCL(
-        case["depth"],
+        BackboneSpec(case["depth"]),
+        HeadSpec(hidden_dim=case["hid_channels"], out_dim=case["out_channels"], num_grid=case["num_grid"]),
         queue_len=case["K"],
-        hidden_dim=case["hid_channels"],
-        out_dim=case["out_channels"],
-        num_grid=case["num_grid"],
         temperature=case["T"],
         momentum=case["m"],
     )

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from passl_densecl.config import PretrainModelConfig
+from passl_densecl.config import BackboneSpec, HeadSpec, PretrainModelConfig
 from passl_densecl.models import DenseCL, LinearClassifier, build_backbone
 from passl_densecl.models.summary import Cost, costs, summarize_linear, summarize_pretraining
 
@@ -43,7 +43,7 @@ def by_hand(depth: int, size: int, stem_stride: int = 4, last_stride: int = 2) -
 
 
 def backbone_cost(depth: int, size: int, stem_stride: int = 4, last_stride: int = 2) -> Cost:
-    backbone = build_backbone(depth, stem_stride, None, last_stride)
+    backbone = build_backbone(BackboneSpec(depth, stem_stride, last_stride), None)
     return sum(costs(backbone, paddle.zeros([1, 3, size, size])).values(), Cost())
 
 
@@ -100,14 +100,9 @@ def test_a_summary_agrees_with_the_model_that_trains(changes, positions):
     config = pretraining(**changes)
     summary = summarize_pretraining(config, 64, 256)
     model = DenseCL(
-        18,
+        BackboneSpec(18, stem_stride=config.stem_stride, last_stride=config.last_stride),
+        HeadSpec(hidden_dim=32, out_dim=8, num_grid=config.num_grid, dense=config.loss_lambda > 0),
         queue_len=256,
-        hidden_dim=32,
-        out_dim=8,
-        num_grid=config.num_grid,
-        stem_stride=config.stem_stride,
-        last_stride=config.last_stride,
-        dense=config.loss_lambda > 0,
     )
     trained = [p for p in model.parameters() if not p.stop_gradient]
     assert summary.trained == sum(int(np.prod(p.shape)) for p in trained)
@@ -127,12 +122,12 @@ def test_a_summary_agrees_with_the_model_that_trains(changes, positions):
 
 
 def test_linear_evaluation_trains_its_last_layer_only():
-    summary = summarize_linear(18, 4, 2, 64, 10)
+    summary = summarize_linear(BackboneSpec(18, 4, 2), 64, 10)
     assert summary.parts["backbone"] == by_hand(18, 64)
     assert summary.parts["fc"] == Cost(weights=512 * 10 + 10, linear=512 * 10)
     assert (summary.weights, summary.trained) == (by_hand(18, 64).weights + 5130, 5130)
     assert summary.training_multiply_adds == by_hand(18, 64).multiply_adds + 2 * 5120
-    trained = [p for p in LinearClassifier(18, 10).parameters() if not p.stop_gradient]
+    trained = [p for p in LinearClassifier(BackboneSpec(18), 10).parameters() if not p.stop_gradient]
     assert sum(int(np.prod(p.shape)) for p in trained) == summary.trained
 
 

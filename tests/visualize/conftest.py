@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from passl_densecl.config import PretrainConfig, dump_config, parse_config
+from passl_densecl.config import BackboneSpec, HeadSpec, PretrainConfig, dump_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS_PER_EPOCH, EPOCHS, WARMUP = 5, 6, 10
@@ -87,7 +87,7 @@ def run_dir(photos, tmp_path_factory) -> Path:
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     (folder / "environment.json").write_text('{"paddle": "3.3.1", "command": ["train.py"]}', encoding="utf-8")
     (folder / "train.log").write_text("data     40 images\nwarning  cannot decode '<b>.jpg'\n", encoding="utf-8")
-    model = DenseCL(18, queue_len=64, hidden_dim=32, out_dim=16, seed=5)
+    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=32, out_dim=16), queue_len=64, seed=5)
     state = {"task": "pretrain", "steps_per_epoch": STEPS_PER_EPOCH}
     steps = STEPS_PER_EPOCH * EPOCHS
     card = run_card(config, epoch=EPOCHS, step=steps)

@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
+from passl_densecl.config import BackboneOptions, BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation import load_backbone
 from passl_densecl.models import DenseCL, Encoder
@@ -29,7 +30,7 @@ def unit(features: paddle.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("which", ["query", "key"])
 def test_they_are_the_encoder_s_own(tmp_path, images, which):
-    model = DenseCL(18, queue_len=8, hidden_dim=24, out_dim=12, seed=1)
+    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=24, out_dim=12), queue_len=8, seed=1)
     for parameter in model.key_encoder.dense_head.parameters():
         parameter.set_value(parameter * 1.5 + 0.01)  # another one than the query's
     model.eval()
@@ -43,7 +44,7 @@ def test_they_are_the_encoder_s_own(tmp_path, images, which):
 
 
 def test_a_passl_checkpoint_has_them_under_its_own_names(tmp_path, images):
-    encoder = Encoder(18, hidden_dim=24, out_dim=12, seed=2)
+    encoder = Encoder(BackboneSpec(18), HeadSpec(hidden_dim=24, out_dim=12), seed=2)
     encoder.eval()
     arrays = arrays_of(encoder.backbone, "encoder_q.0.") | arrays_of(encoder.backbone, "encoder_k.0.")
     arrays |= arrays_of(encoder.dense_head, "encoder_q.1.mlp2.")
@@ -53,10 +54,12 @@ def test_a_passl_checkpoint_has_them_under_its_own_names(tmp_path, images):
 
 
 def test_random_ones_follow_the_seed(images):
-    one, other = (load_map("random", 18, seed=seed, features="dense")(images).numpy() for seed in (0, 1))
+    one, other = (
+        load_map("random", BackboneOptions(18), seed=seed, features="dense")(images).numpy() for seed in (0, 1)
+    )
     assert one.shape == (2, 128, 2, 2)
     assert not np.allclose(one, other)
-    encoder = Encoder(18, seed=1)
+    encoder = Encoder(BackboneSpec(18), seed=1)
     encoder.eval()
     unit_of = other.reshape(2, 128, 4) / np.linalg.norm(other.reshape(2, 128, 4), axis=1, keepdims=True)
     np.testing.assert_allclose(unit_of, encoder(images).dense.numpy(), atol=1e-5)
@@ -64,8 +67,10 @@ def test_random_ones_follow_the_seed(images):
 
 def test_weights_without_a_dense_head_are_refused(tmp_path):
     plain, moco = tmp_path / "plain.pdparams", tmp_path / "moco.pdparams"
-    write_pickle(plain, arrays_of(load_backbone("random", 18)))
-    write_pickle(moco, arrays_of(DenseCL(18, queue_len=8, hidden_dim=8, out_dim=8, dense=False)))
+    write_pickle(plain, arrays_of(load_backbone("random", BackboneOptions(18))))
+    write_pickle(
+        moco, arrays_of(DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=8, out_dim=8, dense=False), queue_len=8))
+    )
     with pytest.raises(InputError, match=r"plain\.pdparams: holds a backbone only.*--features backbone"):
         load_map(plain, features="dense")
     with pytest.raises(InputError, match=r"moco\.pdparams: has no dense head"):

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from passl_densecl.config import BackboneSpec
 from passl_densecl.evaluation import View
 from passl_densecl.transforms import Crop
 from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
@@ -185,7 +186,9 @@ def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, pho
     from passl_densecl.weights import write_pickle
 
     weights = tmp_path / "w.pdparams"
-    write_pickle(weights, {name: value.numpy() for name, value in build_backbone(18).state_dict().items()})
+    write_pickle(
+        weights, {name: value.numpy() for name, value in build_backbone(BackboneSpec(18)).state_dict().items()}
+    )
     options = ["--weights", str(weights), "--all", "--size", "64", "--output", str(tmp_path / "m.png")]
     assert tool.main(["match", photo, photo, *options]) == 0
     assert "6 nearest neighbors of 6 cells" in capsys.readouterr().out  # 64×85 pixels, stride 32: 2×3

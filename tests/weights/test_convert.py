@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.weights import backbone_shapes, extract_backbone
@@ -221,7 +222,7 @@ def test_mocos_projection_is_no_classifier():
 @pytest.fixture(scope="module")
 def model() -> DenseCL:
     """hidden_dim is the 512 channels and the queue as long as its vectors, so that no shape tells what lies which way."""
-    model = DenseCL(18, queue_len=32, hidden_dim=512, out_dim=32)
+    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=512, out_dim=32), queue_len=32)
     rng = np.random.default_rng(0)
     for name, tensor in model.state_dict().items():
         tensor.set_value(
@@ -277,7 +278,7 @@ def foreign(state: Arrays, kind: str, outer: str = "") -> Arrays:
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_the_shapes_of_a_state_are_those_of_the_built_model(depth, dense):
-    built = DenseCL(depth, queue_len=24, hidden_dim=32, out_dim=16, dense=dense)
+    built = DenseCL(BackboneSpec(depth), HeadSpec(hidden_dim=32, out_dim=16, dense=dense), queue_len=24)
     wanted = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
     assert list(state_shapes(depth, 32, 16, 24, dense).items()) == list(wanted.items())
 
@@ -554,7 +555,7 @@ def test_torch_computes_the_same_with_a_converted_file(tmp_path, depth, record_p
     from passl_densecl.models.resnet import build_backbone
 
     channels = 512 if depth < 50 else 2048
-    network = build_backbone(depth, seed=3)
+    network = build_backbone(BackboneSpec(depth), seed=3)
     rng = np.random.default_rng(depth)
     for name, tensor in network.state_dict().items():  # statistics and scales of a trained network, not of a fresh one
         if len(tensor.shape) == 1:

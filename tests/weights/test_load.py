@@ -16,9 +16,9 @@ from passl_densecl.weights import (
     backbone_shapes,
     load_strict,
     read_backbone,
+    recorded_backbone,
     recorded_card,
     recorded_classes,
-    recorded_model,
     write_pickle,
     write_weights,
 )
@@ -205,7 +205,7 @@ def test_a_backbone_is_read_from_every_format(tmp_path, suffix):
     write_weights(tmp_path / f"w{suffix}", arrays, card=Card(kind="backbone", depth=18, stem_stride=1, last_stride=1))
     path = (tmp_path / f"w{suffix}").rename(tmp_path / "w")
     assert same(read_backbone(path).backbone, arrays)
-    model = recorded_model(path)
+    model = recorded_backbone(path)
     assert model is not None
     assert (model.depth, model.stem_stride, model.last_stride) == (18, 1, 1)
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_without_a_card_is_known_by_its_run(tmp_path):
     card = recorded_card(file)
     assert card is not None
     assert (card.kind, card.epoch, card.step, card.last_stride) == ("pre-training checkpoint", 3, 30, 1)
-    model = recorded_model(file)
+    model = recorded_backbone(file)
     assert model is not None
     assert model.last_stride == 1
     for number, state in enumerate(("{", "[]", '{"step": "x", "classes": [1]}')):
@@ -235,7 +235,7 @@ def test_a_checkpoint_without_a_card_is_known_by_its_run(tmp_path):
         assert (card.epoch, card.step, card.classes) == (None, None, None)
     write_pickle(tmp_path / "alone.pdparams", {"a": np.ones(1)})
     assert recorded_card(tmp_path / "alone.pdparams") is None
-    assert recorded_model(tmp_path / "alone.pdparams") is None
+    assert recorded_backbone(tmp_path / "alone.pdparams") is None
 
 
 def test_the_card_is_believed_before_the_folder(tmp_path):
@@ -246,10 +246,10 @@ def test_the_card_is_believed_before_the_folder(tmp_path):
     assert card is not None
     assert card.step == 7
     assert recorded_classes(file) == ("a", "b")
-    assert recorded_model(file) is None  # it does not say the strides
+    assert recorded_backbone(file) is None  # it does not say the strides
 
 
 def test_a_card_of_no_resnet_is_said(tmp_path):
     write_pickle(tmp_path / "w", {"a": np.ones(1)}, card=Card(kind="backbone", depth=19, stem_stride=3, last_stride=1))
     with pytest.raises(InputError, match=r"names a model that is not known here \(depth 19: .*; stem_stride 3: "):
-        recorded_model(tmp_path / "w")
+        recorded_backbone(tmp_path / "w")

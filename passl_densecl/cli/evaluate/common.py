@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import passl_densecl
-from passl_densecl.config import DEPTHS
+from passl_densecl.config import DEPTHS, BackboneOptions
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, Resize
@@ -115,9 +115,8 @@ def backbones(args: argparse.Namespace) -> Iterator[tuple[str, ResNetBackbone]]:
     from passl_densecl.evaluation import load_backbone, untrained_like
 
     def load(path: str) -> ResNetBackbone:
-        return load_backbone(
-            path, args.depth, args.stem_stride, args.seed, last_stride=args.last_stride, encoder=args.encoder
-        )
+        options = BackboneOptions(args.depth, args.stem_stride, args.last_stride)
+        return load_backbone(path, options, seed=args.seed, encoder=args.encoder)
 
     others = [path for path in args.weights if path != RANDOM]
     for title, path in zip(titles(args.weights), args.weights, strict=True):
