@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-from passl_densecl.weights.card import Card, Parent
-from passl_densecl.weights.files import (
-    WeightFile,
-    read_arrays,
-    read_card,
-    read_pickle,
-    read_weights,
-    weights_file,
-    write_pickle,
-    write_weights,
-)
-from passl_densecl.weights.info import FileInfo, describe_file, render
-from passl_densecl.weights.load import (
-    load_strict,
-    read_backbone,
-    read_model,
-    recorded_backbone,
-    recorded_card,
-    recorded_classes,
-    recorded_config,
-)
-from passl_densecl.weights.names import (
-    Extraction,
-    backbone_names,
-    backbone_shapes,
-    depth_of,
-    extract_backbone,
-    find_encoder,
-)
+import importlib
+from typing import Any
 
-__all__ = [
-    "Card",
-    "Extraction",
-    "FileInfo",
-    "Parent",
-    "WeightFile",
-    "backbone_names",
-    "backbone_shapes",
-    "depth_of",
-    "describe_file",
-    "extract_backbone",
-    "find_encoder",
-    "load_strict",
-    "read_arrays",
-    "read_backbone",
-    "read_card",
-    "read_model",
-    "read_pickle",
-    "read_weights",
-    "recorded_backbone",
-    "recorded_card",
-    "recorded_classes",
-    "recorded_config",
-    "render",
-    "weights_file",
-    "write_pickle",
-    "write_weights",
-]
+# The names that others use → the module that defines each. It is imported when a name is first asked for.
+_NAMES = {
+    "card": ("Card", "Parent"),
+    "files": ("WeightFile", "read_arrays", "read_card", "read_pickle", "read_weights", "weights_file"),
+    "info": ("FileInfo", "describe_file", "render"),
+    "load": ("load_strict",),
+    "names": ("Extraction", "depth_of", "extract_backbone", "find_encoder"),
+    "read": ("read_backbone", "read_classifier", "read_model", "read_training_state"),
+    "recorded": ("recorded_backbone", "recorded_card", "recorded_classes", "recorded_config"),
+    "vocabulary": ("backbone_names", "backbone_shapes"),
+    "writing": ("write_pickle", "write_weights"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

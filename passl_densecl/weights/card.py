@@ -26,6 +26,7 @@ BACKBONE, OPTIMIZER = "backbone", "optimizer state"
 FOREIGN = "file without a card"  # the kind of a parent that this project did not write
 
 MAX_BYTES = 2**20
+PICKLE_START = b"\x80\x04\x8d"  # of a pickle with a card: protocol 4, then a text, whose length and bytes follow
 _MAGIC = "passl_densecl card "
 
 # Where a run's images lie, what it ran on, how often it was saved and when it gives up say nothing about its weights.
@@ -69,7 +70,7 @@ class Card(_Entry):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Card:
-        """The card in a plain dictionary; unknown keys are kept. Raises InputError naming the entries that do not fit."""
+        """The card in a plain dictionary; unknown keys are kept. Raises InputError, which names the wrong entries."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

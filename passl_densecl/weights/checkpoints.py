@@ -1,7 +1,7 @@
 """Checkpoint folders: which there are, how old each is, and whether its files are still what was written.
 
-A checkpoint holds `model.pdparams`, `optimizer.pdopt`, `state.json` and `checksums.json`, which says of the other three how
-many bytes they have and their SHA-256. Those that older versions wrote have no checksums.
+A checkpoint holds `model.pdparams`, `optimizer.pdopt`, `state.json` and `checksums.json` with the sizes and the SHA-256
+of the other three. Checkpoints of older versions have no checksums.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from passl_densecl.errors import InputError
 MODEL, OPTIMIZER, STATE, CHECKSUMS = "model.pdparams", "optimizer.pdopt", "state.json", "checksums.json"
 FILES = (MODEL, OPTIMIZER, STATE)
 
-# What follows a name: `.replaced` is whole, and stands in while a new one of its name takes its place; the others are only kept
-# for their owner to look at, and count for nothing.
+# What follows a name. `.replaced` is a whole checkpoint that is used until a new one of its name has taken its place;
+# the others are only kept for their owner to look at.
 REPLACED, DAMAGED, SUPERSEDED = ".replaced", ".damaged", ".superseded"
 
 _OUR_NAME = re.compile(r"(epoch|step)_\d+$")
@@ -63,7 +63,7 @@ def by_age(checkpoints: Iterable[Path]) -> list[Path]:
 
 
 def checksums(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
-    """File name → (bytes, SHA-256) as written; None for a checkpoint without them. Raises InputError when they are damaged."""
+    """File name → (bytes, SHA-256) as written; None for a checkpoint without. Raises InputError when damaged."""
     path = checkpoint / CHECKSUMS
     try:
         content = parse_json(path.read_text(encoding="utf-8"))

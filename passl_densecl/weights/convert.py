@@ -1,6 +1,6 @@
 """One weight file into another: read whatever it is, check every name, write what another project expects.
 
-Everything passes through ``paddle.vision``'s names and Paddle's layouts (``vocabulary.py``, ``names.py``, ``state.py``).
+Everything goes through ``paddle.vision``'s names and Paddle's layouts (``vocabulary.py``, ``names.py``, ``state.py``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import BACKBONE, CLASSIFIER, FOREIGN, PRETRAINING, Card, Parent
-from passl_densecl.weights.files import read_weights, weights_file, write_weights
-from passl_densecl.weights.load import recorded_backbone, recorded_card
+from passl_densecl.weights.files import read_weights, weights_file
 from passl_densecl.weights.names import WRAPPERS, Extraction, extract_backbone, unwrap
-from passl_densecl.weights.state import TrainingState, read_state, write_state
+from passl_densecl.weights.recorded import recorded_backbone, recorded_card
+from passl_densecl.weights.state import read_state, write_state
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, VOCABULARIES, translate
+from passl_densecl.weights.writing import write_weights
 
 PIXELS = "RGB input, 0–255, minus (123.675, 116.28, 103.53), divided by (58.395, 57.12, 57.375)"
 AUTHOR = "passl_densecl"  # detectron2 renames the weights of an author called Caffe2
@@ -54,7 +55,8 @@ TARGETS = {
         (".pth", ".pt"),
         (
             PIXELS,
-            "torchvision.models.resnet{depth}(); set model.fc = torch.nn.Identity() to load a file without a classifier strictly",
+            "torchvision.models.resnet{depth}(); set model.fc = torch.nn.Identity() to load a file without a "
+            "classifier strictly",
         ),
         classifier="fc.",
     ),
@@ -97,8 +99,8 @@ TARGETS = {
         ),
         classifier="fc.",
         shallow=(
-            "Arch.use_first_short_conv: False; otherwise the first block has a shortcut convolution, for which the file holds "
-            "the identity (exact in evaluation only)",
+            "Arch.use_first_short_conv: False; otherwise the first block has a shortcut convolution, for which the "
+            "file holds the identity (exact in evaluation only)",
         ),
     ),
     "paddledetection": Target(
@@ -111,8 +113,8 @@ TARGETS = {
             PIXELS + " (NormalizeImage: is_scale true, mean [0.485,0.456,0.406], std [0.229,0.224,0.225])",
         ),
         shallow=(
-            "the first block has a shortcut convolution there, for which the file holds the identity: exact in evaluation and "
-            "with freeze_norm: true; a trained BatchNorm normalizes the map at that place",
+            "the first block has a shortcut convolution there, for which the file holds the identity: exact in "
+            "evaluation and with freeze_norm: true; a trained BatchNorm normalizes the map at that place",
         ),
     ),
     "safetensors": Target(
@@ -161,8 +163,8 @@ SOURCES = {**{name: name for name in VOCABULARIES}, "mmpretrain": "torchvision",
 
 
 @dataclass(frozen=True)
-class Told:
-    """What became of a file's content, for people."""
+class Report:
+    """What was done with a file's content."""
 
     kind: str
     kept: str
@@ -175,25 +177,25 @@ class Told:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A file that was converted; :meth:`lines` tells it."""
+    """A file that was converted."""
 
     source: Path
     output: Path
-    told: Told
+    report: Report
     notes: tuple[str, ...]
     settings: tuple[str, ...]
     title: str
 
     def lines(self) -> list[str]:
-        """A report for people: what was read, kept, dropped and written, and what must go with it."""
-        told = self.told
-        dropped = [f"{group} {count}" for group, count in told.dropped.items()]
-        dropped += [f"what lay beside the weights ({', '.join(told.beside)})"] if told.beside else []
+        """What was read, kept, dropped and written, and the settings that must go with it."""
+        report = self.report
+        dropped = [f"{group} {count}" for group, count in report.dropped.items()]
+        dropped += [f"what lay beside the weights ({', '.join(report.beside)})"] if report.beside else []
         return [
-            f"read     {self.source} ({told.kind})",
-            f"kept     {told.kept}",
+            f"read     {self.source} ({report.kind})",
+            f"kept     {report.kept}",
             f"dropped  {', '.join(dropped) or 'nothing'}",
-            f"wrote    {self.output}, names like {told.example}",
+            f"wrote    {self.output}, names like {report.example}",
             *(f"note     {note}" for note in self.notes),
             f"set      with {self.title}:",
             *(f"         {line}" for line in self.settings),
@@ -214,7 +216,7 @@ def convert(
     Args:
         source: a file, a checkpoint folder or a run folder.
         output: the file to write; its suffix must be one of the target's.
-        to: a key of ``TARGETS`` for a backbone (with its classifier), or of ``STATE_TARGETS`` for a whole training state.
+        to: a key of ``TARGETS`` for a backbone with its classifier, or of ``STATE_TARGETS`` for a whole training state.
         from_: a key of ``SOURCES``; normally the names say it.
         encoder: which encoder of a pre-training file.
         prefix: what stands before the wanted backbone's names, where the file cannot say.
@@ -229,14 +231,14 @@ def convert(
         raise InputError(f"{output} is the file to read; choose another name")
     content = read_weights(file).content
     try:
-        new, told = convert_content(content, to, from_=from_, encoder=encoder, prefix=prefix)
+        new, report = convert_content(content, to, from_=from_, encoder=encoder, prefix=prefix)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    write_weights(output, new, card=_card(file, told, target, encoder))
-    fields = {"depth": told.depth, "file": output, "stem": output.with_suffix("")}
-    settings = target.settings + (target.shallow if told.depth not in BOTTLENECK_DEPTHS else ())
+    write_weights(output, new, card=_card(file, report, target, encoder))
+    fields = {"depth": report.depth, "file": output, "stem": output.with_suffix("")}
+    settings = target.settings + (target.shallow if report.depth not in BOTTLENECK_DEPTHS else ())
     return Conversion(
-        file, output, told, _stride_notes(file), tuple(line.format(**fields) for line in settings), target.title
+        file, output, report, _stride_notes(file), tuple(line.format(**fields) for line in settings), target.title
     )
 
 
@@ -247,53 +249,19 @@ def convert_content(
     from_: str | None = None,
     encoder: Literal["query", "key"] = "query",
     prefix: str | None = None,
-) -> tuple[dict[str, Any], Told]:
-    """What a file holds → what a file for the target must hold, and what is to be told about it.
+) -> tuple[dict[str, Any], Report]:
+    """What a file holds → what a file for the target must hold, and the report about it.
 
     Raises:
         InputError: as :func:`convert`, about the weights.
     """
     target, table = (TARGETS | STATE_TARGETS)[to], unwrap(content)
     if to in STATE_TARGETS:
-        arrays, told = _state_arrays(table, to, from_, encoder, prefix)
+        arrays, report = _state_arrays(table, to, from_, encoder, prefix)
     else:
-        arrays, told = _backbone_arrays(table, to, from_, encoder, prefix)
-    told = replace(told, beside=_beside(content))
-    return ({**dict(target.beside), target.wrapper: arrays} if target.wrapper else arrays), told
-
-
-def read_classifier(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """A linear classifier of any kind, under the names of this project's: ``backbone.…``, ``fc.weight``, ``fc.bias``.
-
-    Raises:
-        InputError: not readable, no backbone, or no classifier on it; names the file.
-    """
-    file = weights_file(path)
-    content = read_weights(file).content
-    try:
-        taken = extract_backbone(unwrap(content))
-        classifier = taken.classifier()
-        if not classifier:
-            raise InputError(
-                f"no classifier on its backbone ({taken.kind}): expected fc.weight, head.fc.weight or the like"
-            )
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-    return {f"backbone.{name}": array for name, array in taken.backbone.items()} | classifier
-
-
-def read_training_state(path: str | os.PathLike[str]) -> TrainingState:
-    """A whole training state of any kind under this project's names.
-
-    Raises:
-        InputError: not readable, or no whole training state; names the file.
-    """
-    file = weights_file(path)
-    content = read_weights(file).content
-    try:
-        return read_state(unwrap(content))
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        arrays, report = _backbone_arrays(table, to, from_, encoder, prefix)
+    report = replace(report, beside=_beside(content))
+    return ({**dict(target.beside), target.wrapper: arrays} if target.wrapper else arrays), report
 
 
 def _target(to: str, output: Path) -> Target:
@@ -307,7 +275,7 @@ def _target(to: str, output: Path) -> Target:
 
 def _backbone_arrays(
     table: Mapping[str, np.ndarray], to: str, from_: str | None, encoder: Literal["query", "key"], prefix: str | None
-) -> tuple[dict[str, np.ndarray], Told]:
+) -> tuple[dict[str, np.ndarray], Report]:
     vocabulary = None if from_ is None else SOURCES[from_]
     taken = extract_backbone(table, encoder=encoder, prefix=prefix, vocabulary=vocabulary)
     arrays, dropped = backbone_for(taken, to), dict(taken.dropped)
@@ -320,7 +288,7 @@ def _backbone_arrays(
         dropped[taken.fc_group] -= 2
     dropped = {group: count for group, count in dropped.items() if count}
     is_what = CLASSIFIER if taken.fc is not None and TARGETS[to].classifier else BACKBONE
-    return arrays, Told(taken.kind, kept, dropped, taken.depth, next(iter(arrays)), is_what)
+    return arrays, Report(taken.kind, kept, dropped, taken.depth, next(iter(arrays)), is_what)
 
 
 def backbone_for(taken: Extraction, to: str) -> dict[str, np.ndarray]:
@@ -341,7 +309,7 @@ def backbone_for(taken: Extraction, to: str) -> dict[str, np.ndarray]:
 
 def _state_arrays(
     table: Mapping[str, np.ndarray], to: str, from_: str | None, encoder: str, prefix: str | None
-) -> tuple[dict[str, np.ndarray], Told]:
+) -> tuple[dict[str, np.ndarray], Report]:
     if encoder == "key" or prefix is not None:
         raise InputError(f"--to {to} takes both encoders; leave out --encoder and --prefix")
     state = read_state(table)
@@ -352,7 +320,7 @@ def _state_arrays(
     kept = f"{len(state.arrays)} arrays: {state.describe()}"
     arrays = write_state(state, to)
     example = next(name for name in arrays if name.endswith("conv1.weight"))
-    return arrays, Told(state.kind, kept, {}, state.depth, example, PRETRAINING)
+    return arrays, Report(state.kind, kept, {}, state.depth, example, PRETRAINING)
 
 
 def _beside(content: object) -> tuple[str, ...]:
@@ -363,16 +331,16 @@ def _beside(content: object) -> tuple[str, ...]:
     return tuple(str(name) for name in content if name != wrapper) if wrapper else ()
 
 
-def _card(file: Path, told: Told, target: Target, encoder: str) -> Card:
+def _card(file: Path, report: Report, target: Target, encoder: str) -> Card:
     """What the new file is: what the old one was, as far as its card says, under other names."""
     old = recorded_card(file)
     parent = Parent.of(file, old.kind if old else FOREIGN)
-    new = (old or Card(kind=told.is_what)).replace(
-        kind=told.is_what, names=target.vocabulary, depth=told.depth, parents=(parent,)
+    new = (old or Card(kind=report.is_what)).replace(
+        kind=report.is_what, names=target.vocabulary, depth=report.depth, parents=(parent,)
     )
-    if told.is_what != CLASSIFIER:
+    if report.is_what != CLASSIFIER:
         new = new.replace(classes=None)
-    return new.replace(encoder=encoder) if old and old.kind == PRETRAINING and told.is_what == BACKBONE else new
+    return new.replace(encoder=encoder) if old and old.kind == PRETRAINING and report.is_what == BACKBONE else new
 
 
 def _stride_notes(file: Path) -> tuple[str, ...]:
@@ -380,6 +348,6 @@ def _stride_notes(file: Path) -> tuple[str, ...]:
     if model is None or model.is_published:
         return ()
     return (
-        f"trained with model.stem_stride {model.stem_stride}, model.last_stride {model.last_stride}: other projects' ResNets "
-        "have 4 and 2, and no file of weights tells; the maps will be smaller there",
+        f"trained with model.stem_stride {model.stem_stride}, model.last_stride {model.last_stride}: other projects' "
+        "ResNets have 4 and 2, and the weights do not record it; the maps will be smaller there",
     )

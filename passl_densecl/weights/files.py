@@ -1,14 +1,12 @@
-"""Weight files of every format read as data, recognized by their content, and written by their suffix.
+"""Weight files of every format read as data, recognized by their content; `writing.py` writes them.
 
-Formats: pickles (.pdparams and .pdopt of Paddle, .pd of PASSL, .pkl of detectron2), torch's zip files and what torch wrote
-before (.pth, .pt), safetensors. Reading never runs anything of a file and needs neither Paddle nor torch; each format has a
-module of its own.
+Formats: pickles (.pdparams and .pdopt of Paddle, .pd of PASSL, .pkl of detectron2), torch's zip files and what torch
+wrote before (.pth, .pt), safetensors. Reading never runs anything of a file and needs neither Paddle nor torch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,52 +15,16 @@ import numpy as np
 
 from passl_densecl.disk import did_you_mean, opened
 from passl_densecl.errors import InputError
+from passl_densecl.text import listed
 from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
-from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card, write_pickle
+from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card
 from passl_densecl.weights.plain import describe
-from passl_densecl.weights.safetensors_files import (
-    is_safetensors,
-    load_safetensors,
-    safetensors_card,
-    write_safetensors,
-)
-from passl_densecl.weights.torch_files import (
-    ZIP_START,
-    TorchContent,
-    is_legacy,
-    load_legacy_torch,
-    load_torch,
-    torch_card,
-    write_torch,
-)
-
-__all__ = [
-    "SUFFIXES",
-    "WeightFile",
-    "describe",
-    "read_arrays",
-    "read_card",
-    "read_pickle",
-    "read_weights",
-    "weights_file",
-    "write_pickle",
-    "write_weights",
-]
 
 Format = Literal["pickle", "torch", "torch (legacy)", "safetensors"]
 
-_WRITERS: dict[str, Callable[..., None]] = {
-    ".pdparams": write_pickle,
-    ".pdopt": write_pickle,
-    ".pd": write_pickle,
-    ".pkl": write_pickle,
-    ".pth": write_torch,
-    ".pt": write_torch,
-    ".safetensors": write_safetensors,
-}
-SUFFIXES = tuple(_WRITERS)
-_CARDS = {"pickle": pickle_card, "torch": torch_card, "safetensors": safetensors_card}
+_ZIP_START = b"PK\x03\x04"
+_LEGACY_TORCH = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."  # torch's magic number, pickled
 
 
 @dataclass(frozen=True)
@@ -79,12 +41,12 @@ class WeightFile:
 def read_weights(path: str | os.PathLike[str]) -> WeightFile:
     """What a weight file of any format holds; a checkpoint or run folder means what :func:`weights_file` says.
 
-    The format is recognized by content, never by suffix. Tensors become arrays that are contiguous and the caller's own;
+    The format is recognized by content, never by suffix. Tensors become contiguous arrays in memory of their own;
     bfloat16 of torch and safetensors becomes float32, exactly; ordered dictionaries become dictionaries. Nothing in the
     file is executed, whoever wrote it. A file of a checkpoint is compared with the checksums beside it first.
 
     Raises:
-        InputError: nothing there, incomplete, damaged, of another kind, or it asks for anything but plain data; says what.
+        InputError: missing, incomplete, damaged, of another kind, or it asks for anything but plain data.
     """
     path = weights_file(path)
     checkpoints.check_weights(path)
@@ -96,19 +58,12 @@ def _read_weights(path: Path) -> WeightFile:
         format = recognize(path, file, size)
         card = _card(path, format, file, size)
         file.seek(0)
-        if format == "pickle":
-            content = TorchContent(load_pickle(path, file, size), ())
-        elif format == "torch":
-            content = load_torch(path, file, size)
-        elif format == "torch (legacy)":
-            content = load_legacy_torch(path, file, size)
-        else:
-            content = TorchContent(load_safetensors(path, file, size), ())
-    return WeightFile(path, format, content.content, card, content.not_read)
+        content, not_read = _load(path, format, file, size)
+    return WeightFile(path, format, content, card, not_read)
 
 
 def read_card(path: str | os.PathLike[str]) -> Card | None:
-    """The identity card in a file or folder that :func:`read_weights` reads, without its weights; None for foreign files.
+    """The identity card in a file or folder that :func:`read_weights` reads; None for files of other programs.
 
     Raises:
         InputError: nothing there, not a weight file, or the card is damaged.
@@ -120,24 +75,6 @@ def read_card(path: str | os.PathLike[str]) -> Card | None:
         return None if card is None else Card.from_dict(card)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def write_weights(
-    path: str | os.PathLike[str], content: object, *, card: Card | Mapping[str, Any] | None = None
-) -> None:
-    """Write plain data in the format that the suffix of ``path`` says, all or nothing.
-
-    ``.pdparams``, ``.pd``, ``.pdopt`` and ``.pkl`` are pickles, ``.pth`` and ``.pt`` torch zip files; ``.safetensors``
-    holds flat tables of arrays only. Paddle's tensors are written as arrays. Equal content and card give equal bytes.
-
-    Raises:
-        InputError: another suffix, content that the format cannot hold, or the file cannot be written there.
-        TypeError: ``content`` holds something that is not plain data.
-    """
-    write = _WRITERS.get(Path(path).suffix)
-    if write is None:
-        raise InputError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}, which says the format")
-    write(path, content, card=card)
 
 
 def read_pickle(path: str | os.PathLike[str]) -> object:
@@ -169,13 +106,15 @@ def read_arrays(path: str | os.PathLike[str], *, checked: bool = False) -> dict[
     content = (_read_weights(Path(path)) if checked else read_weights(path)).content
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a table of names and arrays, the file holds {describe(content)}")
-    strangers = [
-        name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, np.ndarray))
+    others = [
+        f"{name!r}: {describe(value)}"
+        for name, value in content.items()
+        if not isinstance(name, str) or not isinstance(value, np.ndarray)
     ]
-    if strangers:
-        found = ", ".join(f"{name!r}: {describe(content[name])}" for name in strangers[:5])
-        more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
-        raise InputError(f"{path}: expected a table of names and arrays; these are no arrays: {found}{more}")
+    if others:
+        raise InputError(
+            f"{path}: expected a table of names and arrays; these are no arrays: {listed(others, 5, quoted=False)}"
+        )
     return content
 
 
@@ -210,37 +149,57 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-# Formats
+# Formats; a module for each, imported with the first file of that format
 
 
 def recognize(path: Path, file: BinaryIO, size: int) -> Format:
-    """The format of an open file by its first bytes; the file is left at its start. Raises InputError saying what it is."""
+    """The format of an open file by its first bytes, and the file at its start again. Raises InputError for others."""
     start = file.read(64)
     file.seek(0)
     if not start:
         raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
-    if start.startswith(ZIP_START):
+    if start.startswith(_ZIP_START):
         return "torch"
     # A safetensors file may begin like a pickle, but no pickle says a header that fits into the file.
-    if is_safetensors(start, size):
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
         return "safetensors"
-    if is_legacy(start):
+    if _LEGACY_TORCH in start[:32]:
         return "torch (legacy)"
     if is_pickle(start):
         return "pickle"
     if start[8:9] == b"{" and not _is_text(start[:8]):
         return "safetensors"  # with a header that is longer than the file: its reader says so
-    text = start[:40]
-    shown = (
-        f"a text file beginning {text.decode('latin1')!r}"
-        if _is_text(text)
-        else f"its first bytes are {text[:8].hex(' ')}"
-    )
+    shown = f"its first bytes are {start[:8].hex(' ')}"
+    if _is_text(start[:40]):
+        shown = f"a text file beginning {start[:40].decode('latin1')!r}"
     raise InputError(f"{path}: not a file of weights ({shown}); known are pickles, torch files and safetensors")
 
 
+def _load(path: Path, format: Format, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
+    """The content of a file, and the classes of the objects in it that were not read."""
+    if format == "pickle":
+        return load_pickle(path, file, size), ()
+    if format == "safetensors":
+        from passl_densecl.weights.safetensors_files import load_safetensors
+
+        return load_safetensors(path, file, size), ()
+    from passl_densecl.weights.torch_files import load_legacy_torch, load_torch
+
+    return load_torch(path, file, size) if format == "torch" else load_legacy_torch(path, file, size)
+
+
 def _card(path: Path, format: Format, file: BinaryIO, size: int) -> dict[str, Any] | None:
-    return _CARDS[format](path, file, size) if format in _CARDS else None
+    if format == "pickle":
+        return pickle_card(path, file, size)
+    if format == "torch":
+        from passl_densecl.weights.torch_files import torch_card
+
+        return torch_card(path, file, size)
+    if format == "safetensors":
+        from passl_densecl.weights.safetensors_files import safetensors_card
+
+        return safetensors_card(path, size)
+    return None
 
 
 def _is_text(start: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""What is in a weight file, whoever wrote it: format, identity card, and every array with a fingerprint of its values."""
+"""What is in a weight file of any program: format, identity card, and every array with a hash of its values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from passl_densecl.disk import sha256_of
-from passl_densecl.weights.files import describe, read_weights, weights_file
+from passl_densecl.weights.files import read_weights, weights_file
+from passl_densecl.weights.plain import describe
 
 _SHOWN_HASH = 12  # hexadecimal digits
 _WIDEST = 100  # letters of a column; a longer name stands out of it

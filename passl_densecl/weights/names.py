@@ -6,7 +6,6 @@ the kinds of training files. Whatever it was, what comes out has ``paddle.vision
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,34 +14,20 @@ from typing import Literal
 import numpy as np
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights.files import describe
+from passl_densecl.text import listed, suggestion
+from passl_densecl.weights.plain import describe
 from passl_densecl.weights.vocabulary import (
     BOTTLENECK_DEPTHS,
     COUNTER,
     STAGE_BLOCKS,
     STATISTICS,
     VOCABULARIES,
-    backbone_names,
     backbone_shapes,
     classifier_channels,
     companions,
     is_identity,
     translations,
 )
-
-__all__ = [
-    "LAYOUTS",
-    "EncoderPlace",
-    "Extraction",
-    "Layout",
-    "backbone_names",
-    "backbone_shapes",
-    "depth_of",
-    "encoder_prefixes",
-    "extract_backbone",
-    "find_encoder",
-    "unwrap",
-]
 
 
 @dataclass(frozen=True)
@@ -52,8 +37,8 @@ class Layout:
     kind: str
     vocabulary: str
     backbones: tuple[str, str]  # what stands before the backbone's names
-    global_heads: tuple[str, str]  # what stands before '0.weight', '0.bias', '2.weight', '2.bias' of the global neck
-    dense_heads: tuple[str, str] | None  # the same of the dense neck; None where the kind has none
+    global_heads: tuple[str, str]  # what stands before '0.weight', '0.bias', '2.weight', '2.bias' of the global head
+    dense_heads: tuple[str, str] | None  # the same of the dense head; None where the kind has none
     global_queue: tuple[str, str] = ("queue", "queue_ptr")  # the vectors and the next place to write
     dense_queue: tuple[str, str] = ("queue2", "queue2_ptr")
     keys_are_rows: bool = False  # (K, D) rather than (D, K)
@@ -161,20 +146,17 @@ class Extraction:
         is_torch = VOCABULARIES[self.vocabulary].is_torch
         weight, bias = self.fc[0].T if is_torch else self.fc[0], self.fc[1]
         if weight.shape != (classifier_channels(self.depth), *bias.shape) or bias.ndim != 1:
-            wanted = (
-                f"[classes, {classifier_channels(self.depth)}]"
-                if is_torch
-                else f"[{classifier_channels(self.depth)}, classes]"
-            )
+            channels = classifier_channels(self.depth)
+            wanted = f"[classes, {channels}]" if is_torch else f"[{channels}, classes]"
             raise InputError(
-                f"the classifier's weight is {list(self.fc[0].shape)} and its bias {list(bias.shape)}; expected {wanted} and "
-                f"[classes] for a ResNet-{self.depth}"
+                f"the classifier's weight is {list(self.fc[0].shape)} and its bias {list(bias.shape)}; "
+                f"expected {wanted} and [classes] for a ResNet-{self.depth}"
             )
         return {"fc.weight": np.ascontiguousarray(weight), "fc.bias": bias}
 
 
 def depth_of(names: Iterable[str]) -> int | None:
-    """18, 34, 50, 101 or 152 when the blocks among plain paddle.vision ``names`` are those of that ResNet, else None."""
+    """18, 34, 50, 101 or 152 when plain paddle.vision ``names`` have the blocks of that ResNet, else None."""
     names = set(names)
     has_conv3 = any(re.fullmatch(r"layer\d\.\d+\.conv3\.weight", name) for name in names)
     blocks = _stage_blocks(names)
@@ -197,9 +179,10 @@ def encoder_vocabularies(names: Iterable[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def encoder_prefixes(names: Iterable[str]) -> list[str]:
-    """What stands in front of the backbones in ``names``, whatever their vocabulary; "" for plain names."""
-    return sorted(encoder_vocabularies(names))
+def backbone_depths(names: Collection[str]) -> dict[str, int | None]:
+    """Prefix → depth of every backbone in ``names`` that has paddle.vision's names; None for no known depth."""
+    prefixes = encoder_vocabularies(names)
+    return {prefix: depth_of(name[len(prefix) :] for name in names if name.startswith(prefix)) for prefix in prefixes}
 
 
 def find_encoder(
@@ -233,7 +216,7 @@ def find_encoder(
             + ", ".join(
                 f"{_anchor(name)} ({words.title})" for name, words in VOCABULARIES.items() if name != "torchvision"
             )
-            + f"; found {some(names)}"
+            + f"; found {listed(names, 5, quoted=False) or 'nothing'}"
         )
     if prefix is not None:
         return _at_prefix(names, found, encoder, prefix)
@@ -263,7 +246,7 @@ def unwrap(content: object) -> dict[str, np.ndarray]:
             if _is_table(content.get(wrapper)):
                 return content[wrapper]
         entries = [f"{key!r}: {describe(value)}" for key, value in content.items()]
-        inside = f"entries {', '.join(entries[:5])}{and_more(len(entries), 5)}" if entries else "nothing"
+        inside = f"entries {listed(entries, 5, quoted=False)}" if entries else "nothing"
     else:
         inside = describe(content)
     raise InputError(
@@ -330,7 +313,7 @@ def take_backbone(
     backbone = {ours: inside[theirs] for theirs, ours in names.items()}
     broken = [theirs for theirs in names if not np.isfinite(inside[theirs]).all()]
     if broken:
-        raise InputError(f"weights that are not finite (the training diverged?): {some(broken)}")
+        raise InputError(f"weights that are not finite (the training diverged?): {listed(broken, 5, quoted=False)}")
     shortcut = {
         ours: inside[theirs] for theirs, ours in extra.items() if theirs in inside and not ours.endswith(COUNTER)
     }
@@ -378,9 +361,10 @@ def _at_prefix(names: Collection[str], found: dict[str, str], encoder: str, pref
         raise InputError("give '--prefix' or '--encoder key', not both: a prefix names one backbone already")
     at = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
     if at not in found:
-        close = difflib.get_close_matches(at, found, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"no backbone behind the prefix {prefix!r}; there is one behind {some(found)}{hint}")
+        there = listed(list(found), 5, quoted=False)
+        raise InputError(
+            f"no backbone behind the prefix {prefix!r}; there is one behind {there}{suggestion(at, found)}"
+        )
     return _single(names, found, at)
 
 
@@ -391,9 +375,8 @@ def _in_layout(found: dict[str, str], encoder: str) -> EncoderPlace | None:
     layout, outer = match
     wanted = outer + layout.backbones[encoder == "key"]
     if wanted not in found:
-        raise InputError(
-            f"a {layout.kind} without a key encoder: no '{wanted}{_anchor(layout.vocabulary)}'; leave out '--encoder key'"
-        )
+        missing = f"{wanted}{_anchor(layout.vocabulary)}"
+        raise InputError(f"a {layout.kind} without a key encoder: no '{missing}'; leave out '--encoder key'")
     others = tuple(other for other in found if other != wanted)
     copy = None if layout.copy_of_query is None else outer + layout.copy_of_query
     copy = copy if encoder == "query" and copy in others else None
@@ -461,7 +444,9 @@ def _closest_depth(names: Collection[str], vocabulary: str) -> int:
 def _check_names(inside: Mapping[str, np.ndarray], vocabulary: str, depth: int) -> None:
     missing, left = _differences(inside, vocabulary, depth)
     problems = [
-        f"{len(names)} {what}: {some(names)}" for what, names in (("missing", missing), ("left over", left)) if names
+        f"{len(names)} {what}: {listed(names, 5, quoted=False)}"
+        for what, names in (("missing", missing), ("left over", left))
+        if names
     ]
     if problems:
         whose = "" if vocabulary == "paddle" else f"{VOCABULARIES[vocabulary].title}'s "
@@ -475,25 +460,27 @@ def _check_shapes(inside: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[i
         if inside[name].shape != shape
     ]
     if wrong:
-        raise InputError(f"the shapes are not those of a ResNet-{depth} with its 7×7 stem: {some(wrong)}")
+        raise InputError(
+            f"the shapes are not those of a ResNet-{depth} with its 7×7 stem: {listed(wrong, 5, quoted=False)}"
+        )
     no_floats = [f"{name} is {inside[name].dtype}" for name in shapes if inside[name].dtype.kind != "f"]
     if no_floats:
-        raise InputError(
-            f"weights must be floating-point numbers (Paddle's bfloat16 is not supported): {some(no_floats)}"
-        )
+        found = listed(no_floats, 5, quoted=False)
+        raise InputError(f"weights must be floating-point numbers (Paddle's bfloat16 is not supported): {found}")
 
 
 def _check_copy(arrays: Mapping[str, np.ndarray], place: EncoderPlace, depth: int) -> None:
     names = translations(place.vocabulary, depth)
     differ = [n for n in names if not np.array_equal(arrays.get(f"{place.copy}{n}", ()), arrays[place.prefix + n])]
     if differ:
+        where = listed(differ, 5, quoted=False)
         raise InputError(
-            f"'{place.prefix}' and '{place.copy}' should be the same backbone twice but differ in {some(differ)}; "
+            f"'{place.prefix}' and '{place.copy}' should be the same backbone twice but differ in {where}; "
             f"choose one: --prefix {place.prefix!r} or --prefix {place.copy!r}"
         )
 
 
-# Telling
+# Describing
 
 
 def _group(name: str, backbones: tuple[str, ...]) -> str:
@@ -505,11 +492,3 @@ def _group(name: str, backbones: tuple[str, ...]) -> str:
     parts = name.split(".")
     depth = 2 if len(parts) > 3 else 1
     return name if len(parts) == 1 else ".".join(parts[:depth]) + "."
-
-
-def some(names: Collection[str], count: int = 5) -> str:
-    return ", ".join(list(names)[:count]) + and_more(len(names), count) if names else "nothing"
-
-
-def and_more(total: int, shown: int) -> str:
-    return f" and {total - shown} more" if total > shown else ""

@@ -1,4 +1,4 @@
-"""Whole training states: both encoders, their necks, the queues and the pointers, from and to five kinds of checkpoints.
+"""Whole training states: encoders, projection heads, queues and pointers, from and to five kinds of checkpoints.
 
 A state that training can go on from has the names of this project's model (``models/densecl.py``) and Paddle's layouts.
 Without a dense part it is MoCo-v2's, which is DenseCL with ``loss_lambda`` 0.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights.names import LAYOUTS, Layout, encoder_vocabularies, match_layout, some, take_backbone
+from passl_densecl.text import listed
+from passl_densecl.weights.names import LAYOUTS, Layout, encoder_vocabularies, match_layout, take_backbone
 from passl_densecl.weights.vocabulary import VOCABULARIES, backbone_shapes, classifier_channels, translate
 
 OURS = LAYOUTS["state"]
@@ -34,7 +35,8 @@ class TrainingState:
 
     def describe(self) -> str:
         dense = "global and dense" if self.has_dense else "no dense part"
-        return f"ResNet-{self.depth}, {dense}, hidden_dim {self.hidden_dim}, out_dim {self.out_dim}, queue_len {self.queue_len:,}"
+        sizes = f"hidden_dim {self.hidden_dim}, out_dim {self.out_dim}, queue_len {self.queue_len:,}"
+        return f"ResNet-{self.depth}, {dense}, {sizes}"
 
 
 def state_shapes(depth: int, hidden_dim: int, out_dim: int, queue_len: int, dense: bool) -> dict[str, tuple[int, ...]]:
@@ -67,7 +69,11 @@ def read_state(arrays: Mapping[str, np.ndarray], expected: str | None = None) ->
     if match is None or (expected is not None and LAYOUTS[expected] is not match[0]):
         wanted = LAYOUTS[expected].kind if expected else "whole training state (both encoders and their queues)"
         what = (
-            f"a {match[0].kind}" if match else f"backbones behind {some([repr(p) for p in found])}" if found else "none"
+            f"a {match[0].kind}"
+            if match
+            else f"backbones behind {listed([repr(p) for p in found], 5, quoted=False)}"
+            if found
+            else "none"
         )
         raise InputError(f"no {wanted} in the file; it holds {what}")
     layout, outer = match
@@ -85,7 +91,7 @@ def read_state(arrays: Mapping[str, np.ndarray], expected: str | None = None) ->
     rest = {outer + theirs: ours for theirs, ours in _head_and_queue_names(layout, has_dense).items()}
     missing = [name for name in rest if name not in arrays]
     if missing:
-        raise InputError(f"not a whole {layout.kind}: {len(missing)} missing: {some(missing)}")
+        raise InputError(f"not a whole {layout.kind}: {len(missing)} missing: {listed(missing, 5, quoted=False)}")
     result |= {ours: _turned(arrays[theirs], ours, layout) for theirs, ours in rest.items()}
     used |= rest.keys()
     allowed = {outer + name for name in layout.companions}
@@ -93,7 +99,7 @@ def read_state(arrays: Mapping[str, np.ndarray], expected: str | None = None) ->
         allowed |= _copied(arrays, outer, layout)
     left = [name for name in arrays if name not in used and name not in allowed]
     if left:
-        raise InputError(f"a {layout.kind} with {len(left)} names left over: {some(left)}")
+        raise InputError(f"a {layout.kind} with {len(left)} names left over: {listed(left, 5, quoted=False)}")
     return _checked(result, layout, depths[0], has_dense)
 
 
@@ -108,7 +114,7 @@ def write_state(state: TrainingState, to: str) -> dict[str, np.ndarray]:
         return dict(state.arrays)
     if state.has_dense and layout.dense_heads is None:
         raise InputError(
-            f"a {layout.kind} has no place for the dense neck and its queue; only a state without them fits"
+            f"a {layout.kind} has no place for the dense head and its queue; only a state without them fits"
         )
     outer = "module." if to == "moco-state" else ""  # as MoCo's own training writes it
     result: dict[str, np.ndarray] = {}
@@ -152,7 +158,9 @@ def _copied(arrays: Mapping[str, np.ndarray], outer: str, layout: Layout) -> set
     names = {name: query + name.removeprefix(copy) for name in arrays if name.startswith(copy)}
     differ = [name for name, of in names.items() if not np.array_equal(arrays.get(of, ()), arrays[name])]
     if differ:
-        raise InputError(f"'{query}' and '{copy}' should be the same backbone twice but differ in {some(differ)}")
+        raise InputError(
+            f"'{query}' and '{copy}' should be the same backbone twice but differ in {listed(differ, 5, quoted=False)}"
+        )
     return set(names)
 
 
@@ -161,7 +169,7 @@ def _is_matrix(ours: str) -> bool:
 
 
 def _turned(array: np.ndarray, ours: str, layout: Layout) -> np.ndarray:
-    """An array between a layout and ours, in either direction: Linear weights and queues may lie the other way round."""
+    """An array between a layout and ours, in either direction: Linear weights and queues may be transposed."""
     if ours in (OURS.global_queue[1], OURS.dense_queue[1]) and array.size == 1 and array.dtype.kind in "iu":
         return array.reshape(1).astype("int64")
     is_queue = ours in (OURS.global_queue[0], OURS.dense_queue[0])
@@ -177,14 +185,13 @@ def _checked(result: dict[str, np.ndarray], layout: Layout, depth: int, has_dens
         result[OURS.global_queue[0]],
     )
     if not first.ndim == last.ndim == keys.ndim == 2:
-        raise InputError(f"the global neck and queue of a {layout.kind} must be matrices")
+        raise InputError(f"the global head and queue of a {layout.kind} must be matrices")
     sizes = (first.shape[1], last.shape[1], keys.shape[0])
     shapes = state_shapes(depth, *sizes, has_dense)
     wrong = [f"{n} is {list(result[n].shape)}, not {list(s)}" for n, s in shapes.items() if result[n].shape != s]
     if wrong:
-        raise InputError(
-            f"the parts of this {layout.kind} do not fit together (as this project names and lays them): {some(wrong)}"
-        )
+        what = f"the parts of this {layout.kind} do not fit together (as this project names and lays them)"
+        raise InputError(f"{what}: {listed(wrong, 5, quoted=False)}")
     pointers = {OURS.global_queue[1], OURS.dense_queue[1]}
     unfit = [
         n for n in shapes if n not in pointers and (result[n].dtype.kind != "f" or not np.isfinite(result[n]).all())
@@ -193,5 +200,7 @@ def _checked(result: dict[str, np.ndarray], layout: Layout, depth: int, has_dens
         n for n in shapes if n in pointers and not (result[n].dtype.kind in "iu" and 0 <= result[n][0] < sizes[2])
     ]
     if unfit:
-        raise InputError(f"values that cannot be (not finite, or a pointer outside its queue): {some(unfit)}")
+        raise InputError(
+            f"values that cannot be (not finite, or a pointer outside its queue): {listed(unfit, 5, quoted=False)}"
+        )
     return TrainingState({n: result[n] for n in shapes}, layout.kind, layout.vocabulary, depth, *sizes, has_dense)

@@ -16,15 +16,14 @@ import numpy as np
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
+from passl_densecl.weights.pickles import DTYPES, STORAGES
 from passl_densecl.weights.plain import MAX_NESTING, as_array, describe, not_plain
-from passl_densecl.weights.torch_pickles import DTYPES, STORAGES
-
-CARD_RECORD = "passl_densecl_card.json"
+from passl_densecl.weights.torch_files import CARD_RECORD
 
 _ARCHIVE = "archive"  # the folder in the zip files that are written here; any name will do
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
-_STORAGE_OF = {np.dtype(DTYPES[dtype]).str: storage for storage, dtype in STORAGES.items() if dtype != "bfloat16"}
+_STORAGE_OF = {DTYPES[f"torch.{dtype}"].str: storage for storage, dtype in STORAGES.items() if dtype != "bfloat16"}
 
 
 def write_torch(
@@ -32,11 +31,11 @@ def write_torch(
 ) -> None:
     """Write plain containers, numbers, text and arrays to ``path`` as torch.save would, all or nothing.
 
-    ``torch.load`` reads it, with ``weights_only=True`` as well: arrays become tensors, a table of arrays an OrderedDict,
-    as a module's state is one. Equal content and card give equal bytes.
+    ``torch.load`` reads it, also with ``weights_only=True``: arrays become tensors, a table of arrays an OrderedDict
+    as a module's state. Equal content and card give equal bytes.
 
     Raises:
-        InputError: the folder is missing, the file cannot be written there, or an array is of a dtype torch does not have.
+        InputError: the folder is missing, the file cannot be written there, or torch does not have an array's dtype.
         TypeError: ``content`` holds something that is not plain data.
     """
     program = _TorchProgram()
@@ -102,7 +101,9 @@ class _TorchProgram:
         key = str(len(self.arrays))
         self.arrays.append(array)
         strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-        place = _plain("storage") + _global(f"torch {storage}") + _plain(key) + _plain("cpu") + _plain(array.size)
+        place = (
+            _plain("storage") + _global(storage.replace(".", " ")) + _plain(key) + _plain("cpu") + _plain(array.size)
+        )
         return _call(
             "torch._utils _rebuild_tensor_v2",
             pickle.MARK

@@ -28,8 +28,8 @@ NORM_EPSILON = 1e-5
 class Vocabulary:
     """Names of a ResNet's parts. A pair is a convolution and its BatchNorm; the templates' fields are
 
-    {stage} 1–4, {res} 2–5, {block} 0, 1, … within a stage, {flat} 0, 1, … over all stages, {letter} a, b, … of a block (in
-    a stage of more than ten blocks: a, b1, b2, …), and of a convolution in its block {n} 1–3, {i} 0–2, {abc} a–c.
+    {stage} 1–4, {res} 2–5, {block} 0, 1, … within a stage, {flat} 0, 1, … over all stages, {letter} a, b, … of a block
+    (in a stage of more than ten blocks: a, b1, b2, …), and of a convolution in its block {n} 1–3, {i} 0–2, {abc} a–c.
     """
 
     title: str
@@ -206,7 +206,7 @@ def companions(vocabulary: str, depth: int) -> dict[str, str]:
 
 
 def identity_shortcut() -> dict[str, np.ndarray]:
-    """paddle.vision-like name → array of a shortcut that changes nothing as long as its BatchNorm uses its statistics."""
+    """Name as in paddle.vision → array of a shortcut that is the identity while its BatchNorm uses its statistics."""
     arrays = [np.eye(64), np.ones(64), np.zeros(64), np.zeros(64), np.full(64, 1 - NORM_EPSILON)]
     shapes = WIDEST_SHORTCUT.shapes()
     names = WIDEST_SHORTCUT.names(PADDLE)
@@ -231,8 +231,8 @@ def is_identity(shortcut: dict[str, np.ndarray]) -> bool:
 def translate(backbone: dict[str, np.ndarray], vocabulary: str, depth: int) -> dict[str, np.ndarray]:
     """A backbone under paddle.vision's names → under another vocabulary's, with the companions it expects.
 
-    Torch's counters are zero (torch uses them only when a BatchNorm's momentum is None) and come after their BatchNorm's
-    statistics, except for detectron2, whose files have none.
+    Torch's counters are zero (torch uses them only when a BatchNorm's momentum is None) and follow their BatchNorm's
+    statistics; detectron2's files have none.
     """
     words = VOCABULARIES[vocabulary]
     arrays = backbone

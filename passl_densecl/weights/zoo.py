@@ -3,15 +3,14 @@
 The catalog is data, copied from the pages that it names. A figure stands there only where its page gives it for that
 file, in the page's own digits. This project has measured none of them.
 
-The cache is one folder: ``$PASSL_DENSECL_HOME``, else ``passl_densecl/weights`` below ``$XDG_CACHE_HOME`` or ``~/.cache``.
-A file in it may come from here or by hand; either way it is checked at every use against the SHA-256 that its name or its
-source gives, and against ``FILE.sha256`` (in the format of sha256sum), which is written at the first use.
+The cache is one folder: ``$PASSL_DENSECL_HOME``, else ``passl_densecl/weights`` below ``$XDG_CACHE_HOME`` or
+``~/.cache``. A file in it may be downloaded or placed by hand; either way it is checked at every use against the
+SHA-256 that its source gives, and against ``FILE.sha256`` (in the format of sha256sum), written at the first use.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import json
 import os
@@ -24,17 +23,19 @@ from typing import Literal
 import passl_densecl
 from passl_densecl.disk import parse_json, sha256_of, whole_file
 from passl_densecl.errors import InputError
-from passl_densecl.weights.download import DownloadError, Limits, UnfitError, fetch, only_one, writing
+from passl_densecl.text import suggestion
+from passl_densecl.weights.download import DownloadError, UnfitError, fetch, only_one, writing
 
-__all__ = ["CATALOG", "Entry", "Figure", "cache_folder", "converted", "download", "entry", "list_models", "obtain"]
+__all__ = ["CATALOG", "Entry", "Figure", "cache_folder", "converted", "download", "entry", "list_models"]
 
 Convert = Callable[[Path, Path], None]  # (the file as published, the .pdparams to write)
 
+Kind = Literal["backbone", "pretraining", "classifier"]
+
 _AUTHORS = "https://github.com/WXinlong/DenseCL/blob/b64bbb6e267f729d16ca558233b0ef3028857381/README.md"
 _ADELAIDET = "https://github.com/aim-uofa/AdelaiDet/blob/master/configs/DenseCL/README.md"
-_MMPRETRAIN = (
-    "https://github.com/open-mmlab/mmpretrain/blob/ee7f2e88501f61aa95c742dd5f429f039935ee90/configs/densecl/README.md"
-)
+_COMMIT = "ee7f2e88501f61aa95c742dd5f429f039935ee90"
+_MMPRETRAIN = f"https://github.com/open-mmlab/mmpretrain/blob/{_COMMIT}/configs/densecl/README.md"
 _PASSL = "https://github.com/PaddlePaddle/PASSL/blob/5c7359b15e37ffa8b994e394843a29f77814447c"
 _PASSL_README, _PASSL_DOCS = f"{_PASSL}/README.md", f"{_PASSL}/docs/Train_DenseCL_model.md"
 _HUGGING_FACE = "https://huggingface.co"
@@ -56,7 +57,7 @@ class Entry:
 
     name: str
     file: str  # its name in the cache
-    kind: Literal["backbone", "pretraining", "classifier"]
+    kind: Kind
     depth: int  # of the ResNet
     about: str
     source: str  # the page that offers it
@@ -66,189 +67,127 @@ class Entry:
     figures: tuple[Figure, ...] = ()
 
 
-def _authors(file: str, depth: int, about: str, detection: str, segmentation: str, *more: Figure) -> Entry:
+def _authors(name: str, data: str, detection: str, segmentation: str, *more: Figure, depth: int = 50) -> Entry:
     """A row of the authors' table; its note says AP (COCO-style) and mIoU, averaged over 5 trials."""
-    figures = (
-        Figure("VOC detection AP", detection, _AUTHORS),
-        Figure("VOC segmentation mIoU", segmentation, _AUTHORS),
-        *more,
-    )
-    url = f"{_HUGGING_FACE}/xinlongwang/DenseCL/resolve/main/{file}.pth?download=true"
-    return Entry(file, f"{file}.pth", "backbone", depth, about, _AUTHORS, (url,), figures=figures)
+    voc = (Figure("VOC detection AP", detection, _AUTHORS), Figure("VOC segmentation mIoU", segmentation, _AUTHORS))
+    about = f"the authors' DenseCL, {data}"
+    url = f"{_HUGGING_FACE}/xinlongwang/DenseCL/resolve/main/{name}.pth?download=true"
+    return Entry(name, f"{name}.pth", "backbone", depth, about, _AUTHORS, (url,), figures=(*voc, *more))
 
 
-def _passl(name: str, kind: Literal["pretraining", "classifier"], about: str, drive: str, *figures: Figure) -> Entry:
-    """A link in PASSL's pages: a share on Google Drive, whose file name and hash they do not tell. ``kind`` is what they say.
+def _mmpretrain(name: str, kind: Kind, about: str, path: str, *figures: Figure) -> Entry:
+    """A file below mmpretrain's folder. Its name ends in the first 8 hex digits of its SHA-256."""
+    folder, _, file = path.rpartition("/")
+    url = f"{_OPENMMLAB}{folder}/{file}"
+    return Entry(name, file, kind, 50, about, _MMPRETRAIN, (url,), sha256=file[-12:-4], figures=figures)
 
-    ``urls`` holds Drive's address for the bytes of the shared file; for a large file it may show a page all the same,
-    which is recognized.
+
+def _passl(name: str, kind: Kind, about: str, drive: str, *figures: Figure) -> Entry:
+    """A link in PASSL's pages to Google Drive, which names neither the file nor its hash. ``kind`` is what they say.
+
+    ``urls`` holds Drive's address for the content of the shared file. For a large file, Drive may answer with a web
+    page instead, which is recognized.
     """
-    return Entry(
-        name,
-        f"{name}.pdparams",
-        kind,
-        50,
-        about,
-        _PASSL_DOCS,
-        (f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t",),
-        page=f"https://drive.google.com/file/d/{drive}/view?usp=sharing",
-        figures=figures,
-    )
+    url = f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t"
+    page = f"https://drive.google.com/file/d/{drive}/view?usp=sharing"
+    return Entry(name, f"{name}.pdparams", kind, 50, about, _PASSL_DOCS, (url,), page=page, figures=figures)
 
 
-CATALOG: dict[str, Entry] = {
-    model.name: model
-    for model in (
-        _authors("densecl_r50_coco_800ep", 50, "the authors' DenseCL, COCO, 800 epochs", "56.7", "67.5"),
-        _authors("densecl_r50_coco_1600ep", 50, "the authors' DenseCL, COCO, 1600 epochs", "57.2", "68.0"),
-        _authors(
-            "densecl_r50_imagenet_200ep",
-            50,
-            "the authors' DenseCL, ImageNet, 200 epochs",
-            "58.7",
-            "69.4",
-            Figure("COCO mask AP, SOLOv2", "35.7", _ADELAIDET),
-            Figure("COCO box AP, FCOS", "40.9", _ADELAIDET),
-        ),
-        _authors("densecl_r101_imagenet_200ep", 101, "the authors' DenseCL, ImageNet, 200 epochs", "61.3", "74.1"),
-        Entry(
-            "densecl_resnet50_8xb32-coslr-200e_in1k",
-            "densecl_resnet50_8xb32-coslr-200e_in1k_20220825-3078723b.pth",
-            "pretraining",
-            50,
-            "mmpretrain's DenseCL, ImageNet, 200 epochs: the whole pre-training model",
-            _MMPRETRAIN,
-            (f"{_OPENMMLAB}/densecl_resnet50_8xb32-coslr-200e_in1k_20220825-3078723b.pth",),
-            sha256="3078723b",
-        ),
-        Entry(
-            "resnet50_densecl-pre_8xb32-linear-steplr-100e_in1k",
-            "resnet50_linear-8xb32-steplr-100e_in1k_20220825-f0f0a579.pth",
-            "classifier",
-            50,
-            "mmpretrain's linear classifier on that backbone, ImageNet, 100 epochs",
-            _MMPRETRAIN,
-            (
-                f"{_OPENMMLAB}/resnet50_linear-8xb32-steplr-100e_in1k/"
-                "resnet50_linear-8xb32-steplr-100e_in1k_20220825-f0f0a579.pth",
-            ),
-            sha256="f0f0a579",
-            figures=(Figure("ImageNet linear top-1, %", "63.50", _MMPRETRAIN),),
-        ),
-        _passl(
-            "passl_densecl_r50_200ep",
-            "pretraining",
-            "PASSL's DenseCL, ImageNet, 200 epochs",
-            "1RWPO_g-fNJv8FsmCZ3LUbPTgPwtx-ybZ",
-            # Two pages of PASSL, two numbers, one link.
-            Figure("ImageNet linear top-1, %", "63.37", _PASSL_README),
-            Figure("ImageNet linear top-1, %", "64.61", _PASSL_DOCS),
-        ),
-        _passl(
-            "passl_densecl_r50_200ep_linear",
-            "classifier",
-            "PASSL's linear classifier, with its DenseCL backbone",
-            "1XJeDY8clKfhUeXw4JcCa1QgG2G-Ibr4m",
-        ),
-    )
-}
+_COCO_FIGURES = Figure("COCO mask AP, SOLOv2", "35.7", _ADELAIDET), Figure("COCO box AP, FCOS", "40.9", _ADELAIDET)
+_TOP1 = "ImageNet linear top-1, %"
+_ENTRIES = (
+    _authors("densecl_r50_coco_800ep", "COCO, 800 epochs", "56.7", "67.5"),
+    _authors("densecl_r50_coco_1600ep", "COCO, 1600 epochs", "57.2", "68.0"),
+    _authors("densecl_r50_imagenet_200ep", "ImageNet, 200 epochs", "58.7", "69.4", *_COCO_FIGURES),
+    _authors("densecl_r101_imagenet_200ep", "ImageNet, 200 epochs", "61.3", "74.1", depth=101),
+    _mmpretrain(
+        "densecl_resnet50_8xb32-coslr-200e_in1k",
+        "pretraining",
+        "mmpretrain's DenseCL, ImageNet, 200 epochs: the whole pre-training model",
+        "/densecl_resnet50_8xb32-coslr-200e_in1k_20220825-3078723b.pth",
+    ),
+    _mmpretrain(
+        "resnet50_densecl-pre_8xb32-linear-steplr-100e_in1k",
+        "classifier",
+        "mmpretrain's linear classifier on that backbone, ImageNet, 100 epochs",
+        "/resnet50_linear-8xb32-steplr-100e_in1k/resnet50_linear-8xb32-steplr-100e_in1k_20220825-f0f0a579.pth",
+        Figure(_TOP1, "63.50", _MMPRETRAIN),
+    ),
+    _passl(
+        "passl_densecl_r50_200ep",
+        "pretraining",
+        "PASSL's DenseCL, ImageNet, 200 epochs",
+        "1RWPO_g-fNJv8FsmCZ3LUbPTgPwtx-ybZ",
+        Figure(_TOP1, "63.37", _PASSL_README),  # two pages of PASSL, two numbers, one link
+        Figure(_TOP1, "64.61", _PASSL_DOCS),
+    ),
+    _passl(
+        "passl_densecl_r50_200ep_linear",
+        "classifier",
+        "PASSL's linear classifier, with its DenseCL backbone",
+        "1XJeDY8clKfhUeXw4JcCa1QgG2G-Ibr4m",
+    ),
+)
+CATALOG: dict[str, Entry] = {model.name: model for model in _ENTRIES}
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """Names of the published weights, sorted; with ``pattern`` those that match it (``*``, ``?``, ``[…]``)."""
+    """Names of the published weights, sorted; with ``pattern``, those that match it (``*``, ``?``, ``[…]``)."""
     return sorted(name for name in CATALOG if pattern is None or fnmatch.fnmatchcase(name, pattern))
 
 
 def entry(name: str) -> Entry:
-    """What is known of one of them.
-
-    Raises:
-        InputError: there is none of that name; suggests one, or lists them.
-    """
+    """The catalog's entry for a name. Raises InputError if there is none; it suggests one, or lists them."""
     if name in CATALOG:
         return CATALOG[name]
-    close = difflib.get_close_matches(name, CATALOG, n=1)
-    raise InputError(
-        f"{name!r} is not among the published weights; "
-        + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(list_models())}")
-    )
+    known = suggestion(name, CATALOG) or f"; there are {', '.join(list_models())}"
+    raise InputError(f"{name!r} is not among the published weights{known}")
 
 
 def cache_folder() -> Path:
-    """Where the files are, or will be. It need not exist.
-
-    Raises:
-        InputError: no variable names a folder, and the user has no home.
-    """
+    """The folder of the downloaded files, which may not exist yet. Raises InputError if the user has no home folder."""
     own = os.environ.get("PASSL_DENSECL_HOME", "")
     if own:
         return Path(os.path.abspath(os.path.expanduser(own)))
     base = os.environ.get("XDG_CACHE_HOME", "")
     folder = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
     if not os.path.isabs(folder):
-        raise InputError("there is no home folder to keep weights in; let PASSL_DENSECL_HOME name a folder")
+        raise InputError("there is no home folder to keep weights in; set PASSL_DENSECL_HOME to a folder")
     return Path(folder) / "passl_densecl" / "weights"
 
 
 def download(name: str, *, progress: bool = True) -> Path:
-    """The file of a published model, as published: from the cache, else downloaded into it, and checked.
+    """The file of a published model, as published: from the cache, else downloaded into it; checked either way.
 
-    Several processes may ask at once: one on each host downloads, the others wait. Interrupted, the next call goes on
-    where this one stopped. With ``PASSL_DENSECL_OFFLINE=1`` only the cache is asked.
+    Several processes may call this at once: one on each host downloads, the others wait. After an interruption, the
+    next call continues. With ``PASSL_DENSECL_OFFLINE=1`` only the cache is used.
 
     Args:
         name: one of :func:`list_models`.
         progress: show a bar on a terminal, lines elsewhere, on stderr.
 
     Raises:
-        InputError: unknown name; the file in the cache is not the one; offline and not in the cache.
-        DownloadError: no address gave it. The message says what to put where by hand.
+        InputError: unknown name; the file in the cache is the wrong one; offline and not in the cache.
+        DownloadError: no address provided it. The message says which file to save where by hand.
     """
-    return obtain(entry(name), progress=progress)
-
-
-def converted(name: str, *, convert: Convert, progress: bool = True) -> Path:
-    """The weights of a published model as a ``.pdparams`` beside the downloaded file, converted at the first use.
-
-    Converted again when the downloaded file, the result or the version of this library is another one.
-
-    Args:
-        name: one of :func:`list_models`.
-        convert: reads the first path (the file as published) and writes the second; called with no other process at it.
-        progress: as in :func:`download`.
-
-    Raises:
-        InputError: as :func:`download`, or whatever ``convert`` finds wrong.
-    """
-    return convert_once(entry(name), obtain(entry(name), progress=progress), convert, progress=progress)
-
-
-def obtain(model: Entry, *, progress: bool = True, limits: Limits | None = None) -> Path:
-    """:func:`download` for any entry."""
+    model = entry(name)
     path = cache_folder() / model.file
+    by_hand = f"get it from {model.page or _addresses(model)[0]} and save it as {path}"
     if not path.exists():
-        if _offline():
-            raise InputError(
-                f"{model.name}: not in the cache, and PASSL_DENSECL_OFFLINE is set; {_by_hand(model, path)}"
-            )
+        if os.environ.get("PASSL_DENSECL_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off"):
+            raise InputError(f"{name}: not in the cache, and PASSL_DENSECL_OFFLINE is set; {by_hand}")
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         with only_one(path, progress=progress):
-            if not path.exists():  # another process may just have made it
+            if not path.exists():  # another process may have made it meanwhile
                 try:
-                    fetch(
-                        _addresses(model),
-                        path,
-                        check=lambda part: _check(model, part, path),
-                        limits=limits,
-                        progress=progress,
-                    )
+                    fetch(_addresses(model), path, check=lambda part: _check(model, part, path), progress=progress)
                 except DownloadError as error:
-                    raise DownloadError(f"{error}\nBy hand: {_by_hand(model, path)}") from None
+                    raise DownloadError(f"{error}\nBy hand: {by_hand}") from None
     try:
         digest = _check(model, path, path)
     except UnfitError as error:
-        raise InputError(f"{path}: {error}. Remove the file and ask again, or {_by_hand(model, path)}") from None
+        raise InputError(f"{path}: {error}. Remove the file and try again, or {by_hand}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not _record(path).exists():
@@ -257,56 +196,51 @@ def obtain(model: Entry, *, progress: bool = True, limits: Limits | None = None)
     return path
 
 
-def convert_once(model: Entry, source: Path, convert: Convert, *, progress: bool = True) -> Path:
-    """``source`` turned into ``NAME.converted.pdparams`` beside it, unless that has been done."""
-    target = source.with_name(f"{model.name}.converted.pdparams")
-    stamp = target.with_suffix(".json")
+def converted(name: str, *, convert: Convert, progress: bool = True) -> Path:
+    """The weights of a published model as a ``.pdparams`` beside the downloaded file, converted at the first use.
+
+    Converted again if the downloaded file, the result or the version of this library has changed.
+
+    Args:
+        name: one of :func:`list_models`.
+        convert: reads the first path (the file as published) and writes the second, whole or not at all; one process at
+            a time calls it.
+        progress: as in :func:`download`.
+
+    Raises:
+        InputError: as :func:`download`, or whatever ``convert`` raises.
+    """
+    source = download(name, progress=progress)
+    target = source.with_name(f"{name}.converted.pdparams")
     made_from = {"source": sha256_of(source), "version": passl_densecl.__version__}
-    if _stamped(stamp, target) == made_from:
-        return target
-    with only_one(target, progress=progress):
-        if _stamped(stamp, target) == made_from:
-            return target
-        # The name must end in .pdparams, which writers insist on, and must not look like a finished file.
-        temporary = target.with_name(f".{model.name}.partial.pdparams")
-        with writing(temporary):
-            temporary.unlink(missing_ok=True)
-        try:
-            convert(source, temporary)
-            with writing(target):
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                made = {**made_from, "result": sha256_of(temporary)}
-                os.replace(temporary, target)
-                _write(stamp, json.dumps(made, indent=1) + "\n")
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    if not _is_made_from(made_from, target):
+        with only_one(target, progress=progress):
+            if not _is_made_from(made_from, target):
+                convert(source, target)
+                stamp = {**made_from, "result": sha256_of(target)}
+                _write(target.with_suffix(".json"), json.dumps(stamp, indent=1) + "\n")
     return target
 
 
-def _stamped(stamp: Path, target: Path) -> dict[str, str] | None:
-    """What ``target`` was made from; None when it is not there, unfinished or not what was made."""
+def _is_made_from(made_from: dict[str, str], target: Path) -> bool:
+    """Whether the stamp beside ``target`` says that it was made from this, and ``target`` is unchanged since."""
     try:
-        made = parse_json(stamp.read_text(encoding="utf-8"))
-        if made.pop("result") == sha256_of(target):
-            return made
-    except (InputError, OSError, ValueError, LookupError, AttributeError, TypeError):
-        pass
-    return None
-
-
-# Checks
+        stamp = parse_json(target.with_suffix(".json").read_text(encoding="utf-8"))
+        return stamp == {**made_from, "result": sha256_of(target)}
+    except (InputError, OSError, ValueError):
+        return False
 
 
 def _check(model: Entry, file: Path, path: Path) -> str:
-    """The SHA-256 of ``file``, which is ``path`` or will be. UnfitError when it cannot be the one."""
+    """The SHA-256 of ``file``, which is ``path`` or will be. Raises UnfitError if it cannot be the right file."""
     with open(file, "rb") as opened:
         head = opened.read(4)
         opened.seek(max(0, os.fstat(opened.fileno()).st_size - 1))
         tail = opened.read(1)
     if not head:
         raise UnfitError("the file is empty")
+    if head.lstrip().startswith(b"<"):
+        raise UnfitError("it is a web page, not the file")
     digest = sha256_of(file)
     if not digest.startswith(model.sha256):
         raise UnfitError(f"its SHA-256 is {digest}, expected {model.sha256}{'…' if len(model.sha256) < 64 else ''}")
@@ -316,9 +250,9 @@ def _check(model: Entry, file: Path, path: Path) -> str:
         if recorded != digest:
             raise UnfitError(
                 f"its SHA-256 is {digest}, but {recorded or 'nothing'} was recorded at the first use ({record}); "
-                "if another file is meant to be there now, remove that record"
+                "if the file was replaced on purpose, remove that record"
             )
-    # Without a hash from the source a first use could record anything. Weights are a zip archive or a pickle.
+    # Without a published hash, any file could be recorded at the first use. Weights are a zip archive or a pickle.
     if head.startswith(b"PK"):
         if not zipfile.is_zipfile(file):
             raise UnfitError("the end of the file is missing")
@@ -338,19 +272,8 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-# Addresses
-
-
-def _offline() -> bool:
-    return os.environ.get("PASSL_DENSECL_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
-
-
 def _addresses(model: Entry) -> list[str]:
-    """Where to get it; a mirror of Hugging Face comes first where ``HF_ENDPOINT`` names one, as in its own tools."""
+    """Where to get it; a mirror of Hugging Face comes first if ``HF_ENDPOINT`` names one, as in its own tools."""
     mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     mirrored = [url.replace(_HUGGING_FACE, mirror, 1) for url in model.urls if url.startswith(_HUGGING_FACE + "/")]
     return list(dict.fromkeys([*(mirrored if mirror else []), *model.urls]))
-
-
-def _by_hand(model: Entry, path: Path) -> str:
-    return f"get it from {model.page or _addresses(model)[0]} and save it as {path}"

@@ -13,20 +13,13 @@ from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.weights import backbone_shapes, extract_backbone
-from passl_densecl.weights.convert import (
-    SOURCES,
-    STATE_TARGETS,
-    TARGETS,
-    backbone_for,
-    convert,
-    convert_content,
-    read_classifier,
-    read_training_state,
-)
-from passl_densecl.weights.files import read_card, read_weights, write_weights
+from passl_densecl.weights.convert import SOURCES, STATE_TARGETS, TARGETS, backbone_for, convert, convert_content
+from passl_densecl.weights.files import read_card, read_weights
 from passl_densecl.weights.names import unwrap
+from passl_densecl.weights.read import read_classifier, read_training_state
 from passl_densecl.weights.state import read_state, state_shapes
 from passl_densecl.weights.vocabulary import translate
+from passl_densecl.weights.writing import write_weights
 
 Arrays = dict[str, np.ndarray]
 DEPTHS = (18, 34, 50, 101, 152)
@@ -221,7 +214,7 @@ def test_mocos_projection_is_no_classifier():
 
 @pytest.fixture(scope="module")
 def model() -> DenseCL:
-    """hidden_dim is the 512 channels and the queue as long as its vectors, so that no shape tells what lies which way."""
+    """hidden_dim is the 512 channels and the queue as long as its vectors: no shape shows what is transposed."""
     model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=512, out_dim=32), queue_len=32)
     rng = np.random.default_rng(0)
     for name, tensor in model.state_dict().items():
@@ -242,10 +235,12 @@ def without_dense(state: Arrays) -> Arrays:
 
 def foreign(state: Arrays, kind: str, outer: str = "") -> Arrays:
     """A checkpoint as another project writes it, spelled out here independently of the package."""
+    both = "encoder_q.0. encoder_k.0. encoder_q.1.mlp. encoder_k.1.mlp. encoder_q.1.mlp2. encoder_k.1.mlp2."
+    key = "encoder_k.module."
     rows = {
-        "passl-state": "encoder_q.0. encoder_k.0. encoder_q.1.mlp. encoder_k.1.mlp. encoder_q.1.mlp2. encoder_k.1.mlp2.",
-        "openselfsup-state": "encoder_q.0. encoder_k.0. encoder_q.1.mlp. encoder_k.1.mlp. encoder_q.1.mlp2. encoder_k.1.mlp2.",
-        "mmpretrain-state": "backbone. encoder_k.module.0. neck.mlp. encoder_k.module.1.mlp. neck.mlp2. encoder_k.module.1.mlp2.",
+        "passl-state": both,
+        "openselfsup-state": both,
+        "mmpretrain-state": f"backbone. {key}0. neck.mlp. {key}1.mlp. neck.mlp2. {key}1.mlp2.",
         "moco-state": "encoder_q. encoder_k. encoder_q.fc. encoder_k.fc.",
     }
     ours = [
@@ -309,7 +304,7 @@ def test_mocos_checkpoint_becomes_a_state_without_a_dense_part(state):
 def test_states_go_there_and_back_with_the_same_bits(state, kind, dense):
     wanted = state if dense else without_dense(state)
     if kind == "moco-state" and dense:
-        assert "no place for the dense neck" in refusal(wanted, kind)
+        assert "no place for the dense head" in refusal(wanted, kind)
         return
     written, _ = convert_content(wanted, kind)
     assert same(convert_content(written, "state")[0], wanted)
@@ -362,7 +357,7 @@ def test_a_state_that_is_not_whole_is_refused(state):
     assert "takes both encoders; leave out --encoder and --prefix" in refusal(state, "state", encoder="key")
 
 
-def test_mocos_first_version_has_no_neck_to_go_on_from(state):
+def test_mocos_first_version_has_no_projection_head_to_go_on_from(state):
     arrays = foreign(without_dense(state), "moco-state")
     for encoder in "qk":
         for entry in ("0.weight", "0.bias", "2.weight", "2.bias"):
@@ -383,7 +378,7 @@ def test_mocos_first_version_has_no_neck_to_go_on_from(state):
 
 
 def test_a_converted_state_projects_as_the_original_network_did(model, state):
-    """Not names but numbers: mmpretrain's layouts computed by hand, ours by the model that loaded the converted state."""
+    """Not names but numbers: mmpretrain's layouts computed by hand, ours by the model with the converted state."""
     import paddle
 
     mm = foreign(state, "mmpretrain-state")
@@ -418,7 +413,7 @@ def test_files_go_there_and_back(tmp_path, to):
     done = convert(tmp_path / "in.pdparams", middle, to)
     assert done.lines()[0] == f"read     {tmp_path / 'in.pdparams'} (backbone behind 'backbone.')"
     assert "kept     100 arrays: ResNet-18, 11.18 M weights" in done.lines()
-    assert f"wrote    {middle}, names like {done.told.example}" in done.lines()
+    assert f"wrote    {middle}, names like {done.report.example}" in done.lines()
     assert "RGB" in "\n".join(done.lines())
     again = tmp_path / f"again{middle.suffix}"
     convert(tmp_path / "in.pdparams", again, to)
@@ -428,7 +423,7 @@ def test_files_go_there_and_back(tmp_path, to):
     assert (card.kind, card.names, card.depth) == ("backbone", TARGETS[to].vocabulary, 18)
     back = convert(middle, tmp_path / "back.pdparams", "paddle", from_=to)
     assert same(unwrap(read_weights(tmp_path / "back.pdparams").content), backbone())
-    assert back.told.kept == done.told.kept
+    assert back.report.kept == done.report.kept
 
 
 @pytest.mark.parametrize(

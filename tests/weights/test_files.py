@@ -1,4 +1,4 @@
-"""One way in and one way out for every format: recognized by content, hostile and damaged files refused, nothing run."""
+"""One reader and one writer for all formats: recognized by content, hostile and damaged files refused, nothing run."""
 
 from __future__ import annotations
 
@@ -83,8 +83,10 @@ def test_a_table_of_arrays_goes_through_every_format(tmp_path, suffix):
     assert read.card == card.to_dict()
     assert read_card(path) == card
     assert isinstance(read.content, dict)
-    assert same(read.content, state())
-    assert same(read_arrays(path), state())
+    # The package of that name orders a file by dtype; it is read sorted by name.
+    wanted = dict(sorted(state().items())) if suffix == ".safetensors" else state()
+    assert same(read.content, wanted)
+    assert same(read_arrays(path), wanted)
     for array in read.content.values():
         assert array.flags.c_contiguous
         assert array.flags.writeable
@@ -242,8 +244,8 @@ def test_files_that_are_none_are_refused_in_a_sentence(tmp_path, suffix):
         (b'{"error": {"code": 404}}', "text file beginning"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "text file beginning 'version https://git-lfs"),
         (b"\x7fELF\x02\x01", "first bytes are 7f 45 4c 46"),
-        (struct.pack("<Q", 2**60) + b'{"a":', "a header of 1,152,921,504,606,846,976 bytes in a file of 13"),
-        (struct.pack("<Q", 2) + b"{}x", "1 bytes that belong to no tensor"),
+        (struct.pack("<Q", 2**60) + b'{"a":', "copy or download it again"),
+        (struct.pack("<Q", 2) + b"{}x", "copy or download it again"),
         (b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"}.", "ends too early"),
         (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 2**60), "ends too early"),
         (b"PK\x03\x04" + bytes(26), "an incomplete or damaged zip file"),

@@ -165,13 +165,13 @@ def test_a_dtype_cannot_become_records(tmp_path):
 
 def test_a_file_cannot_change_what_reading_means(tmp_path):
     def inside() -> list[object]:
-        makers = dict.fromkeys(pickles.ADMITTED.values())
+        makers = dict.fromkeys(pickles._CONTAINERS.values())
         return [
             (maker, dict(vars(maker)), getattr(maker, "__defaults__", None)) for maker in makers if maker is not dict
         ]
 
     before = inside()
-    for name in pickles.ADMITTED:
+    for name in (*pickles._CONTAINERS, *pickles._NAMES):
         module, _, attribute = name.rpartition(".")
         get = b"\x80\x04c" + module.encode() + b"\n" + attribute.encode() + b"\n"
         for state in (b"}S'changed'\nI1\ns", b"N}S'changed'\nI1\ns\x86", b"N}S'__defaults__'\n)s\x86"):
@@ -226,6 +226,17 @@ def test_a_small_file_cannot_unfold(tmp_path):
         tracemalloc.stop()
         assert "unfolds to more than 8 times its size" in message, name
         assert peak < most * 2**20, name  # 1 GiB and 8 GiB otherwise
+
+
+def test_a_small_file_cannot_call_with_the_same_long_arguments_again_and_again(tmp_path):
+    program = b"\x80\x04](" + b"cnumpy\nndarray\n(" + b"N" * 2**19 + b"t\x94" + b"0" + b"cnumpy\nndarray\nh\x00R" * 1000
+    path = put(tmp_path / "x.pd", program + b"e.")
+    tracemalloc.start()
+    message = refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "unfolds to more than 8 times its size" in message
+    assert peak < 100 * 2**20  # 4 GiB otherwise
 
 
 def test_absurd_numbers_are_refused(tmp_path):

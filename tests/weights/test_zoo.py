@@ -19,14 +19,13 @@ import pytest
 import passl_densecl
 from passl_densecl.errors import InputError
 from passl_densecl.weights import read_arrays, write_pickle, zoo
-from passl_densecl.weights.download import DownloadError, Limits
+from passl_densecl.weights.download import DownloadError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("docs/model_zoo.md", "docs/model_zoo_cn.md")
 ARRAYS = {f"backbone.conv{n}.weight": np.random.default_rng(n).normal(size=(64, 1000)).astype("f4") for n in range(4)}
 BODY = pickle.dumps(ARRAYS, protocol=4)
 HASH = hashlib.sha256(BODY).hexdigest()
-QUICK = Limits(stall=0.3, attempts=2, pause=0.01, longest_pause=0.02)
 
 
 @pytest.fixture
@@ -65,21 +64,6 @@ def visible(folder: Path) -> set[str]:
 # The catalog
 
 
-def test_the_names_are_those_of_the_sources():
-    assert zoo.list_models() == sorted(
-        [
-            "densecl_r50_coco_800ep",
-            "densecl_r50_coco_1600ep",
-            "densecl_r50_imagenet_200ep",
-            "densecl_r101_imagenet_200ep",
-            "densecl_resnet50_8xb32-coslr-200e_in1k",
-            "resnet50_densecl-pre_8xb32-linear-steplr-100e_in1k",
-            "passl_densecl_r50_200ep",
-            "passl_densecl_r50_200ep_linear",
-        ]
-    )
-
-
 def test_patterns():
     assert zoo.list_models("*r101*") == ["densecl_r101_imagenet_200ep"]
     assert zoo.list_models("densecl_r50_coco_*") == ["densecl_r50_coco_1600ep", "densecl_r50_coco_800ep"]
@@ -104,10 +88,6 @@ def test_entries_are_consistent(name):
         assert model.file in model.urls[0]
 
 
-def test_file_names_are_unique():
-    assert len({model.file for model in zoo.CATALOG.values()}) == len(zoo.CATALOG)
-
-
 def test_an_unknown_name_gets_a_suggestion_or_the_list():
     with pytest.raises(InputError, match=r"'densecl_r50_coco_80ep' .* did you mean 'densecl_r50_coco_800ep'\?"):
         zoo.entry("densecl_r50_coco_80ep")
@@ -120,6 +100,7 @@ def test_the_pages_show_the_catalog_and_no_other_number(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", text, re.MULTILINE)
     assert [name for name, _ in rows] == list(zoo.CATALOG)
+    assert len({model.file for model in zoo.CATALOG.values()}) == len(zoo.CATALOG)
     for name, row in rows:
         model = zoo.entry(name)
         *_, figures, source = row.split("|")
@@ -135,13 +116,11 @@ def test_the_pages_show_the_catalog_and_no_other_number(page):
 # Where
 
 
-def test_the_cache_stands_beside_the_index_of_folders(monkeypatch, tmp_path):
-    from passl_densecl.data.index import index_file
-
+def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("PASSL_DENSECL_HOME", raising=False)
-    for base in (str(tmp_path / "xdg"), "relative", ""):
+    for base in ("relative", ""):
         monkeypatch.setenv("XDG_CACHE_HOME", base)
-        assert zoo.cache_folder() == index_file(b"/x").parent.parent / "weights"
+        assert zoo.cache_folder() == Path.home() / ".cache" / "passl_densecl" / "weights"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert zoo.cache_folder() == tmp_path / "xdg" / "passl_densecl" / "weights"
     monkeypatch.setenv("PASSL_DENSECL_HOME", "~/weights")
@@ -182,13 +161,6 @@ def test_a_wrong_hash_leaves_nothing(server, cache, model, monkeypatch, known):
     assert f"By hand: get it from {server.url}/small.pth and save it as {cache / 'small.pth'}" in str(caught.value)
     assert visible(cache) == set()
     assert len(server.asked) == 1
-
-
-def test_a_wrong_hash_at_one_mirror_is_right_at_the_next(server, cache, model, monkeypatch):
-    with loopback.serving(BODY[:-100] + bytes(99) + b".") as bad:
-        change(monkeypatch, model, sha256=HASH[:8], urls=(f"{bad.url}/small.pth", *model.urls))
-        assert zoo.download("small", progress=False).read_bytes() == BODY
-        assert len(bad.asked) == 1
 
 
 def test_a_file_that_changes_in_the_cache_is_noticed(cache, model):
@@ -232,21 +204,23 @@ def torch_like(tmp_path: Path) -> bytes:
 def test_without_a_hash_only_weights_are_recorded(server, cache, model, monkeypatch, tmp_path):
     archive = torch_like(tmp_path)
     for body, wanted in (
-        (b"<!DOCTYPE html><title>Sign in</title>", "not a file of weights"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "a web page, not the file"),
+        (b"PKPKPKPK", "the end of the file is missing"),
+        (b"weights", "not a file of weights"),
         (b"", "empty"),
         (archive[:-1000], "the end of the file is missing"),
     ):
         server.body = body
         with pytest.raises(DownloadError, match=wanted):
-            zoo.obtain(model, progress=False, limits=QUICK)
+            zoo.download("small", progress=False)
         assert visible(cache) == set()
     server.body = archive
     assert zoo.download("small", progress=False).read_bytes() == archive
 
-    paddle_style = change(monkeypatch, model, file="small.pdparams")
+    change(monkeypatch, model, file="small.pdparams")
     server.body = BODY[:-1]
     with pytest.raises(DownloadError, match="the end of the file is missing"):
-        zoo.obtain(paddle_style, progress=False, limits=QUICK)
+        zoo.download("small", progress=False)
     server.body = BODY
     assert zoo.download("small", progress=False).read_bytes() == BODY
 
@@ -256,14 +230,14 @@ def test_a_page_instead_of_a_shared_file_says_what_to_do_by_hand(server, cache, 
     server.habit = loopback.says(200, b"<html>too large to scan</html>", content_type="text/html")
     with pytest.raises(DownloadError) as caught:
         zoo.download("small", progress=False)
-    assert "the answer is a web page, not the file" in str(caught.value)
+    assert "it is a web page, not the file" in str(caught.value)
     assert f"get it from https://drive.example/view and save it as {cache / 'small.pth'}" in str(caught.value)
 
 
 def test_a_mirror_of_hugging_face(server, cache, model, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url + "/mirror/")
     zoo.download("densecl_r50_coco_800ep", progress=False)
-    assert [path for path, *_ in server.asked] == [
+    assert [path for path, _ in server.asked] == [
         "/mirror/xinlongwang/DenseCL/resolve/main/densecl_r50_coco_800ep.pth?download=true"
     ]
     real = zoo.entry("densecl_r50_coco_800ep").urls
@@ -313,14 +287,6 @@ def test_not_offline(server, cache, model, monkeypatch, value):
     assert len(server.asked) == 1
 
 
-def test_offline_names_the_page_of_a_shared_link(cache, monkeypatch):
-    monkeypatch.setenv("PASSL_DENSECL_OFFLINE", "1")
-    with pytest.raises(
-        InputError, match=r"https://drive\.google\.com/file/d/1RWPO_g-\S+ and save it as \S+\.pdparams$"
-    ):
-        zoo.download("passl_densecl_r50_200ep")
-
-
 def test_a_cache_that_cannot_be_made(model, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PASSL_DENSECL_HOME", str(tmp_path / "file" / "cache"))
@@ -345,8 +311,6 @@ class Convert:
 
     def __call__(self, source: Path, target: Path) -> None:
         self.calls += 1
-        assert target.suffix == ".pdparams"
-        assert not target.exists()
         write_pickle(target, {name.removeprefix("backbone."): array for name, array in read_arrays(source).items()})
 
 
@@ -374,46 +338,37 @@ def test_converted_again_when_the_source_is_another(cache, model):
     assert convert.calls == 2
 
 
-def test_converted_again_by_another_version(cache, model, monkeypatch):
-    convert = Convert()
-    zoo.converted("small", convert=convert, progress=False)
-    monkeypatch.setattr(passl_densecl, "__version__", "99")
-    zoo.converted("small", convert=convert, progress=False)
-    zoo.converted("small", convert=convert, progress=False)
-    assert convert.calls == 2
-
-
-@pytest.mark.parametrize("damage", ["result gone", "result damaged", "stamp gone", "stamp nonsense", "stamp a list"])
-def test_converted_again_when_the_result_is_not_what_was_made(cache, model, damage):
+@pytest.mark.parametrize("change", ["result gone", "result damaged", "stamp gone", "stamp {", "stamp []", "version"])
+def test_converted_again_when_the_result_is_not_what_this_version_made(cache, model, change, monkeypatch):
     convert = Convert()
     path = zoo.converted("small", convert=convert, progress=False)
     good = path.read_bytes()
     stamp = cache / "small.converted.json"
-    if damage == "result damaged":
+    if change == "version":
+        monkeypatch.setattr(passl_densecl, "__version__", "99")
+    elif change == "result damaged":
         path.write_bytes(good[:-10])
-    elif damage.startswith("stamp "):
-        stamp.unlink() if damage == "stamp gone" else stamp.write_text("[]" if "list" in damage else "{")
+    elif change in ("result gone", "stamp gone"):
+        (path if change == "result gone" else stamp).unlink()
     else:
-        path.unlink()
-    assert zoo.converted("small", convert=convert, progress=False).read_bytes() == good
+        stamp.write_text(change.removeprefix("stamp "))
+    for _ in range(2):
+        assert zoo.converted("small", convert=convert, progress=False).read_bytes() == good
     assert convert.calls == 2
 
 
-@pytest.mark.parametrize("failure", [InputError("no backbone in it"), KeyboardInterrupt()])
-def test_a_conversion_that_fails_leaves_nothing(cache, model, failure):
+def test_a_conversion_that_fails_is_repeated(cache, model):
     def convert(source: Path, target: Path) -> None:
         target.write_bytes(b"half")
-        raise failure
+        raise InputError("no backbone in it")
 
-    with pytest.raises(type(failure)):
+    with pytest.raises(InputError, match="no backbone"):
         zoo.converted("small", convert=convert, progress=False)
-    assert visible(cache) == {"small.pth", "small.pth.sha256"}
     assert read_arrays(zoo.converted("small", convert=Convert(), progress=False))
 
 
 CHILD = """
-import dataclasses, os, sys, time
-from pathlib import Path
+import os, sys, time
 from passl_densecl.weights import read_arrays, write_pickle, zoo
 
 zoo.CATALOG["small"] = zoo.Entry("small", "small.pth", "backbone", 18, "a test", "none", (sys.argv[1],))
@@ -432,13 +387,8 @@ print(zoo.converted("small", convert=convert, progress=False))
 
 
 def child(server: loopback.Server, how: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, server.url + "/small.pth", how],
-        cwd=ROOT,
-        env=dict(os.environ),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", CHILD, server.url + "/small.pth", how]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def test_the_processes_of_a_host_download_and_convert_once(server, cache):
@@ -446,8 +396,6 @@ def test_the_processes_of_a_host_download_and_convert_once(server, cache):
     dead = child(server, "die")
     assert dead.wait(20) == -9
     dead.stdout.close()
-    assert "small.converted.pdparams" not in visible(cache)
-    assert (cache / ".small.partial.pdparams").read_bytes() == b"half"
     server.habit = loopback.slowly(0.01)
     (cache / "small.pth").unlink()
     ranks = [child(server, "live") for _ in range(3)]

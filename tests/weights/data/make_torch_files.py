@@ -1,4 +1,4 @@
-"""Makes the torch files beside this script with the real torch (seen: 2.13.0): python tests/weights/data/make_torch_files.py"""
+"""Makes the torch files beside this script with torch (2.13.0): python tests/weights/data/make_torch_files.py"""
 
 from __future__ import annotations
 

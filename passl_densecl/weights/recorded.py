@@ -1,0 +1,115 @@
+"""What is recorded about a weight file: by the identity card in it, or by the run folder that it lies in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passl_densecl.disk import parse_json
+from passl_densecl.errors import InputError
+from passl_densecl.weights.card import Card, run_card
+from passl_densecl.weights.checkpoints import MODEL, STATE
+from passl_densecl.weights.files import read_card
+
+if TYPE_CHECKING:
+    from passl_densecl.config import BackboneSpec, Config
+
+
+def recorded_card(file: Path) -> Card | None:
+    """The identity card of a weight file, or, for a checkpoint older than the cards, what its run folder says. None for
+    a file of another program.
+
+    Raises:
+        InputError: not a weight file, or a damaged card.
+    """
+    card = read_card(file)
+    if card is not None:
+        return card
+    folder = file.resolve().parent.parent
+    config = folder.parent / "config.yaml"
+    if folder.name != "checkpoints" or not config.is_file():
+        return None
+    from passl_densecl.config import load_config
+
+    state = _state_beside(file)
+    step, per_epoch = state.get("step"), state.get("steps_per_epoch")
+    return run_card(
+        load_config(config),
+        step=step,
+        epoch=step // per_epoch if step is not None and per_epoch else None,
+        classes=recorded_classes(file),
+    )
+
+
+def recorded_backbone(file: Path) -> BackboneSpec | None:
+    """Depth and strides of the backbone in a file, as its card or its run's folder says; None where nothing does.
+
+    The only places that tell the strides: the names and shapes of the weights do not depend on them.
+
+    Raises:
+        InputError: not a weight file, or a card that says what no ResNet has.
+    """
+    card = recorded_card(file)
+    if card is None or card.depth is None or card.stem_stride is None or card.last_stride is None:
+        return None
+    from pydantic import ValidationError
+
+    from passl_densecl.config import BackboneConfig
+
+    said = {"depth": card.depth, "stem_stride": card.stem_stride, "last_stride": card.last_stride}
+    try:
+        return BackboneConfig.model_validate(said).backbone
+    except ValidationError as error:
+        wrong = "; ".join(f"{each['loc'][0]} {each['input']!r}: {each['msg']}" for each in error.errors())
+        raise InputError(f"{file}: the identity card names a model that is not known here ({wrong})") from None
+
+
+def recorded_config(file: Path) -> Config | None:
+    """The recipe of the run that made the weights, as their card or the run's folder says; None where nothing does.
+
+    Cards name no folders: "." stands for all of them.
+
+    Raises:
+        InputError: not a weight file, a damaged card, or a recipe that is not known here.
+    """
+    card = recorded_card(file)
+    if card is None or card.config is None:
+        return None
+    from passl_densecl.config import parse_config
+
+    folders = {"root": "."} if card.config.get("task") == "pretrain" else {"train": {"root": "."}, "val": {"root": "."}}
+    data = card.config.get("data", {})
+    recipe = {**card.config, "data": {**folders, **data} if isinstance(data, dict) else data}  # the check names others
+    return parse_config(recipe, source=f"{file}, the recipe in its identity card")
+
+
+def recorded_classes(file: Path, count: int | None = None) -> tuple[str, ...] | None:
+    """The class names of a classifier, in the order of its outputs, as its card or the state.json beside it says.
+
+    Raises:
+        InputError: not a weight file, a damaged card, or names for another number of classes than `count`.
+    """
+    card = read_card(file)
+    names = card.classes if card is not None else None
+    if names is None and file.name == MODEL:
+        names = tuple(_state_beside(file).get("classes", ())) or None
+    if None not in (names, count) and len(names or ()) != count:
+        raise InputError(
+            f"{file} is a classifier of {count} classes, but {len(names or ())} class names are recorded for it"
+        )
+    return names
+
+
+def _state_beside(file: Path) -> dict[str, Any]:
+    """The numbers and classes of the checkpoint's state.json that are of use; what is not as expected is left out."""
+    try:
+        state = parse_json((file.parent / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(state, dict):
+        return {}
+    found = {key: state[key] for key in ("step", "steps_per_epoch") if type(state.get(key)) is int}
+    classes = state.get("classes")
+    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+        found["classes"] = classes
+    return found

@@ -1,0 +1,104 @@
+"""Weight files written in the format that their suffix says; pickles so that everybody can read them.
+
+The identity card of a pickle is a text that its first three instructions push and drop again: every reader of pickles
+passes over it, as over a comment.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from passl_densecl.disk import whole_file
+from passl_densecl.errors import InputError
+from passl_densecl.weights import card as cards
+from passl_densecl.weights.plain import as_array, not_plain
+
+_PICKLES = (".pdparams", ".pdopt", ".pd", ".pkl")
+_TORCH = (".pth", ".pt")
+_SAFETENSORS = (".safetensors",)
+SUFFIXES = (*_PICKLES, *_TORCH, *_SAFETENSORS)
+
+
+class SupportsWrite(Protocol):
+    """What a pickle can be written into."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def write_weights(
+    path: str | os.PathLike[str], content: object, *, card: cards.Card | Mapping[str, Any] | None = None
+) -> None:
+    """Write plain data in the format that the suffix of ``path`` says, all or nothing.
+
+    ``.pdparams``, ``.pd``, ``.pdopt`` and ``.pkl`` are pickles, ``.pth`` and ``.pt`` torch zip files; ``.safetensors``
+    holds flat tables of arrays only. Paddle's tensors are written as arrays. Equal content and card give equal bytes.
+
+    Raises:
+        InputError: another suffix, content that the format cannot hold, or the file cannot be written there.
+        TypeError: ``content`` holds something that is not plain data.
+    """
+    suffix = Path(path).suffix
+    if suffix in _PICKLES:
+        write_pickle(path, content, card=card)
+    elif suffix in _TORCH:
+        from passl_densecl.weights.torch_writing import write_torch
+
+        write_torch(path, content, card=card)
+    elif suffix in _SAFETENSORS:
+        from passl_densecl.weights.safetensors_files import write_safetensors
+
+        write_safetensors(path, content, card=card)
+    else:
+        raise InputError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}, which says the format")
+
+
+def write_pickle(
+    path: str | os.PathLike[str], content: object, *, card: cards.Card | Mapping[str, Any] | None = None
+) -> None:
+    """Write plain containers, numbers, text, numpy arrays and Paddle tensors (as arrays) to ``path``, all or nothing.
+
+    The file appears under its name only when it is complete and on the disk, and replaces a former one in the same
+    instant. :func:`~passl_densecl.weights.files.read_pickle` reads it, and so do ``paddle.load`` and ``pickle.load``
+    under numpy 1.23 to 2.x; these do not see the ``card``. Equal content and card give equal bytes. One array at a time
+    is copied.
+
+    Raises:
+        InputError: the folder is missing or the file cannot be written there.
+        TypeError: ``content`` holds something that is not plain data.
+    """
+    with whole_file(path) as file:
+        dump_pickle(file, content, card=card)
+
+
+def dump_pickle(file: SupportsWrite, content: object, *, card: cards.Card | Mapping[str, Any] | None = None) -> None:
+    """What :func:`write_pickle` puts into a file, into anything with a `write`."""
+    if card is not None:
+        text = cards.encode(card)
+        file.write(cards.PICKLE_START + struct.pack("<Q", len(text)) + text + pickle.POP)
+    _PortablePickler(file).dump(content)
+
+
+class _PortablePickler(pickle.Pickler):
+    """Writes an array as ``numpy.ndarray(shape, dtype, bytes)``, names that every numpy knows."""
+
+    def __init__(self, file: SupportsWrite) -> None:
+        super().__init__(file, protocol=4)
+        # Without a memo, the bytes of an array are freed as soon as they are written, and the file does not depend on
+        # which equal strings happen to be one object.
+        self.fast = True
+
+    def reducer_override(self, value: Any) -> Any:
+        array = as_array(value)
+        if array is not None:
+            return np.ndarray, (array.shape, array.dtype.str, array.tobytes())
+        if type(value) is OrderedDict or value is OrderedDict or value is np.ndarray:
+            return NotImplemented
+        raise not_plain(value)
