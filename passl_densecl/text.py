@@ -1,20 +1,26 @@
-"""Words for messages: names that are no UTF-8, lists, plurals, suggestions."""
+"""How messages say things: lists cut short, plurals, sizes, suggestions, file names as text."""
 
 from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
+from itertools import islice
 
-from passl_densecl.errors import shown
+from passl_densecl.errors import printable
 
-__all__ = ["listed", "one_line", "plural", "printable", "suggestion"]
+__all__ = ["and_more", "closest", "listed", "megabytes", "one_line", "plural", "printable", "quantity", "suggestion"]
 
 
-def listed(names: Sequence[str], limit: int = 3) -> str:
-    """The first ``limit`` names in quotes, and how many more there are."""
-    shown = ", ".join(repr(printable(name)) for name in names[:limit])
-    return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+def listed(names: Collection[str], limit: int = 3, *, quoted: bool = True) -> str:
+    """The first ``limit`` names and how many more there are: "'a', 'b', 'c' and 4 more"; "" for no names."""
+    first = [printable(name) for name in islice(names, limit)]
+    return ", ".join(repr(name) if quoted else name for name in first) + and_more(len(names), limit)
+
+
+def and_more(total: int, shown: int) -> str:
+    """ " and 4 more" where a list of ``total`` entries is cut after ``shown``; "" where it is not."""
+    return f" and {total - shown:,} more" if total > shown else ""
 
 
 def plural(count: int, word: str) -> str:
@@ -22,26 +28,38 @@ def plural(count: int, word: str) -> str:
     return word if count == 1 else word + ("es" if word.endswith("s") else "s")
 
 
+def quantity(count: int, word: str) -> str:
+    """ "1 image", "12,418 images"."""
+    return f"{count:,} {plural(count, word)}"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as text: "1,234.5 MB" (10^6 bytes), "1.2 kB" below one MB."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The word among ``known`` that is spelled most like ``word``; None when none is close."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean …?", or "" when nothing is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def printable(path: str) -> str:
-    """File names may hold bytes that are no UTF-8, and what a terminal obeys; a message shows both as escapes."""
-    return shown(path.encode("utf-8", "backslashreplace").decode("utf-8"))
+    """ "; did you mean 'x'?", or "" when no known word is close."""
+    close = closest(word, known)
+    return f"; did you mean {close!r}?" if close else ""
 
 
 def one_line(name: str) -> str:
-    """Any file name as one line of text in which no two names look alike: control characters, line ends among them, bytes
-    that are no UTF-8, and the backslash that escapes them, become ``\\n``, ``\\xe9``, ``\\\\``.
+    """Any file name as one line of text, different for every name.
+
+    Control characters (line ends among them), bytes that are not UTF-8, and the backslash that escapes them become
+    ``\\n``, ``\\xe9``, ``\\\\``.
     """
     return "".join(_escaped(letter) for letter in name)
 
 
 def _escaped(letter: str) -> str:
-    if "\udc80" <= letter <= "\udcff":  # how Python carries a byte that is no UTF-8
+    if "\udc80" <= letter <= "\udcff":  # how Python represents a byte that is not UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
     if letter == "\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
         return letter.encode("unicode_escape").decode("ascii")

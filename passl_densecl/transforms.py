@@ -20,7 +20,11 @@ import cv2
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from passl_densecl.errors import InputError
+
 __all__ = [
+    "MEAN",
+    "STD",
     "CenterCrop",
     "ColorJitter",
     "Crop",
@@ -36,12 +40,18 @@ __all__ = [
     "adjust_saturation",
     "apply",
     "center_crop",
+    "center_view",
     "gaussian_blur",
     "horizontal_flip",
+    "output_size",
     "resize",
     "resized_crop",
     "to_grayscale",
 ]
+
+# ImageNet statistics of RGB values scaled to 0..1; networks apply them on their device (`models.normalize`).
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 _CROP_TRIES = 10
 _LONGEST_STRIP = 100  # longer side over shorter side
@@ -116,7 +126,9 @@ def _smoothing_kernel(variance: int) -> np.ndarray:
 
 
 def _in_fixed_point(kernel: np.ndarray) -> np.ndarray:
-    """float32, in multiples of 1/256, with which OpenCV computes on 8-bit images; the sum stays 1, zeros at the ends go."""
+    """float32, in multiples of 1/256, with which OpenCV computes on 8-bit images; the sum stays 1, zeros at the ends
+    go.
+    """
     steps = np.rint(kernel * 256)
     steps[len(steps) // 2] += 256 - steps.sum()
     needless = int(np.argmax(steps > 0))
@@ -178,13 +190,13 @@ def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the hue circle by ``shift`` of a full turn, from -0.5 to 0.5; saturation and value stay.
 
-    Computed on the channels, without going through HSV and back. Whole thirds of a turn exchange the channels. The rest,
-    at most a sixth, moves the middle one of a pixel's three values by its share of (largest − smallest), up or down as
-    the order of the channels has it; where that passes the largest (smallest) value, that one comes back by as much as
-    it was passed by. For a channel x, followed by n and p in the order red, green, blue, all of it is: where n > p,
-    x falls by move − (x − middle), where n < p it rises by move − (middle − x), neither below 0, and it stays between
-    the smallest and the largest value. (As a bound on the fall, n − p > 0 serves for n > p: it is larger wherever it
-    matters.)
+    Computed on the channels, without going through HSV and back. Whole thirds of a turn exchange the channels. The
+    rest, at most a sixth, moves the middle one of a pixel's three values by its share of (largest − smallest), up or
+    down as the order of the channels has it; where that passes the largest (smallest) value, that one comes back by as
+    much as it was passed by. For a channel x, followed by n and p in the order red, green, blue, all of it is: where n
+    > p, x falls by move − (x − middle), where n < p it rises by move − (middle − x), neither below 0, and it stays
+    between the smallest and the largest value. (As a bound on the fall, n − p > 0 serves for n > p: it is larger
+    wherever it matters.)
     """
     height, width = image.shape[:2]
     # Pillow's hue is the turn × 255, cut off, so that it comes back a little smaller on average.
@@ -268,6 +280,10 @@ _Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class _Transform(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def output_size(self, size: int | None) -> int | None:
+        """Pixels per side of what becomes of a square image of ``size``; None for images of any shape, in and out."""
+        return size
+
 
 class RandomResizedCrop(_Transform):
     """A rectangle of random area and shape, resized to size×size pixels.
@@ -279,6 +295,9 @@ class RandomResizedCrop(_Transform):
     size: _Size
     scale: Annotated[tuple[_Area, _Area], _FROM_LIST, AfterValidator(_ordered)] = (0.2, 1.0)
     ratio: Annotated[tuple[_Positive, _Positive], _FROM_LIST, AfterValidator(_ordered)] = (3 / 4, 4 / 3)
+
+    def output_size(self, size: int | None) -> int:
+        return self.size
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Crop:
         """A random rectangle within height×width pixels; after ten that do not fit, the largest fitting middle one."""
@@ -378,6 +397,9 @@ class Resize(_Transform):
     name: Literal["Resize"] = "Resize"
     size: _Size
 
+    def output_size(self, size: int | None) -> int | None:
+        return None if size is None else self.size
+
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
         longest = _LONGEST_STRIP * min(height, width)
@@ -396,6 +418,9 @@ class CenterCrop(_Transform):
     name: Literal["CenterCrop"] = "CenterCrop"
     size: _Size
 
+    def output_size(self, size: int | None) -> int:
+        return self.size
+
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return center_crop(image, self.size)
 
@@ -407,6 +432,28 @@ Transform = Annotated[
     Field(discriminator="name"),
 ]
 """Any transform of this module, chosen by its ``name``: the type of an entry in a configuration's list."""
+
+
+def center_view(size: int) -> tuple[Resize, CenterCrop]:
+    """The field's evaluation transforms: the central size×size pixels after a resize to 8/7 of `size` (224 of 256)."""
+    return Resize(size=round(size * 256 / 224)), CenterCrop(size=size)
+
+
+def output_size(transforms: Sequence[Transform]) -> int:
+    """Pixels per side of the square images that the transforms give, one after the other.
+
+    Raises:
+        InputError: none of them fixes the size, so images of different shapes stay different.
+    """
+    size = None
+    for transform in transforms:
+        size = transform.output_size(size)
+    if size is None:
+        names = ", ".join(transform.name for transform in transforms) or "none"
+        raise InputError(
+            f"the transforms ({names}) do not fix the size of the images; end with RandomResizedCrop or CenterCrop"
+        )
+    return size
 
 
 def apply(

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pydantic import TypeAdapter, ValidationError
 
 from passl_densecl import transforms as T
+from passl_densecl.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -352,3 +353,24 @@ def test_configuration_refuses(wrong):
 def test_a_transform_cannot_be_changed():
     with pytest.raises(ValidationError):
         T.RandomGrayscale().p = 0.5  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("transforms", "size"),
+    [
+        ((T.RandomResizedCrop(size=48), T.ColorJitter(), T.GaussianBlur()), 48),
+        ((T.Resize(size=64), T.CenterCrop(size=48), T.RandomGrayscale()), 48),
+        ((T.RandomResizedCrop(size=48), T.Resize(size=32)), 32),
+        ((T.Resize(size=64), T.RandomHorizontalFlip()), None),
+        ((), None),
+    ],
+)
+def test_output_size(transforms, size):
+    if size is None:
+        with pytest.raises(InputError, match=r"do not fix the size.*CenterCrop"):
+            T.output_size(transforms)
+        return
+    assert T.output_size(transforms) == size
+    for height, width in ((70, 90), (20, 31)):
+        image = T.apply(transforms, np.zeros((height, width, 3), np.uint8), np.random.default_rng(0))
+        assert image.shape == (size, size, 3)

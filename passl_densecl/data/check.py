@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.images import COUNTED_AS, UndecodableImage, decode_bytes, extension
+from passl_densecl.data.images import COUNTED_AS, UndecodableImage, decode_bytes, extension, header
 from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.errors import RunError
 
@@ -46,7 +46,7 @@ class Report:
     file_bytes: int = 0
 
     def reasons(self) -> Counter[str]:
-        """Why images are bad, without what differs from one to the other."""
+        """Why images are bad, without the details in parentheses → number of images."""
         return Counter(reason.split(" (")[0] for _, reason in self.bad)
 
     def quantiles(self) -> list[tuple[int, int]]:
@@ -58,7 +58,7 @@ class Report:
 def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, int], None]) -> Report:
     """Decode every image in ``num_workers`` ≥ 1 processes; ``progress(done, bad)`` is called after each of them.
 
-    An image on which the decoder dies is bad like any other.
+    An image that kills its decoder is bad like any other.
     """
 
     def look(index: int) -> _Found | str:
@@ -73,7 +73,7 @@ def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, in
 
     report = Report()
     sizes = np.zeros((len(images), 2), np.int64)
-    for index, found in enumerate(in_processes(look, len(images), num_workers)):
+    for index, found in enumerate(in_processes(look, range(len(images)), num_workers)):
         if isinstance(found, Death):
             report.bad.append((index, f"kills the decoder ({found.cause})"))
         elif isinstance(found, str):
@@ -89,48 +89,23 @@ def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, in
     return report
 
 
-_SIGNATURES = {
-    b"\xff\xd8\xff": "jpg",
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"GIF8": "gif",
-    b"BM": "bmp",
-    b"II*\0": "tif",
-    b"MM\0*": "tif",
-    b"\0\0\0\x0cjP  ": "jp2",
-}
-_PNG_COLORS = {0: "gray", 2: "RGB", 3: "palette", 4: "alpha", 6: "alpha"}
-_JPEG_COLORS = {1: "gray", 3: "RGB", 4: "CMYK"}
+_KINDS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "pnm"}
+_COLORS = {"P": "palette", "CMYK": "CMYK", **dict.fromkeys(("LA", "PA", "RGBA"), "alpha")}
+_COLORS |= dict.fromkeys(("1", "L", "I", "I;16", "I;16B", "F"), "gray")
 _ALIKE = {"dib": "bmp", "pgm": "pnm", "pbm": "pnm", "ppm": "pnm"}
 
 
 def contents(data: bytes) -> tuple[str, str]:
-    """(format, colors) by the first bytes of an image file; "other" for a format and "RGB" for colors not told."""
-    kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "other")
+    """(format, colors) by the header of an image file; "other" for an unknown format and "RGB" for unknown colors."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp", "alpha" if data[12:16] == b"VP8X" and data[20] & 0x10 else "RGB"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return "avif", "RGB"
-    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
-        return "pnm", "RGB" if data[1:2] in b"36" else "gray"
-    if kind == "png":
-        return kind, _PNG_COLORS.get(data[25], "RGB") if len(data) > 25 else "RGB"
-    if kind == "jpg":
-        return kind, _JPEG_COLORS.get(_jpeg_components(data), "RGB")
-    return kind, "palette" if kind == "gif" else "RGB"
-
-
-def _jpeg_components(data: bytes) -> int:
-    """How many color channels the frame header declares; 0 when there is none."""
-    at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return data[at + 9]
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
+    image = header(data)
+    if image is None:
+        return "other", "RGB"
+    kind = _KINDS.get(image.format or "", "other")
+    return kind, "palette" if kind == "gif" else _COLORS.get(image.mode, "RGB")
 
 
 def _kind_of(path: bytes) -> str | None:

@@ -13,8 +13,7 @@ import numpy as np
 
 from passl_densecl.data.folders import scan_images
 from passl_densecl.data.image_set import ImageSet, check_decodable
-from passl_densecl.data.images import EXTENSIONS, UndecodableImage, decode, decode_bytes, memory_is_named
-from passl_densecl.data.jpeg import upright_size
+from passl_densecl.data.images import EXTENSIONS, UndecodableImage, checked_size, decode, decode_pixels, memory_is_named
 from passl_densecl.errors import RunError
 from passl_densecl.text import one_line
 from passl_densecl.transforms import RandomResizedCrop, apply, resized_crop
@@ -45,8 +44,8 @@ class PairDataset:
     ``dataset[epoch, index]`` → (query, key, index, why): two uint8 H×W×3 arrays, an int64 number and a text. ``why`` is
     empty, or says (in UTF-8) why the image could not be decoded, and then another one stands in for it.
 
-    An image that cannot be decoded is always replaced by the same one, some way along the set: of a hundred bad files in
-    a row each gets a stand-in of its own. All draws stay those of ``index``, so no other image's views change.
+    An image that cannot be decoded is always replaced by the same one, some way along the set: each of a hundred bad
+    files in a row gets a stand-in of its own. All draws stay those of ``index``, so no other image's views change.
 
     Raises (on access):
         RunError: neither the image nor any of its 19 stand-ins can be decoded, or the memory ran out.
@@ -70,9 +69,9 @@ class PairDataset:
 class LabeledDataset:
     """One view of every image and its label, for linear evaluation, k-NN and the like.
 
-    ``dataset[epoch, index]`` → (image, label, index, why): a uint8 H×W×3 array, two int64 numbers and a text. ``label`` is
-    -1 when the set has no labels. An image that cannot be decoded is replaced as in :class:`PairDataset`, label and all;
-    ``why`` then says why, else it is empty. With deterministic transforms use epoch 0 throughout.
+    ``dataset[epoch, index]`` → (image, label, index, why): a uint8 H×W×3 array, two int64 numbers and a text. ``label``
+    is -1 when the set has no labels. An image that cannot be decoded is replaced as in :class:`PairDataset`, together
+    with its label; ``why`` then says why, else it is empty. With deterministic transforms use epoch 0 throughout.
 
     Raises (on access):
         RunError: neither the image nor any of its 19 stand-ins can be decoded, or the memory ran out.
@@ -108,14 +107,15 @@ def _views_or_others(
         else:
             return views, used, _as_array(first.reason if first else "")
     assert first is not None
+    root = one_line(image_set.root)
     raise RunError(
         f"{first}; nor can any of {min(_TRIES, len(image_set)) - 1} others in its place be decoded. Is the disk with "
-        f"{one_line(image_set.root)} still there? python tools/check_data.py {one_line(image_set.root)} looks at all of it"
+        f"{root} still connected? python tools/check_data.py {root} checks all images"
     )
 
 
 def _stand_ins(index: int, count: int) -> Iterator[int]:
-    """The image, and in the order of preference those that may stand in for it: all different, far from it and each other.
+    """The image, then those that may stand in for it, best first: all different, far from it and from each other.
 
     Steps of about 0.618 of the set (golden ratio), because bad files often lie side by side.
     """
@@ -132,18 +132,18 @@ def _as_array(why: str) -> np.ndarray:
 
 def _views(data: bytes, path: str, transforms: Transforms, seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """The transformed image, once for each seed; a large JPEG is decoded no larger than the first crops need it."""
-    rngs = [np.random.default_rng(seed) for seed in seeds]
-    size = upright_size(data) if transforms and isinstance(transforms[0], RandomResizedCrop) else None
-    if size is not None:
-        crop, *rest = transforms
-        assert isinstance(crop, RandomResizedCrop)
+    size = checked_size(data, path)
+    crop = transforms[0] if transforms else None
+    if size is not None and isinstance(crop, RandomResizedCrop) and data.startswith(b"\xff\xd8"):
+        rest = transforms[1:]
+        rngs = [np.random.default_rng(seed) for seed in seeds]
         rectangles = [crop.draw(rng, *size) for rng in rngs]
         shortest = min(min(rectangle.height, rectangle.width) for rectangle in rectangles)
         reduction = next(factor for factor in (8, 4, 2, 1) if factor == 1 or shortest >= factor * crop.size)
-        image = decode_bytes(data, path, reduction)
+        image = decode_pixels(data, path, reduction)
         if image.shape[:2] == tuple(-(-side // reduction) for side in size):
             crops = [resized_crop(image, *rectangle.reduced(reduction), size=crop.size) for rectangle in rectangles]
             return [apply(rest, view, rng) for view, rng in zip(crops, rngs, strict=True)]
-        rngs = [np.random.default_rng(seed) for seed in seeds]  # the header was wrong: once more, from the pixels
-    image = decode_bytes(data, path)
-    return [apply(transforms, image, rng) for rng in rngs]
+        # The header was wrong: once more, from the pixels.
+    image = decode_pixels(data, path)
+    return [apply(transforms, image, np.random.default_rng(seed)) for seed in seeds]

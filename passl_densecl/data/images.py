@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import Exif
+from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from passl_densecl.data.headers import declared_size
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.text import one_line, printable
 
@@ -20,10 +30,13 @@ __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "UndecodableImage",
+    "checked_size",
     "counted",
     "decode",
     "decode_bytes",
+    "decode_pixels",
     "extension",
+    "header",
     "memory_is_named",
     "read_file",
 ]
@@ -38,10 +51,11 @@ COUNTED_AS = {extension: extension for extension in EXTENSIONS} | {"jpeg": "jpg"
 """Ending of an image file → the name that it is counted under."""
 
 MAX_PIXELS = 2**28
-"""An image of more pixels is refused unread. Phones take 200 million; these would be 800 MB of RGB in every worker."""
+"""An image whose header declares more pixels is not decoded: these would be 800 MB of RGB in every worker. Phones take
+up to 200 million. Where the header cannot be read, OpenCV's own limit of 2**30 holds."""
 
 MAX_BYTES = 2**31 - 1
-"""A longer file is refused unread: OpenCV counts in 32 bits."""
+"""A longer file is not read: OpenCV counts in 32 bits."""
 
 _READ_RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # from OpenCV 4.11 on: without a pass over the pixels to swap channels
 _REDUCED = {
@@ -49,7 +63,24 @@ _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # the bits that ask for it; with color, for gray is another bit
+}  # the reduction's bits only; gray is a bit of its own
+_ORIENTATION_TAG = 0x0112
+_READERS: dict[bytes, type[ImageFile]] = {
+    b"\xff\xd8": JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"GIF8": GifImageFile,
+    b"BM": BmpImageFile,
+    b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile,
+    b"\0\0\0\x0cjP  ": Jpeg2KImageFile,
+    **{b"P%d" % number: PpmImageFile for number in range(1, 7)},
+}
+"""First bytes → Pillow's class for the format, which reads the header only. ``PIL.Image.open`` would apply a limit on
+pixels that holds for the whole program. WebP is left out: Pillow takes memory for its pixels at once, and a side has at
+most 16,383 pixels. AVIF is left out: its decoder has limits of its own.
+"""
+# Corrupt EXIF data is common in photographs and changes nothing here.
+warnings.filterwarnings("ignore", "Corrupt EXIF data|Truncated File Read", module="PIL")
 
 
 def extension(name: bytes) -> str:
@@ -84,8 +115,8 @@ class UndecodableImage(InputError):
 
 @contextlib.contextmanager
 def memory_is_named(path: str) -> Iterator[None]:
-    """Within it, running out of memory becomes a RunError that names the image. The image is not bad: in its place
-    another one must not stand, or the result would depend on what else the machine does.
+    """Within it, running out of memory becomes a RunError that names the image. The image is not bad and must not be
+    replaced by another one, or the result would depend on what else the machine does.
     """
     try:
         yield
@@ -94,7 +125,7 @@ def memory_is_named(path: str) -> Iterator[None]:
             raise
         raise RunError(
             f"the memory ran out over {one_line(path)}: set fewer data.num_workers, or make the images smaller once "
-            "(tools/pack_data.py --shorter_side 512). A training run continues with --resume auto"
+            "(tools/pack_data.py --shorter-side 512). A training run continues with --resume auto"
         ) from error
 
 
@@ -124,23 +155,66 @@ def read_file(path: str) -> bytes:
         raise UndecodableImage(path, f"cannot be read ({error.strerror or error})") from error
 
 
-def decode_bytes(data: bytes, path: str, reduction: int = 1) -> np.ndarray:
-    """The bytes of an image file → uint8 H×W×3, as by :func:`decode`; ``path`` is only named in the error.
+def header(data: bytes) -> ImageFile | None:
+    """The header of an image file as Pillow reads it, nothing decoded; None for WebP, AVIF and what it cannot read."""
+    reader = next((reader for start, reader in _READERS.items() if data.startswith(start)), None)
+    if reader is None:
+        return None
+    try:
+        return reader(io.BytesIO(data))
+    except Exception:  # a damaged header can fail in any way; whether the image decodes is OpenCV's decision
+        return None
 
-    With a ``reduction`` of 2, 4 or 8 both sides are so many times shorter (rounded up), which a JPEG decoder does at
-    less cost than decoding all of it; do not ask it of other formats.
+
+def checked_size(data: bytes, path: str) -> tuple[int, int] | None:
+    """(height, width) in pixels, upright, by the header of an image file; None when the header cannot be read.
+
+    Raises:
+        UndecodableImage: no bytes, or more than :data:`MAX_PIXELS` pixels; ``path`` is named.
+    """
+    if not data:
+        raise UndecodableImage(path, "the file is empty (0 bytes)")
+    image = header(data)
+    if image is None:
+        return None
+    width, height = image.size
+    if height * width > MAX_PIXELS:
+        raise UndecodableImage(
+            path, f"too many pixels for an image ({width:,}×{height:,}; at most {MAX_PIXELS:,} in all are decoded)"
+        )
+    turned = (
+        isinstance(image, JpegImageFile) and "exif" in image.info and _orientation(image.info["exif"]) in range(5, 9)
+    )
+    return (width, height) if turned else (height, width)
+
+
+def _orientation(data: bytes) -> object:
+    """Exif 2.3, 4.6: 1 to 8; from 5 on height and width change places. 1 when it is not given or cannot be read."""
+    exif = Exif()
+    try:
+        exif.load(data)
+        return exif.get(_ORIENTATION_TAG, 1)
+    except Exception:
+        return 1
+
+
+def decode_bytes(data: bytes, path: str) -> np.ndarray:
+    """The bytes of an image file → uint8 H×W×3, as by :func:`decode`; ``path`` is only named in the error.
 
     Raises:
         UndecodableImage: cut short, no image, or of more than :data:`MAX_PIXELS` pixels.
         RunError: the memory ran out.
     """
-    if not data:
-        raise UndecodableImage(path, "the file is empty (0 bytes)")
-    height, width = declared_size(data) or (0, 0)
-    if height * width > MAX_PIXELS:
-        raise UndecodableImage(
-            path, f"too many pixels for an image ({width:,}×{height:,}; at most {MAX_PIXELS:,} in all are decoded)"
-        )
+    checked_size(data, path)
+    return decode_pixels(data, path)
+
+
+def decode_pixels(data: bytes, path: str, reduction: int = 1) -> np.ndarray:
+    """As :func:`decode_bytes`, of bytes that :func:`checked_size` has accepted.
+
+    With a ``reduction`` of 2, 4 or 8 both sides are so many times shorter (rounded up), which a JPEG decoder does at
+    less cost than decoding all of it; use it for JPEG only.
+    """
     try:
         flags = (_READ_RGB or cv2.IMREAD_COLOR) | _REDUCED[reduction]
         with memory_is_named(path):

@@ -1,9 +1,9 @@
-"""Whether an LMDB file is sound, looked at before LMDB maps it.
+"""Checks that an LMDB file is sound, before LMDB maps it.
 
-LMDB trusts its files: a page number beyond the end, in a file that was damaged or made for it, ends the process that reads
-it with SIGBUS or SIGSEGV. So the two meta pages and every page of the tree are checked first, with the rules of LMDB's data
-format 1 (mdb.c of 0.9, "Page headers" and after). Of a pack of a million images these are a few thousand pages; the images
-themselves lie beyond and are not read.
+LMDB trusts its files: a page number beyond the end, in a damaged or malicious file, ends the process that reads it with
+SIGBUS or SIGSEGV. So the two meta pages and every page of the tree are checked first, by the rules of LMDB's data
+format 1 (mdb.c of 0.9, "Page headers" and after). A pack of a million images has a few thousand such pages; the images
+themselves are in other pages, which are not read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DEPTH = 16  # far beyond any real tree
 
 
 class _Damaged(Exception):
-    """What is wrong, for people."""
+    """The message says what is wrong."""
 
 
 def check_lmdb(file: str) -> str | None:
@@ -72,14 +72,14 @@ def _check_tree(content: mmap.mmap, page_size: int, root: int | None, pages: int
     while waiting:
         number, depth = waiting.pop()
         if not 2 <= number < pages or number in seen or depth > _DEPTH:
-            raise _Damaged(f"damaged: its tree leads to page {number:,} of {pages:,} where it must not")
+            raise _Damaged(f"damaged: its tree refers to page {number:,} of {pages:,} where it must not")
         seen.add(number)
         page = np.frombuffer(content[number * page_size : (number + 1) * page_size], np.uint8)
         waiting += [(child, depth + 1) for child in _children(page, number, pages)]
 
 
 def _children(page: np.ndarray, number: int, pages: int) -> list[int]:
-    """The pages that a branch leads to, none for a leaf. Every key and value is checked to lie inside of the file."""
+    """The pages that a branch refers to, none for a leaf. Raises _Damaged where a key or value is outside."""
     damaged = _Damaged(f"damaged: page {number:,} of its tree")
     own_number, _, flags, lower, upper = struct.unpack("=QHHHH", page[:_HEADER].tobytes())
     count, kind = (lower - _HEADER) // 2, flags & _KINDS

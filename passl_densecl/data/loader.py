@@ -18,22 +18,20 @@ import mmap
 import multiprocessing
 import signal
 import time
-import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import util
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
-import cv2
 import numpy as np
 import paddle
 
 from passl_densecl.data.datasets import ImageSet, LabeledDataset, PairDataset, Transforms
-from passl_densecl.data.workers import available_cores, keep_freed_memory, leave_signals_to_main, signals_held
+from passl_densecl.data.workers import PREFETCH, Death, available_cores, in_processes
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.tensors import to_tensor
+from passl_densecl.text import megabytes, quantity
 
 __all__ = [
     "EvaluationLoader",
@@ -45,7 +43,6 @@ __all__ = [
     "epoch_order",
 ]
 
-PREFETCH = 2  # batches that one worker computes ahead
 _AUTO_MOST = 8
 _ORDER_STREAM = 2  # takes the place of "view" in a seed; the views are 0 and 1
 
@@ -291,7 +288,7 @@ class _Layout(NamedTuple):
                 memory = mmap.mmap(-1, size)
             except OSError as error:
                 raise RunError(
-                    f"no room for a batch of {size / 2**20:,.0f} MiB ({error.strerror}); set fewer data.num_workers, or a "
+                    f"no memory for a batch of {megabytes(size)} ({error.strerror}); set fewer data.num_workers, or a "
                     "smaller batch_size"
                 ) from error
             arrays.append(np.frombuffer(memory, dtype).reshape(rows, *shape))
@@ -304,26 +301,31 @@ def _compute(
     """The fields of every requested batch (of at most ``rows`` rows), in the order of the requests.
 
     The arrays hold their values until the next batch is asked for. Exceptions of the data set are raised here,
-    whichever process met them. Closing the generator, or leaving it in any other way, ends the workers at once.
+    whichever process raised them. Closing the generator, or leaving it in any other way, ends the workers at once.
     """
     requests = iter(requests)
     first = next(requests, None)
     if first is None:
         return
     layout = _Layout.of(dataset[first.epoch, int(first.indices[0])])
+    window = max(1, PREFETCH * num_workers)
+    rooms = [layout.allocate(rows) for _ in range(window)]  # batch b is written into room b % window
+
+    def fill(task: tuple[int, _Request]) -> int:
+        number, request = task
+        _fill(dataset, request, rooms[number % window])
+        return len(request.indices)
+
+    tasks = enumerate(chain([first], requests))
     if num_workers == 0:
-        room = layout.allocate(rows)
-        for request in _chain(first, requests):
-            _fill(dataset, request, room)
-            yield tuple(array[: len(request.indices)] for array in room)
-        return
-    with _Workers(dataset, layout, rows, num_workers) as workers:
-        yield from workers.run(_chain(first, requests))
-
-
-def _chain(first: _Request, rest: Iterable[_Request]) -> Iterator[_Request]:
-    yield first
-    yield from rest
+        lengths = (fill(task) for task in tasks)
+    else:
+        lengths = in_processes(fill, tasks, num_workers, window=window, silent=False)
+    with closing(lengths):
+        for number, length in enumerate(lengths):
+            if isinstance(length, Death):
+                raise _death(length, num_workers)
+            yield tuple(array[:length] for array in rooms[number % window])
 
 
 def _fill(dataset: _Dataset, request: _Request, room: Sequence[np.ndarray]) -> None:
@@ -341,147 +343,16 @@ def _size(shape: Sequence[int]) -> str:
     return "×".join(str(length) for length in shape[:2])
 
 
-class _Workers:
-    """Processes that compute batches in turn: batch b is worker ``b % num_workers``'s."""
-
-    def __init__(self, dataset: _Dataset, layout: _Layout, rows: int, num_workers: int) -> None:
-        context = multiprocessing.get_context("fork")  # workers see the data set and the memory without a copy
-        self._rooms = [[layout.allocate(rows) for _ in range(PREFETCH)] for _ in range(num_workers)]
-        pipes = [context.Pipe() for _ in range(num_workers)]
-        self._connections = [ours for ours, _ in pipes]
-        self._processes = [
-            context.Process(
-                target=_work, args=(dataset, self._rooms[number], theirs, pipes), name=f"data-{number}", daemon=True
-            )
-            for number, (_, theirs) in enumerate(pipes)
-        ]
-        # Runs at the latest when the interpreter exits: the workers do not listen to SIGTERM.
-        self.close = util.Finalize(self, _end, args=(self._processes, self._connections), exitpriority=10)
-        try:
-            for process in self._processes:
-                with signals_held():
-                    process.start()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, OSError):
-                raise RunError(
-                    f"cannot start {num_workers} data workers ({error.strerror}); set fewer data.num_workers (0 for none)"
-                ) from error
-            raise
-        for _, theirs in pipes:
-            theirs.close()
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def run(self, requests: Iterator[_Request]) -> Iterator[tuple[np.ndarray, ...]]:
-        count = len(self._processes)
-        lengths: dict[int, int] = {}  # batch in the making → its number of rows
-        sent = 0
-
-        def send() -> None:
-            nonlocal sent
-            request = next(requests, None)
-            if request is not None:
-                try:
-                    self._connections[sent % count].send((sent // count % PREFETCH, request))
-                except OSError as error:
-                    raise self._death(sent % count) from error
-                lengths[sent] = len(request.indices)
-                sent += 1
-
-        for _ in range(count * PREFETCH):
-            send()
-        batch = 0
-        while lengths:
-            self._receive(batch % count)
-            rows = lengths.pop(batch)
-            yield tuple(array[:rows] for array in self._rooms[batch % count][batch // count % PREFETCH])
-            send()  # into the room that the consumer has just left
-            batch += 1
-
-    def _receive(self, number: int) -> None:
-        """Wait until worker ``number`` reports its oldest batch done.
-
-        Raises:
-            Exception: what the data set raised in the worker.
-            RunError: the worker is dead.
-        """
-        connection = self._connections[number]
-        if connection not in wait([connection, self._processes[number].sentinel]):
-            raise self._death(number)
-        try:
-            failure = connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._death(number) from error
-        if failure is not None:
-            error, trace = failure
-            raise error from RuntimeError(f"in data worker {number}:\n{trace}")
-
-    def _death(self, number: int) -> RunError:
-        process = self._processes[number]
-        process.join(1)
-        code = process.exitcode
-        if code == -signal.SIGKILL:
-            cause = "was killed (signal 9), as the system does when the memory runs out"
-            advice = f"set fewer data.num_workers than {len(self._processes)}, or a smaller batch_size"
-        elif code is not None and code < 0:
-            cause = f"died of signal {-code} ({signal.strsignal(-code) or 'unknown'})"
-            advice = "an image may kill its decoder: python tools/check_data.py names it; with data.num_workers 0 the cause shows"
-        else:
-            cause, advice = f"ended with exit code {code}", "with data.num_workers 0 the cause shows"
-        return RunError(f"data worker {number} {cause}: {advice}. A training run continues with --resume auto")
-
-
-def _end(processes: Sequence[BaseProcess], connections: Sequence[Connection]) -> None:
-    started = [process for process in processes if process.pid is not None]
-    for process in started:
-        process.kill()  # nothing that a worker has begun is of value
-    for process in started:
-        process.join()
-    for connection in connections:
-        connection.close()
-
-
-def _work(
-    dataset: _Dataset,
-    rooms: Sequence[Sequence[np.ndarray]],
-    connection: Connection,
-    pipes: Sequence[tuple[Connection, Connection]],
-) -> None:
-    """The life of a worker: fill a room, say so, until the connection ends because the main process did."""
-    leave_signals_to_main()
-    cv2.setNumThreads(0)
-    keep_freed_memory()
-    for pair in pipes:  # an end that stays open here would hide the main process's death from the others
-        for end in pair:
-            if end is not connection:
-                end.close()
-    while True:
-        try:
-            which, request = connection.recv()
-        except (EOFError, OSError):
-            return
-        failure = None
-        try:
-            _fill(dataset, request, rooms[which])
-        except Exception as error:
-            failure = _portable(error)
-        try:
-            connection.send(failure)
-        except OSError:
-            return
-
-
-def _portable(error: Exception) -> tuple[Exception, str]:
-    """The exception and its traceback in a form that survives the way to another process."""
-    trace = traceback.format_exc()
-    if isinstance(error, (InputError, RunError, OSError)):
-        return error, trace
-    return RuntimeError(f"{type(error).__name__}: {error}"), trace
+def _death(death: Death, num_workers: int) -> RunError:
+    if death.exit_code == -signal.SIGKILL:
+        cause = "was killed (signal 9), as the system does when the memory runs out"
+        advice = f"set fewer data.num_workers than {num_workers}, or a smaller batch_size"
+    elif death.exit_code is not None and death.exit_code < 0:
+        cause = f"died of {death.cause} ({signal.strsignal(-death.exit_code) or 'unknown'})"
+        advice = "an image may crash its decoder: python tools/check_data.py names it"
+    else:
+        cause, advice = f"ended with {death.cause}", "with data.num_workers 0 the cause shows"
+    return RunError(f"a data worker {cause}: {advice}. A training run continues with --resume auto")
 
 
 # --- how many workers ----------------------------------------------------------------------------------------------
@@ -501,24 +372,19 @@ def choose_workers(requested: int | Literal["auto"], *, batch_bytes: int, world_
     cores = available_cores()
     count = max(1, min(_AUTO_MOST, cores // world_size_local)) if requested == "auto" else requested
     free = _available_memory()
-    if free is None or count == 0:
-        fitting = count
-    else:
+    fitting = count
+    if free is not None and count > 0:
         fitting = min(count, free // 2 // world_size_local // max(1, PREFETCH * batch_bytes))
     if fitting < count:
         why = (
-            f"{count} would hold {count * PREFETCH} batches of {batch_bytes / 2**20:,.0f} MiB each, more than half of "
-            f"the {(free or 0) / 2**20:,.0f} MiB of free memory; a smaller batch_size allows more"
+            f"{count} would hold {count * PREFETCH} batches of {megabytes(batch_bytes)} each, more than half of the "
+            f"{megabytes(free or 0)} of free memory; a smaller batch_size allows more"
         )
     elif requested == "auto":
-        why = f"{cores} {'core' if cores == 1 else 'cores'}"
-        if world_size_local > 1:
-            why += f" for {world_size_local} processes"
+        why = quantity(cores, "core") + (f" for {world_size_local} processes" if world_size_local > 1 else "")
     else:
-        why = "as configured"
-        if count * world_size_local > cores:
-            why += f", on {cores} {'core' if cores == 1 else 'cores'}"
-    return fitting, f"{fitting} {'worker' if fitting == 1 else 'workers'} ({why})"
+        why = "as configured" + (f", on {quantity(cores, 'core')}" if count * world_size_local > cores else "")
+    return fitting, f"{quantity(fitting, 'worker')} ({why})"
 
 
 def _available_memory() -> int | None:

@@ -81,7 +81,7 @@ def pack_images(
     def records() -> Iterator[bytes]:
         stored = map(store, range(len(images)))
         if shorter_side is not None:
-            stored = in_processes(store, len(images), num_workers)
+            stored = in_processes(store, range(len(images)), num_workers)
         for index, one in enumerate(stored):
             if isinstance(one, Death):
                 one = _Stored(b"", 0, bad=f"kills the decoder ({one.cause})")

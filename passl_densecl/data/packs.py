@@ -30,7 +30,7 @@ from passl_densecl.disk import parse_json, sync_folder
 from passl_densecl.errors import InputError
 from passl_densecl.text import printable
 
-__all__ = ["Pack", "Records", "find_pack", "open_pack", "write_pack"]
+__all__ = ["Pack", "Records", "open_pack", "write_pack"]
 
 _HEADER = b"passl_densecl"
 _PATHS = b"passl_densecl.paths"
@@ -60,19 +60,6 @@ class Pack:
     labels: np.ndarray | None
     classes: tuple[str, ...]
     shorter_side: int | None
-
-
-def find_pack(root: str) -> str | None:
-    """The LMDB file that ``root`` names, itself or as a folder with a ``data.mdb``; None when it is none."""
-    if os.path.isdir(root):
-        inside = os.path.join(root, "data.mdb")
-        return inside if os.path.isfile(inside) else None
-    if not os.path.isfile(root):
-        return None
-    if root.endswith(".lmdb"):
-        return root
-    with open(root, "rb") as file:
-        return root if file.read(20)[16:] == _MAGIC else None
 
 
 def open_pack(file: str) -> Pack:
@@ -212,7 +199,8 @@ def _check_whole(file: str) -> None:
         raise InputError(f"{printable(file)} is no LMDB file ({size:,} bytes); make one with tools/pack_data.py")
     if size < needed:
         raise InputError(
-            f"{printable(file)} is cut short: {size:,} bytes, expected {needed:,}; copy it again, or pack the images again"
+            f"{printable(file)} is cut short: {size:,} bytes, expected {needed:,}; copy it again, or pack the images "
+            "again"
         )
 
 

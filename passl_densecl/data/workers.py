@@ -1,176 +1,225 @@
-"""A function of a number, for many numbers, in processes that may die: a death costs one result and is named."""
+"""The one pool of processes: a function of each task of a stream, computed in order by processes that may die."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
-import numpy as np
 
 from passl_densecl.errors import InputError, RunError
 
-__all__ = ["Death", "available_cores", "in_processes", "keep_freed_memory", "leave_signals_to_main", "signals_held"]
+__all__ = ["PREFETCH", "Death", "available_cores", "in_processes", "keep_freed_memory"]
 
-T = TypeVar("T")
-_CHUNK = 8  # numbers that a process takes at a time
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+PREFETCH = 2  # tasks that one process has: the one that it computes, and the next
+_WINDOW = 32  # tasks per process that may be computed before an earlier one is
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _KEPT_BYTES = 2**28
-_AHEAD = 4  # chunks a process that may wait for an earlier one
 _LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)  # they often reach the whole group; the main process decides
+
+_main_ends: set[Connection] = set()  # this process's ends of the pipes to all of its workers
 
 
 class Death(NamedTuple):
-    """In place of a result: the process that computed it died of this ("signal 11", "exit code 1")."""
+    """In place of a result: the process that computed it ended with this exit code; −N for signal N."""
 
-    cause: str
+    exit_code: int | None
+
+    @property
+    def cause(self) -> str:
+        """ "signal 11", "exit code 1"."""
+        code = self.exit_code
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
-@dataclass
-class _Chunk:
-    number: int
-    missing: list[int]
-    results: dict[int, Any] = field(default_factory=dict)
+class _Failure(NamedTuple):
+    """In place of a result: the exception that the function raised, and its traceback."""
+
+    error: Exception
+    trace: str
 
 
-@dataclass
-class _Worker(Generic[T]):
+@dataclass(eq=False)
+class _Worker:
     process: BaseProcess
     connection: Connection
-    chunk: _Chunk | None = None
+    tasks: deque[tuple[int, Any]] = field(default_factory=deque)  # (number, task), the one it computes first
 
 
-def in_processes(function: Callable[[int], T], count: int, num_workers: int) -> Generator[T | Death, None, None]:
-    """``function(0), …, function(count - 1)`` in this order, computed by ``num_workers`` ≥ 1 forked processes.
+def in_processes(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    num_workers: int,
+    *,
+    window: int | None = None,
+    silent: bool = True,
+) -> Generator[Result | Death, None, None]:
+    """``function(task)`` for every task, in the order of the tasks, computed by ``num_workers`` ≥ 1 forked processes.
 
-    Where a process dies, the number that it was at gets a :class:`Death` and another process takes its place. Only a few
-    results wait at any time. What the processes write to standard error is dropped (decoders are talkative). Closing the
-    generator ends the processes.
+    Where a process dies, the task that it was computing gives a :class:`Death`, and another process takes its place.
+    Closing the generator, or leaving it in any other way, ends the processes at once; the end of the program does too.
+
+    Args:
+        function: inherited by the processes, with all that it refers to; only tasks and results are pickled.
+        window: task t is not begun before the consumer has asked for the result after that of task t − window, so
+            no more than ``window`` results wait at any time. By default 32 per process.
+        silent: drop what the processes write to standard error, because decoders write to it.
 
     Raises:
-        InputError, RunError: ``function`` did.
-        RuntimeError: it raised another exception, whose traceback is in the message.
+        InputError, RunError, OSError: ``function`` raised it.
+        RuntimeError: ``function`` raised another exception, which the message names.
+        RunError: a process cannot be started.
     """
-    context = multiprocessing.get_context("fork")
-    current = np.frombuffer(mmap.mmap(-1, 8 * num_workers), np.int64)  # shared: the number that each one is at
-    current[:] = -1
-    workers: list[_Worker[T] | None] = [None] * num_workers
-    finished: dict[int, _Chunk] = {}
-    chunks = -(-count // _CHUNK)
+    pool = _Pool(function, num_workers, silent)
+    window = window or _WINDOW * num_workers
+    numbered, last = enumerate(tasks), False
+    answers: dict[int, Any] = {}
     sent = wanted = 0
-
-    def start(place: int) -> _Worker[T]:
-        ours, theirs = context.Pipe()
-        open_here = [ours, *(worker.connection for worker in workers if worker is not None)]
-        process = context.Process(target=_work, args=(function, current, place, theirs, open_here), daemon=True)
-        with signals_held():
-            process.start()
-        theirs.close()
-        return _Worker(process, ours)
-
-    def send(place: int, chunk: _Chunk) -> None:
-        worker = workers[place] or start(place)
-        workers[place] = worker
-        worker.chunk = chunk
-        with contextlib.suppress(OSError):  # it is dead: found out below
-            worker.connection.send(chunk.missing)
-
     try:
-        while wanted < chunks:
-            for place in range(num_workers):
-                worker = workers[place]
-                if (worker is None or worker.chunk is None) and sent < min(chunks, wanted + _AHEAD * num_workers):
-                    send(place, _Chunk(sent, list(range(sent * _CHUNK, min((sent + 1) * _CHUNK, count)))))
-                    sent += 1
-            busy = [worker for worker in workers if worker is not None and worker.chunk is not None]
-            wait([part for worker in busy for part in (worker.connection, worker.process.sentinel)])
-            for place in range(num_workers):
-                worker = workers[place]
-                if worker is None or worker.chunk is None:
-                    continue
-                chunk = worker.chunk
-                answer = _answer(worker)
-                if isinstance(answer, str):
-                    raise RuntimeError(f"in a worker process:\n{answer}")
-                if isinstance(answer, (InputError, RunError)):
-                    raise answer
-                if isinstance(answer, list):
-                    chunk.results.update(zip(chunk.missing, answer, strict=True))
-                elif isinstance(answer, Death):
-                    at = int(current[place])
-                    if at not in chunk.missing:
-                        raise RuntimeError(f"a worker process died at its start ({answer.cause})")
-                    chunk.results[at] = answer
-                    chunk.missing.remove(at)
-                    worker.connection.close()
-                    workers[place], current[place] = None, -1
-                    if chunk.missing:
-                        send(place, chunk)
-                        continue
+        while True:
+            while not last and sent < wanted + window and pool.has_room():
+                item = next(numbered, None)
+                if item is None:
+                    last = True
                 else:
-                    continue
-                worker.chunk = None
-                finished[chunk.number] = chunk
-            while wanted in finished:
-                results = finished.pop(wanted).results
+                    pool.send(item)
+                    sent += 1
+            if wanted == sent:
+                return
+            # Also when the wanted answer has come: other processes must not wait until theirs are taken.
+            answers.update(pool.receive(timeout=0 if wanted in answers else None))
+            if wanted in answers:
+                answer = answers.pop(wanted)
+                if isinstance(answer, _Failure):
+                    raise answer.error from RuntimeError(f"in a worker process:\n{answer.trace}")
+                yield answer
                 wanted += 1
-                yield from (results[number] for number in sorted(results))
     finally:
-        for worker in workers:
-            if worker is not None:
-                worker.process.kill()  # nothing that it has begun is of value
+        pool.close()
+
+
+class _Pool:
+    """Processes that answer their tasks in any order; one that has died is replaced when there is a task for it."""
+
+    def __init__(self, function: Callable[[Any], Any], num_workers: int, silent: bool) -> None:
+        self._function = function
+        self._silent = silent
+        self._context = multiprocessing.get_context("fork")  # processes see the function's data without a copy
+        self._workers: list[_Worker | None] = [None] * num_workers
+        # Runs at the latest when the interpreter exits: the processes do not listen to SIGTERM.
+        self.close = util.Finalize(self, _end, args=(self._workers,), exitpriority=10)
+
+    def has_room(self) -> bool:
+        return any(worker is None or len(worker.tasks) < PREFETCH for worker in self._workers)
+
+    def send(self, *items: tuple[int, Any]) -> None:
+        """Give (number, task) to the process with the fewest tasks. Raises RunError when it cannot be started."""
+        for item in items:
+            loads = [0 if worker is None else len(worker.tasks) for worker in self._workers]
+            place = loads.index(min(loads))
+            worker = self._workers[place]
+            if worker is not None and not worker.tasks and not worker.process.is_alive():
+                _hang_up(worker)
+                worker = None
+            if worker is None:
+                worker = self._start(place)
+            worker.tasks.append(item)
+            with contextlib.suppress(OSError):  # it is dead: receive() finds out
+                worker.connection.send(item[1])
+
+    def receive(self, timeout: float | None) -> list[tuple[int, Any]]:
+        """(number, answer) of every process that has one; waits for the first for at most ``timeout`` seconds."""
+        busy = [worker for worker in self._workers if worker is not None and worker.tasks]
+        ready = set(wait([part for worker in busy for part in (worker.connection, worker.process.sentinel)], timeout))
+        answers = []
+        for worker in busy:
+            if worker.connection not in ready and worker.process.sentinel not in ready:
+                continue
+            alive = worker.process.is_alive()  # asked first: what a process sends before it ends is in the pipe by then
+            try:
+                if worker.connection.poll():
+                    answer = worker.connection.recv()
+                    answers.append((worker.tasks.popleft()[0], answer))
+                    continue
+            except (EOFError, OSError):
+                alive = False
+            if not alive:
                 worker.process.join()
-                worker.connection.close()
+                answers.append((worker.tasks.popleft()[0], Death(worker.process.exitcode)))
+                self._workers[self._workers.index(worker)] = None
+                _hang_up(worker)
+                self.send(*worker.tasks)
+        return answers
+
+    def _start(self, place: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        _main_ends.add(ours)
+        args = (self._function, theirs, self._silent)
+        worker = _Worker(self._context.Process(target=_work, args=args, name=f"data-{place}", daemon=True), ours)
+        self._workers[place] = worker  # before it starts: a KeyboardInterrupt may come at once, and must end it
+        try:
+            with _signals_held():
+                worker.process.start()
+        except OSError as error:
+            raise RunError(
+                f"cannot start {len(self._workers)} worker processes ({error.strerror}); set fewer workers "
+                "(data.num_workers, --workers)"
+            ) from error
+        finally:
+            theirs.close()
+        return worker
 
 
-def _answer(worker: _Worker[Any]) -> list[Any] | str | InputError | RunError | Death | None:
-    """Results, an error or its traceback, a death, or None when there is nothing yet."""
-    alive = worker.process.is_alive()  # asked first: what a process sends before it ends is in the pipe by then
-    try:
-        if worker.connection.poll():
-            return worker.connection.recv()
-    except (EOFError, OSError):
-        alive = False
-    if alive:
-        return None
-    worker.process.join()
-    code = worker.process.exitcode
-    return Death(f"signal {-code}" if code is not None and code < 0 else f"exit code {code}")
+def _hang_up(worker: _Worker) -> None:
+    _main_ends.discard(worker.connection)
+    worker.connection.close()
 
 
-def _work(
-    function: Callable[[int], Any], current: np.ndarray, place: int, connection: Connection, open_here: list[Connection]
-) -> None:
-    """The life of a process: a list of numbers in, a list of results out, until the connection ends."""
-    leave_signals_to_main()
-    for other in open_here:  # an end that stays open here would hide the main process's death from the others
+def _end(workers: list[_Worker | None]) -> None:
+    present = [worker for worker in workers if worker is not None]
+    started = [worker for worker in present if worker.process.pid is not None]
+    for worker in started:
+        worker.process.kill()  # nothing that it has begun is of value
+    for worker in started:
+        worker.process.join()
+    for worker in present:
+        _hang_up(worker)
+
+
+def _work(function: Callable[[Any], Any], connection: Connection, silent: bool) -> None:
+    """The life of a process: a task in, an answer out, until the connection ends because the main process did."""
+    _leave_signals_to_main()
+    for other in _main_ends:  # an end that stays open here would hide the main process's death from the others
         other.close()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if silent:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     cv2.setNumThreads(0)
+    keep_freed_memory()
     while True:
         try:
-            numbers = connection.recv()
+            task = connection.recv()
         except (EOFError, OSError):
             return
-        answer: list[Any] | str | InputError | RunError = []
         try:
-            for number in numbers:
-                current[place] = number
-                answer.append(function(number))
-        except (InputError, RunError) as error:
-            answer = error
-        except Exception:
-            answer = traceback.format_exc()
+            answer = function(task)
+        except Exception as error:
+            passed = isinstance(error, (InputError, RunError, OSError))
+            answer = _Failure(
+                error if passed else RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc()
+            )
         try:
             connection.send(answer)
         except OSError:
@@ -178,8 +227,8 @@ def _work(
 
 
 @contextlib.contextmanager
-def signals_held() -> Generator[None, None, None]:
-    """A process forked within it does not obey SIGINT and SIGTERM before it has called :func:`leave_signals_to_main`.
+def _signals_held() -> Generator[None, None, None]:
+    """A process forked within it does not obey SIGINT and SIGTERM before it has called :func:`_leave_signals_to_main`.
 
     Between the fork and its first line it would: on a busy machine that is time enough to die of one.
     """
@@ -190,7 +239,7 @@ def signals_held() -> Generator[None, None, None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals_to_main() -> None:
+def _leave_signals_to_main() -> None:
     """Ignore SIGINT and SIGTERM in this process, those that came while they were held as well."""
     for name in _LEFT_TO_MAIN:
         signal.signal(name, signal.SIG_IGN)
@@ -214,7 +263,7 @@ def keep_freed_memory() -> None:
     """Let this process keep up to 256 MiB that it has freed, for its next image; nothing where malloc is not glibc's.
 
     Otherwise the memory of a decoded image goes back to the system and comes again page by page, zeroed, for the next
-    one: hundreds of page faults an image.
+    one: hundreds of page faults per image.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -101,7 +101,9 @@ def true_bomb() -> bytes:
 
 
 def build(root: Path, ordinary: int = 20) -> Path:
-    """Write it all under `root`: `ordinary` small photographs, the odd ones, the bad ones, links that lead nowhere or round."""
+    """Write it all under `root`: `ordinary` small photographs, the odd ones, the bad ones, links that lead nowhere or
+    round.
+    """
     top = os.fsencode(root)
     files = {name: data for name, data in odd_but_whole().items()} | {name: data for name, (data, _) in bad().items()}
     files |= {b"plain/%03d.jpg" % seed: encoded(Image.fromarray(photograph(seed)), "JPEG") for seed in range(ordinary)}

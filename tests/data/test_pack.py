@@ -100,7 +100,7 @@ def test_class_folders_are_known_without_labels_in_the_pack(folder, tmp_path):
     numbering = ("dog", "x", "ant", "cat")
     expected, found = (scan_images(root, labeled=True, classes=numbering) for root in (folder, file))
     assert found.labels.tolist() == expected.labels.tolist()  # type: ignore[union-attr]
-    with refused(file, "'cat'", "no class of the training set"):
+    with refused(file, "'cat'", "not a class of the training set"):
         scan_images(file, labeled=True, classes=("ant", "dog"))
 
 
