@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from passl_densecl.errors import InputError
+from passl_densecl.text import closest
 
 
 class BoundedReader:
@@ -84,9 +84,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 class HashedFile:
-    """A new file that counts and hashes what is written, so that nobody has to read it for that; on the disk when it is left.
+    """A new file that counts and hashes what is written, so that nobody has to read it for that; on the disk when it is
+    left.
 
-    Used as a context manager. Raises OSError as the disk gives it; what is half written then stays for the caller to remove.
+    Used as a context manager. Raises OSError as the disk gives it; what is half written then stays for the caller to
+    remove.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,8 +139,8 @@ def did_you_mean(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" (nor does its folder {folder})" if folder != folder.parent else ""
-    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
-    return f"; did you mean '{folder / close[0]}'?" if close else ""
+    close = closest(path.name, [entry.name for entry in folder.iterdir()])
+    return f"; did you mean '{folder / close}'?" if close else ""
 
 
 def make_writable(folder: Path, option: str) -> None:

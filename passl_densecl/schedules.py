@@ -1,4 +1,5 @@
-"""Learning-rate schedules: frozen settings that are functions, (step, steps_per_epoch, epochs) → factor of the base rate.
+"""Learning-rate schedules: frozen settings that are functions, (step, steps_per_epoch, epochs) → factor of the base
+rate.
 
 `step` is the number of optimizer steps already taken; the factor is a float from 0 to 1.
 Source: cosine with one value per epoch and step decay are the recipes of DenseCL (CVPR 2021) and MoCo.

@@ -4,6 +4,7 @@ from passl_densecl.config.files import check_aliases, dump_config, load_config, 
 from passl_densecl.config.schema import (
     DEPTHS,
     QUEUE_LEN_MAX,
+    RANDOM,
     AmpConfig,
     BackboneConfig,
     BackboneOptions,
@@ -21,6 +22,7 @@ from passl_densecl.config.schema import (
 __all__ = [
     "DEPTHS",
     "QUEUE_LEN_MAX",
+    "RANDOM",
     "AmpConfig",
     "BackboneConfig",
     "BackboneOptions",

@@ -1,8 +1,9 @@
-"""Experiments as YAML files: read with overrides, checked against the schema, all problems reported at once, and written."""
+"""Experiments as YAML files: read with overrides, checked against the schema, all problems reported at once, and
+written.
+"""
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from collections.abc import Hashable, Iterable, Sequence
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from passl_densecl.config.schema import Config, LinearConfig, PretrainConfig
 from passl_densecl.errors import InputError
+from passl_densecl.text import quantity, suggestion
 
 _CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
 
@@ -134,7 +136,7 @@ def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iter
     config = None
     if cls is None:
         got = f"got {_shown(tree['task'])}" if "task" in tree else "it is missing"
-        found.append(("task", f"expected 'pretrain' or 'linear'; {got}{_suggest(str(task), _CLASSES)}"))
+        found.append(("task", f"expected 'pretrain' or 'linear'; {got}{suggestion(str(task), _CLASSES)}"))
     else:
         try:
             config = cls.model_validate(tree)
@@ -144,7 +146,7 @@ def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iter
     if found or config is None:
         width = max(len(key) for key, _ in found)
         lines = [f"  {key:<{width}}   {message}" for key, message in found]
-        raise InputError("\n".join([f"{source}: {len(found)} problem{'s' if len(found) > 1 else ''}", *lines]))
+        raise InputError("\n".join([f"{source}: {quantity(len(found), 'problem')}", *lines]))
     return config
 
 
@@ -154,7 +156,9 @@ def dump_config(config: Config) -> str:
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]]:
-    """Write `a.b.0.c=value` into `tree`; the value is read as YAML. Problems come back, wrong keys are left to the check."""
+    """Write `a.b.0.c=value` into `tree`; the value is read as YAML. Problems come back, wrong keys are left to the
+    check.
+    """
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key or not all(key.split(".")):
@@ -216,14 +220,14 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
     name = ".".join(keys)
     if kind == "extra_forbidden":
         siblings = list(owner.model_fields) if owner else []
-        return name, "unknown key" + (_suggest(keys[-1], siblings) or f"; known: {', '.join(siblings)}")
+        return name, "unknown key" + (suggestion(keys[-1], siblings) or f"; known: {', '.join(siblings)}")
     if kind == "missing":
         field = owner.model_fields.get(keys[-1]) if owner else None
         return name, "missing" + (f": {field.description}" if field and field.description else "; it has no default")
     if kind in ("union_tag_invalid", "literal_error"):
         expected = context.get("expected_tags") or context.get("expected")
         known = re.findall(r"[^ ,']+", str(expected))
-        return name, f"expected {expected}, got {_shown(value)}{_suggest(str(context.get('tag', value)), known)}"
+        return name, f"expected {expected}, got {_shown(value)}{suggestion(str(context.get('tag', value)), known)}"
     if kind == "union_tag_not_found":
         return name, f"expected a mapping with a 'name', got {_shown(value)}"
     field = owner.model_fields.get(keys[-1]) if owner and keys else None  # None for an entry of a list
@@ -264,7 +268,9 @@ def _wanted(kind: str, context: dict[str, Any], message: str) -> str:
 
 
 def _walk(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
-    """The keys as the user wrote them (tags of unions and names of types left out), and the class that owns the last one."""
+    """The keys as the user wrote them (tags of unions and names of types left out), and the class that owns the last
+    one.
+    """
     keys: list[str] = []
     owner: type[BaseModel] | None = cls
     choices: list[type[BaseModel]] = [cls]
@@ -300,11 +306,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
@@ -316,7 +317,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             siblings = [entry.name for entry in path.parent.iterdir()]
         except OSError:
             return f"no such file, and no folder {str(path.parent)!r}"
-        return "no such file" + _suggest(path.name, siblings)
+        return "no such file" + suggestion(path.name, siblings)
     if isinstance(error, IsADirectoryError):
         return "this is a folder; give the YAML file in it"
     return f"cannot be read as UTF-8 text: {error}"

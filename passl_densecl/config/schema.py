@@ -1,4 +1,5 @@
-"""Every knob of a run, typed, bounded and frozen: the YAML file and the `-o` overrides are checked against these classes.
+"""Every setting of a run, typed, bounded and frozen: the YAML file and `-o` overrides are checked against these
+classes.
 
 A file is one complete experiment. Unknown, missing, mistyped and repeated keys are all reported together, each with the
 value, what was expected and, where a name is close, a suggestion. Nothing here touches a device or imports Paddle.
@@ -18,6 +19,7 @@ from passl_densecl.schedules import Schedule
 from passl_densecl.transforms import Transform
 
 DEPTHS = (18, 34, 50, 101, 152)
+RANDOM = "random"  # in place of a file of weights: an untrained backbone
 QUEUE_LEN_MAX = 65_536  # the paper's queue, and the ceiling of queue_len: auto
 
 
@@ -98,7 +100,7 @@ class BackboneConfig(Section):
 
 
 class PretrainModelConfig(BackboneConfig):
-    hidden_dim: Count = Field(2048, description="width of the hidden layer of both necks")
+    hidden_dim: Count = Field(2048, description="width of the hidden layer of both projection heads")
     out_dim: Count = Field(128, description="D, the length of a projected vector")
     num_grid: Count | None = Field(None, description="pool the map to this many cells a side; null keeps it whole")
     queue_len: Count | Literal["auto"] = Field(description="K, the number of negatives; auto fits it to the data set")
@@ -177,7 +179,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log_every_steps: Count = 10
     dist_timeout: float = Field(
-        60, ge=5, description="seconds without a sign of life from another process after which a run stops"
+        60, ge=5, description="seconds without a heartbeat of another process after which the run stops"
     )
 
     @property
@@ -197,9 +199,9 @@ class RunConfig(Section):
 class GuardConfig(Section):
     """What a run does when a step's numbers are not finite: a loss, a gradient, a key or a BatchNorm statistic.
 
-    Such a step changes nothing but the step counter. They are counted over the whole run, resumes included, not in a row:
-    a run that skips every other step should stop as well. The step that exceeds the limit ends the run (exit code 3). One
-    that float16's loss scaling skips by itself, to find its scale, does not count.
+    Such a step changes nothing but the step counter. They are counted over the whole run, resumes included, not in a
+    row: a run that skips every other step should stop as well. The step that exceeds the limit ends the run (exit code
+    3). One that float16's loss scaling skips by itself, to find its scale, does not count.
     """
 
     max_nonfinite_steps: int = Field(default=10, ge=0, description="of the whole run; 0 stops at the first one")
@@ -248,7 +250,8 @@ class PretrainConfig(RunConfig):
                 (
                     "micro_batch_size",
                     f"{self.micro_batch_size} does not divide batch_size {self.batch_size}; try micro_batch_size "
-                    f"{best}, or batch_size {max(1, round(self.batch_size / self.micro_batch_size)) * self.micro_batch_size}",
+                    f"{best}, or batch_size "
+                    f"{max(1, round(self.batch_size / self.micro_batch_size)) * self.micro_batch_size}",
                 )
             )
         if isinstance(self.model.queue_len, int) and self.model.queue_len < self.batch_size:

@@ -1,6 +1,6 @@
 """Collective operations of the processes that share one batch. In a single process each of them is the identity.
 
-The whole batch is cut into equal contiguous slices, one a process in the order of their ranks.
+The whole batch is divided into equal contiguous slices, one per process in the order of their ranks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def is_main() -> bool:
 
 
 def wait_for_all() -> None:
-    """Wait for the other processes before gloo is asked, because it waits for no longer than 30 s. Alone, or NCCL: nothing.
+    """Wait for the other processes before a gloo operation, which itself waits only 30 s. Single process, NCCL:
+    nothing.
 
     Raises RunError when one of them is lost.
     """
@@ -51,7 +52,7 @@ def wait_for_all() -> None:
 
 
 def uninterrupted() -> contextlib.AbstractContextManager[None]:
-    """Within it, the loss of another process does not end this one: for writing what all have made together."""
+    """Within it, the loss of another process does not end this one: for writing results that all have computed."""
     return peers.uninterrupted() if peers is not None else contextlib.nullcontext()
 
 
@@ -62,17 +63,19 @@ def barrier() -> None:
 
 
 def parallel(layer: paddle.nn.Layer) -> paddle.nn.Layer:
-    """The layer with gradients averaged over the processes; weights and buffers start as rank 0's. Alone: the layer."""
+    """The layer with gradients averaged over the processes; weights and buffers start as rank 0's. Single process: the
+    layer.
+    """
     return paddle.DataParallel(layer) if world_size() > 1 else layer
 
 
 def local_gradients(layer: paddle.nn.Layer) -> contextlib.AbstractContextManager:
-    """Within it, gradients pile up in each process and are not averaged yet."""
+    """Within it, gradients accumulate in each process and are not averaged yet."""
     return layer.no_sync() if isinstance(layer, paddle.DataParallel) else contextlib.nullcontext()
 
 
 def own_rows(count: int, process: int | None = None) -> slice:
-    """A process's slice, this one's if none is named, of a whole batch of `count` rows."""
+    """A process's slice, by default this one's, of a whole batch of `count` rows."""
     share, number = count // world_size(), rank() if process is None else process
     return slice(number * share, (number + 1) * share)
 
@@ -90,10 +93,11 @@ def gather_rows(rows: paddle.Tensor) -> paddle.Tensor:
 
 @paddle.no_grad()
 def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
-    """(N, …) in each process → (N, …): its slice of the whole batch in a new order, where row i is the old row order[i].
+    """(N, …) in each process → (N, …): its slice of the whole batch in a new order, where row i is the old row
+    order[i].
 
-    `order` is a permutation of range(N·processes), the same everywhere. Every row goes straight to the one process that
-    wants it (with an odd number of processes, to all).
+    `order` is a permutation of range(N·processes), the same everywhere. Every row goes directly to the one process that
+    needs it (with an odd number of processes, to all).
     """
     size, share = world_size(), rows.shape[0]
     wait_for_all()
@@ -106,24 +110,24 @@ def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
     for other in _partners():
         theirs = order[own_rows(len(order), other)]
         leaving = theirs[theirs // share == rank()] % share
-        # At least one row, wanted or not: gloo numbers its messages, so two processes must have exchanged equally many.
+        # At least one row, needed or not: gloo numbers its messages, so both sides must exchange equally many.
         message = paddle.gather(rows, to_tensor(leaving if len(leaving) else np.zeros(1, np.int64)))
         arrivals[other] = paddle.empty([max(1, int((senders == other).sum())), *rows.shape[1:]], rows.dtype)
         pair = [
             paddle.distributed.P2POp(paddle.distributed.isend, message, other),  # type: ignore[arg-type]
             paddle.distributed.P2POp(paddle.distributed.irecv, arrivals[other], other),
         ]
-        # And they wait for their receiver: of two processes, the first sends before it receives.
+        # Sends wait for their receiver: of two processes, the lower rank sends before it receives.
         messages += pair if rank() < other else pair[::-1]
     for task in paddle.distributed.batch_isend_irecv(messages):
         task.wait()
     arrived = paddle.concat([arrivals[sender][: int((senders == sender).sum())] for sender in range(size)])
-    # They stand by sender, and for each sender in our order.
+    # Rows are grouped by sender, and within a sender in our order.
     return paddle.gather(arrived, to_tensor(np.argsort(np.argsort(senders, kind="stable"))))
 
 
 def _partners() -> list[int]:
-    """The other processes, so ordered that all meet in pairs: my k-th partner's k-th partner is me. For an even number."""
+    """The other processes, ordered so that all form pairs: my k-th partner's k-th partner is me. For an even number."""
     last = world_size() - 1  # it stays, the others go round it
     if rank() == last:
         return [turn * (last + 1) // 2 % last for turn in range(last)]
@@ -157,18 +161,18 @@ def gather_objects(items: list[T]) -> list[T]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process."""
+    """Whether the flag is set in any process."""
     return all_reduce_sum([float(flag)])[0] > 0
 
 
 @paddle.no_grad()
 def all_reduce(values: paddle.Tensor) -> paddle.Tensor:
-    """The tensor, of any shape, now the sum of every process's; a device may still be working on it."""
+    """The tensor, of any shape, now the sum over the processes; the device may still be computing it."""
     if world_size() > 1:
         paddle.distributed.all_reduce(values)
     return values
 
 
 def count_flags(flag: bool) -> paddle.Tensor:
-    """In how many processes the flag is up; a device may still be working on it."""
+    """In how many processes the flag is set; the device may still be computing it."""
     return all_reduce(paddle.full([], float(flag)))

@@ -17,33 +17,33 @@ import paddle
 import paddle.distributed
 
 from passl_densecl.distributed import collectives
-from passl_densecl.distributed import peers as peer_lines
 from passl_densecl.distributed.collectives import any_process, barrier, gather_rows, is_main, rank, world_size
+from passl_densecl.distributed.peers import Peers, accept_all, connect, listen
 from passl_densecl.errors import RunError
 from passl_densecl.tensors import to_tensor
 
-START_WITHIN = 600.0  # seconds that the first process may take to come; it waits for the others for 900 (Paddle)
+START_WITHIN = 600.0  # seconds for the first process to start; Paddle makes it wait 900 for the others
 
 
 def start(limit: float = 60) -> None:
-    """Join the other processes (NCCL on GPUs, gloo on CPUs), and watch that they stay. Alone: nothing.
+    """Join the other processes (NCCL on GPUs, gloo on CPUs) and watch that they stay alive. A single process: nothing.
 
-    A process that dies, or gives no sign of life for `limit` seconds, ends the others: with a RunError, or with exit code 3
-    where they hang in something that cannot be interrupted.
+    A process that dies, or sends no heartbeat for `limit` seconds, ends the others: with a RunError, or with exit code
+    3 where they hang in native code.
     """
     if world_size() > 1 and not paddle.distributed.is_initialized():
         _wait_for_first()
         # Paddle prints its flags; a run's log has moved sys.stdout away.
-        with contextlib.redirect_stdout(sys.__stdout__), _mortal():
+        with contextlib.redirect_stdout(sys.__stdout__), _interruptible():
             try:
                 paddle.distributed.init_parallel_env()
             except (RuntimeError, SystemError) as error:  # after 900 s, or when one ends meanwhile
-                raise RunError(f"the {world_size()} processes have not come together: {_short(error)}") from error
+                raise RunError(f"the {world_size()} processes could not connect: {_short(error)}") from error
         _watch(limit)
 
 
 def stop() -> None:
-    """Leave the other processes, after all have come here."""
+    """Leave the group, after all processes have called this."""
     if world_size() > 1 and paddle.distributed.is_initialized():
         barrier()
         _leave()
@@ -51,13 +51,13 @@ def stop() -> None:
 
 
 @contextlib.contextmanager
-def session(limit: float) -> Iterator[None]:
-    """From `start` to `stop`. An error here is told to the others; one that another process's end caused names that end."""
+def running(limit: float) -> Iterator[None]:
+    """From `start` to `stop`. Errors are announced to the others; one caused by the end of another names it."""
     start(limit)
     try:
         yield
     except Exception as error:
-        # A collective throws whatever its library does (RuntimeError, mostly), and may do so before the line breaks.
+        # A collective raises whatever its library does (RuntimeError, mostly), perhaps before the connection breaks.
         foreign = isinstance(error, (RuntimeError, OSError, SystemError)) and not isinstance(error, RunError)
         lost = collectives.peers.lost_within(3) if collectives.peers and foreign else None
         _leave(error)
@@ -77,7 +77,7 @@ def _short(error: Exception) -> str:
 
 
 def _wait_for_first() -> None:
-    """Until the first process listens. Paddle itself would wait for ever, and in native code that nothing interrupts."""
+    """Wait until the first process listens. Paddle would wait forever, in native code that nothing interrupts."""
     host, _, port = os.environ.get("PADDLE_MASTER", "").rpartition(":")
     deadline = time.monotonic() + START_WITHIN
     while host and not is_main():
@@ -88,15 +88,15 @@ def _wait_for_first() -> None:
             if time.monotonic() > deadline:
                 raise RunError(
                     f"process 0 of {world_size()} cannot be reached at {host}:{port} ({error.strerror or error}) for "
-                    f"{START_WITHIN:.0f} s: it has ended (its own output says why), or the network is not as it should be. "
+                    f"{START_WITHIN:.0f} s: it has ended (its own output says why), or the network is broken. "
                     "Start all processes again, with --resume auto"
                 ) from None
             time.sleep(0.2)
 
 
 @contextlib.contextmanager
-def _mortal() -> Iterator[None]:
-    """Within it SIGTERM and SIGINT end the process at once: Paddle waits for the others without letting Python obey."""
+def _interruptible() -> Iterator[None]:
+    """Within it SIGTERM and SIGINT end the process at once: Paddle waits in native code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -109,26 +109,26 @@ def _mortal() -> Iterator[None]:
 
 
 def _watch(limit: float) -> None:
-    """Connect with the first process; without a watch, and with a warning, where that is not possible."""
+    """Connect with the first process; where that is impossible, warn and continue without watching."""
     seconds = min(limit, 30.0)
-    server, port, secret = peer_lines.invite() if is_main() else (None, 0, bytes(16))
-    told = np.asarray([port, *secret], "int64")
-    port, *letters = (int(value) for value in gather_rows(to_tensor(told[None])).numpy()[0])
+    server, port, secret = listen() if is_main() else (None, 0, bytes(16))
+    address = np.asarray([[port, *secret]], "int64")
+    port, *secret_bytes = (int(value) for value in gather_rows(to_tensor(address)).numpy()[0])
     if server is not None:
-        lines, names = peer_lines.receive(server, secret, set(range(1, world_size())), world_size(), seconds)
+        connections, names = accept_all(server, secret, set(range(1, world_size())), world_size(), seconds)
     else:
         first = os.environ.get("PADDLE_TRAINER_ENDPOINTS", os.environ.get("PADDLE_MASTER", "")).split(",")[0]
         host = first.rpartition(":")[0] or "127.0.0.1"
-        line = peer_lines.call(host, port, bytes(letters), rank(), seconds)
-        lines, names = {0: line} if line else {}, {0: f"process 0 of {world_size()} (host {host})"}
-    if any_process(len(lines) < (world_size() - 1 if is_main() else 1)):
-        for line in lines.values():
-            line.close()
+        connection = connect(host, port, bytes(secret_bytes), rank(), seconds)
+        connections, names = {0: connection} if connection else {}, {0: f"process 0 of {world_size()} (host {host})"}
+    if any_process(len(connections) < (world_size() - 1 if is_main() else 1)):
+        for connection in connections.values():
+            connection.close()
         warnings.warn(
             f"processes cannot reach port {port} of the first one: one that dies may not be noticed", stacklevel=3
         )
         return
-    collectives.peers = peer_lines.Peers(lines, names, main=is_main(), limit=limit)
+    collectives.peers = Peers(connections, names, main=is_main(), limit=limit)
 
 
 def _leave(error: BaseException | None = None) -> None:

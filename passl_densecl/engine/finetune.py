@@ -18,8 +18,7 @@ from paddle.vision.models import ResNet
 
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader, LabeledLoader
-from passl_densecl.engine.guard import check_finite
-from passl_densecl.engine.optim import trained
+from passl_densecl.engine.learner import check_finite, trained
 from passl_densecl.models import normalize
 from passl_densecl.models.resnet import rng_of
 

@@ -1,8 +1,9 @@
-"""A step whose numbers were not finite, once more: on one process, from what the guard kept, looking where it begins."""
+"""Computing a step that was not finite again, in one process, from what the guard kept, to find where it begins."""
 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,35 +15,38 @@ import paddle
 
 from passl_densecl.config import PretrainConfig
 from passl_densecl.distributed import collectives as dist
-from passl_densecl.engine.guard import BATCH, LOSSES, REPORT
-from passl_densecl.engine.optim import build_optimizer, trained
-from passl_densecl.engine.pretrain import build_model, forward_backward, key_order, restore
+from passl_densecl.engine.guard import BATCH, REPORT
+from passl_densecl.engine.learner import Learner, trained
+from passl_densecl.engine.pretrain import build_model, encode_keys, forward_backward, key_order
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
 from passl_densecl.reliability import checkpoint as checkpoint_files
 from passl_densecl.reliability.checkpoint import Checkpoint
 from passl_densecl.reliability.log import set_device
 from passl_densecl.tensors import to_tensor
+from passl_densecl.text import listed
+
+Say = Callable[[str], object]
 
 
-def replay(config: PretrainConfig, folder: str | Path, *, say: Callable[[str], None] = print) -> int:
+def replay(config: PretrainConfig, folder: str | Path, *, say: Say = print) -> int:
     """Compute the step in `folder` (RUN/nonfinite/step_…) again and say what is not finite. Returns the exit code, 0.
 
-    One process takes the whole batch, whatever number the run had. The files of the run are only read. Raises InputError
-    when something is missing or the config is another experiment's.
+    One process takes the whole batch, whatever number the run had. The files of the run are only read. Raises
+    InputError when something is missing or the config is another experiment's.
     """
     if dist.world_size() > 1:
-        raise InputError(f"--replay runs in one process, not in {dist.world_size()}: leave the launcher away")
+        raise InputError(f"--replay runs in one process, not in {dist.world_size()}: run it without the launcher")
     folder = Path(folder)
     report, batch = _read(folder)
     start = checkpoint_files.read(folder)
     if len(batch["indices"]) != config.batch_size:
         raise InputError(
-            f"--replay {folder}: a batch of {len(batch['indices'])}, the config says {config.batch_size}; give the config.yaml "
-            "in the run's folder"
+            f"--replay {folder}: a batch of {len(batch['indices'])}, the config says {config.batch_size}; give the "
+            "config.yaml in the run's folder"
         )
     set_device(config.device)
-    model, scaler = _restored(config, start)
+    learner = _restored(config, start)
     say(
         f"replay   step {report['step']:,} of epoch {report['epoch']}, from {folder}: {config.batch_size} images in "
         f"{config.micro_batch_count} micro-batches, loss_lambda {report['loss_lambda']:g}, lr {report['lr']:g}"
@@ -52,19 +56,19 @@ def replay(config: PretrainConfig, folder: str | Path, *, say: Callable[[str], N
     order = key_order(config, start.step)
     names = np.array(report["images"])
     images = {"key_encoder": names if order is None else names[order], "query_encoder": names}
-    watch = _watched(model, {name: paths.tolist() for name, paths in images.items()}, config.micro_batch_size)
+    watch = _watched(learner.model, {name: paths.tolist() for name, paths in images.items()}, config.micro_batch_size)
     with warnings.catch_warnings(), watch as found:
         warnings.simplefilter("ignore")  # Paddle's, about BatchNorm; a run has them in train.log
-        losses = _step(config, model, scaler, batch, start.step, float(report["loss_lambda"]), say)
-    gradients = {name: weight.grad for name, weight in trained(model).items() if weight.grad is not None}
+        losses_finite = _step(config, learner, batch, start.step, float(report["loss_lambda"]), say)
+    gradients = {name: weight.grad for name, weight in trained(learner.model).items() if weight.grad is not None}
     bad = [name for name, gradient in gradients.items() if not np.isfinite(gradient.numpy()).all()]
     say(f"forward  {found[0] if found else 'every output of every layer is finite'}")
     # Backward goes from the last layer to the first.
     say(f"backward {_some(bad[::-1], len(gradients), 'gradients')}")
-    if not broken and not bad and np.isfinite(losses).all():
+    if not broken and not bad and losses_finite:
         say(
-            "result   everything is finite this time. The batch and the weights are innocent: suspect the device (memory errors, "
-            "overheating), another process of the run, or mixed precision on another device"
+            "result   everything is finite this time. Batch and weights are not the cause: suspect the device (memory "
+            "errors, overheating), another process of the run, or mixed precision on another device"
         )
     return 0
 
@@ -86,38 +90,29 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise InputError(f"--replay {folder}: cannot be read ({type(error).__name__}: {error})") from None
 
 
-def _restored(config: PretrainConfig, start: Checkpoint) -> tuple[DenseCL, paddle.amp.GradScaler]:
+def _restored(config: PretrainConfig, start: Checkpoint) -> Learner:
     """The model before the step, and the loss scaling that it was computed with."""
     keys = start.model.get("global_queue.keys")
-    model = build_model(config, len(keys) if keys is not None else config.batch_size)
-    scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
-    restore(start, model, build_optimizer(config.optimizer, model), scaler)
-    model.train()
-    return model, scaler
+    return Learner.build(build_model(config, len(keys) if keys is not None else config.batch_size), config, start)
 
 
 def _step(
-    config: PretrainConfig,
-    model: DenseCL,
-    scaler: paddle.amp.GradScaler,
-    batch: dict[str, np.ndarray],
-    step: int,
-    loss_lambda: float,
-    say: Callable[[str], None],
-) -> np.ndarray:
-    """Losses and gradients of the training loop's own step; (micro-batches, 3 or 5) losses come back."""
-    query, key = to_tensor(batch["query"]), to_tensor(batch["key"])
-    _, reports = forward_backward(config, model, model, scaler, query, key, step=step, loss_lambda=loss_lambda)
-    table, size = paddle.stack(reports).numpy(), config.micro_batch_size
-    for index, row in enumerate(table):
-        shown = "  ".join(f"{name} {value:.6g}" for name, value in zip(LOSSES, row, strict=False))
+    config: PretrainConfig, learner: Learner, batch: dict[str, np.ndarray], step: int, loss_lambda: float, say: Say
+) -> bool:
+    """Losses and gradients as in the training loop; prints the losses and returns whether all are finite."""
+    assert isinstance(learner.model, DenseCL)
+    keys = encode_keys(config, learner.model, to_tensor(batch["key"]), step)
+    losses = forward_backward(config, learner, to_tensor(batch["query"]), keys, loss_lambda)
+    size, rows = config.micro_batch_size, [{name: float(value) for name, value in each.items()} for each in losses]
+    for index, row in enumerate(rows):
+        shown = "  ".join(f"{name} {value:.6g}" for name, value in row.items())
         say(f"losses   micro-batch {index} (images {index * size} to {(index + 1) * size - 1}): {shown}")
-    return table
+    return all(math.isfinite(value) for row in rows for value in row.values())
 
 
 @contextmanager
-def _watched(model: DenseCL, images: dict[str, list[str]], size: int) -> Iterator[list[str]]:
-    """Within it, the first layer whose output is not finite is named; `images`: what each encoder sees, in its order."""
+def _watched(model: paddle.nn.Layer, images: dict[str, list[str]], size: int) -> Iterator[list[str]]:
+    """Yields a list that gets the first layer whose output is not finite; `images`: inputs of each encoder."""
     found: list[str] = []
     hooks = []
     for encoder, names in images.items():
@@ -166,5 +161,4 @@ def _watcher(name: str, found: list[str], images: list[str], seen: list[int], si
 def _some(names: list[str], count: int, what: str) -> str:
     if not names:
         return f"all {count} {what} are finite"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} of {count} {what} are not finite: {', '.join(names[:3])}{more}"
+    return f"{len(names)} of {count} {what} are not finite: {listed(names, quoted=False)}"

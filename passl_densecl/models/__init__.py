@@ -5,7 +5,7 @@ B images of a micro-batch · C channels of the backbone's last map · H, W its h
 D length of a projected vector · K keys in a queue.
 """
 
-from passl_densecl.models.densecl import DenseCL, Encoder, Keys, Projections
+from passl_densecl.models.densecl import DenseCL, Encoder, Keys, Losses, Projections
 from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.models.losses import info_nce, match
 from passl_densecl.models.queue import Queue
@@ -16,6 +16,7 @@ __all__ = [
     "Encoder",
     "Keys",
     "LinearClassifier",
+    "Losses",
     "Projections",
     "Queue",
     "ResNetBackbone",

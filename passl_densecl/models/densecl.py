@@ -23,17 +23,20 @@ from passl_densecl.models.queue import Queue
 from passl_densecl.models.resnet import build_backbone, channels, initialize, normalize, rng_of
 from passl_densecl.tensors import to_tensor
 
+Losses = dict[str, paddle.Tensor]
+"""Losses and accuracies by name, each a scalar; `loss` is the one that is minimized."""
+
 
 @dataclass(frozen=True)
 class Projections:
-    """What an encoder says of B images. The dense parts are None in a MoCo-v2 encoder."""
+    """Encoder outputs for B images. The dense parts are None in a MoCo-v2 encoder."""
 
     global_vector: paddle.Tensor  # (B, D) unit vectors
-    features: paddle.Tensor | None = None  # (B, C, S) of the backbone, pooled to the neck's grid, in its own precision
-    dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
-    dense_mean: paddle.Tensor | None = (
-        None  # (B, D) unit vectors: the mean of the dense ones before they were normalized
+    features: paddle.Tensor | None = (
+        None  # (B, C, S) of the backbone, pooled to the dense head's grid, in its own precision
     )
+    dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
+    dense_mean: paddle.Tensor | None = None  # (B, D) unit vectors: mean of the dense ones before normalization
 
     def rows(self, index: slice | paddle.Tensor) -> Projections:
         """The projections of some of the images."""
@@ -42,7 +45,7 @@ class Projections:
         return self.map(lambda part: paddle.gather(part, index))
 
     def map(self, function: Callable[[paddle.Tensor], paddle.Tensor]) -> Projections:
-        """The function applied to every part that there is."""
+        """The function applied to every part that is not None."""
         parts = (self.global_vector, self.features, self.dense, self.dense_mean)
         return Projections(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
 
@@ -90,7 +93,7 @@ class Encoder(nn.Layer):
         return self.project(self.backbone(images))
 
     def project(self, features: paddle.Tensor) -> Projections:
-        """(B, C, H, W) backbone map → projections; vectors are normalized in float32 whatever the network's precision."""
+        """(B, C, H, W) backbone map → projections; vectors are normalized in float32 in every precision."""
         global_vector = _unit(self.global_head(features.mean(axis=[2, 3])))
         if self.dense_head is None:
             return Projections(global_vector)
@@ -132,7 +135,7 @@ class DenseCL(nn.Layer):
 
     @paddle.no_grad()
     def update_key_encoder(self) -> None:
-        """Move every trained weight of the key encoder: key ← m·key + (1−m)·query. `undo_key_update` takes it back."""
+        """Move every trained weight of the key encoder: key ← m·key + (1−m)·query. `undo_key_update` reverts it."""
         if not self._key_before:
             self._key_before = [paddle.empty_like(key) for key, _ in self._averaged]
         # In place, with the old weights as the only other memory: no slower than a temporary (query − key), which a CPU
@@ -143,7 +146,7 @@ class DenseCL(nn.Layer):
 
     @paddle.no_grad()
     def undo_key_update(self) -> None:
-        """Put the key encoder's weights back, to the bit, to what they were before they last moved."""
+        """Restore the key encoder's weights, to the bit, to what they were before their last move."""
         for (key, _), before in zip(self._averaged, self._key_before, strict=True):
             paddle.assign(before, key)
 
@@ -159,8 +162,8 @@ class DenseCL(nn.Layer):
         """This process's key images, uint8 (N, height, width, 3) → the keys of the step. Moves the key encoder first.
 
         `order` is a permutation of the whole batch (all processes) by which images are shuffled before they are encoded
-        in micro-batches and put back afterwards, so that a query and its key never share one BatchNorm batch by position.
-        None leaves them in place.
+        in micro-batches and put back afterwards, so that a query and its key never share one BatchNorm batch by
+        position. None leaves them in place.
         """
         self.update_key_encoder()
         if order is not None:
@@ -184,30 +187,39 @@ class DenseCL(nn.Layer):
         return Keys(local, global_vector, dense_mean)
 
     def forward(
-        self, images: paddle.Tensor, key: Projections, amp: AbstractContextManager | None = None
-    ) -> tuple[paddle.Tensor, ...]:
-        """Query images, uint8 (B, height, width, 3), with their keys → (global loss, its top-1[, dense loss, its top-1])."""
+        self, images: paddle.Tensor, key: Projections, loss_lambda: float, amp: AbstractContextManager | None = None
+    ) -> Losses:
+        """Query images, uint8 (B, height, width, 3), and their keys → the losses, see `losses`."""
         with amp or nullcontext():
             query = self.query_encoder(normalize(images))
-        return self.losses(query, key)
+        return self.losses(query, key, loss_lambda)
 
     def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
         """Normalized float32 (B, 3, height, width) → maps of the query backbone, see `ResNetBackbone.extract_feat`."""
         return self.query_encoder.backbone.extract_feat(images, out_indices)
 
-    def losses(self, query: Projections, key: Projections) -> tuple[paddle.Tensor, ...]:
-        """(global loss, top-1[, dense loss, top-1]) of B images as float32 scalars; chance level of a loss is ln(K+1)."""
-        results = info_nce(query.global_vector, key.global_vector, self.global_queue.keys, self.temperature)
+    def losses(self, query: Projections, key: Projections, loss_lambda: float) -> Losses:
+        """Losses of B images by name: `loss`, which is minimized, and of each term X its `X_loss` and `X_top1`.
+
+        Float32 scalars. Chance level of a term's loss is ln(K+1); its top-1 is the share of queries whose positive
+        beats every negative, from 0 to 1.
+        """
+        global_loss, global_top1 = info_nce(
+            query.global_vector, key.global_vector, self.global_queue.keys, self.temperature
+        )
+        losses = {"loss": global_loss, "global_loss": global_loss, "global_top1": global_top1}
         if query.dense is None or self.dense_queue is None:
-            return results
+            return losses
         if query.features is None or key.features is None or key.dense is None:
-            raise ValueError("the keys carry no dense part, but the query encoder has a dense head")
+            raise ValueError("the keys have no dense part, but the query encoder has a dense head")
         positive = gather_matches(key.dense, match(query.features, key.features))  # (B·S, D)
         dense = query.dense.transpose([0, 2, 1]).reshape([-1, query.dense.shape[1]])  # (B·S, D)
-        return *results, *info_nce(dense, positive, self.dense_queue.keys, self.temperature)
+        dense_loss, dense_top1 = info_nce(dense, positive, self.dense_queue.keys, self.temperature)
+        loss = (1 - loss_lambda) * global_loss + loss_lambda * dense_loss
+        return losses | {"loss": loss, "dense_loss": dense_loss, "dense_top1": dense_top1}
 
     def enqueue(self, keys: Keys) -> None:
-        """Put the whole batch's keys into the queues, after the losses."""
+        """Write the whole batch's keys into the queues, after the losses."""
         self.global_queue.enqueue(keys.global_vector)
         if self.dense_queue is not None and keys.dense_mean is not None:
             self.dense_queue.enqueue(keys.dense_mean)

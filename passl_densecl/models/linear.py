@@ -13,7 +13,9 @@ from passl_densecl.models.resnet import build_backbone, channels, normalize, rng
 
 
 class LinearClassifier(nn.Layer):
-    """uint8 images (B, height, width, 3) → logits (B, classes). The backbone never moves: no gradient, eval mode for ever."""
+    """uint8 images (B, height, width, 3) → logits (B, classes). The backbone is frozen: no gradient, always in eval
+    mode.
+    """
 
     def __init__(self, spec: BackboneSpec, classes: int, seed: int = 0) -> None:
         super().__init__()

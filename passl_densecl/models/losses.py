@@ -1,4 +1,4 @@
-"""What is learned from: the correspondence between two views, and the contrastive loss (paper, sections 3.2 to 3.4)."""
+"""The correspondence between two views, and the contrastive loss (paper, sections 3.2 to 3.4)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,21 @@ def info_nce(
         )
 
 
+def info_nce_plain(
+    query: paddle.Tensor, positive: paddle.Tensor, negatives: paddle.Tensor, temperature: float
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """What `info_nce` computes, in plain form: the cross-entropy of all logits, of which the first is the right one.
+
+    For reading and for tests: it holds all N×(K+1) logits, several times.
+    """
+    logits = paddle.concat([(query * positive).sum(axis=1, keepdim=True), query @ negatives.T], axis=1) / temperature
+    loss = (logits.logsumexp(axis=1) - logits[:, 0]).mean()
+    return loss, (logits.argmax(axis=1) == 0).astype("float32").mean()
+
+
 class _InfoNCE(PyLayer):
-    """Negatives in chunks, with a running log-sum-exp (Milakov and Gimelshein 2018, arXiv:1805.02867).
+    """`info_nce_plain` without all logits at once: negatives in chunks, with a running log-sum-exp (Milakov and
+    Gimelshein 2018, arXiv:1805.02867).
 
     The gradient is (Σ softmax·keys − positive) / temperature, whose sum can be gathered in the same pass as the loss.
     """

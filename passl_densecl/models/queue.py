@@ -11,10 +11,11 @@ from passl_densecl.tensors import to_tensor
 
 
 class Queue(nn.Layer):
-    """K unit vectors of length D. Starts with random ones; `enqueue` writes a whole batch at the pointer and wraps around.
+    """K unit vectors of length D. Starts with random ones; `enqueue` writes a whole batch at the pointer and wraps
+    around.
 
-    `keys` is (K, D) float32 (the original stores its transpose), `pointer` (1,) int64: the row that is written next. Both
-    are buffers, so they travel in the state of the model. Source: MoCo (CVPR 2020), section 3.2.
+    `keys` is (K, D) float32 (the original stores its transpose), `pointer` (1,) int64: the row that is written next.
+    Both are buffers, so they travel in the state of the model. Source: MoCo (CVPR 2020), section 3.2.
     """
 
     keys: paddle.Tensor

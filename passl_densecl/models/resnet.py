@@ -13,10 +13,7 @@ from paddle.vision.models.resnet import BasicBlock, BottleneckBlock
 
 from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
-
-# ImageNet statistics of RGB values scaled to 0..1, as every relative of this method uses them.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from passl_densecl.transforms import MEAN, STD
 
 
 def normalize(images: paddle.Tensor) -> paddle.Tensor:
@@ -30,13 +27,13 @@ def normalize(images: paddle.Tensor) -> paddle.Tensor:
 
 
 class ResNetBackbone(ResNet):
-    """``paddle.vision.models.ResNet`` whose maps can be asked for stage by stage."""
+    """``paddle.vision.models.ResNet`` that also returns the maps of chosen stages."""
 
     def extract_feat(self, images: paddle.Tensor, out_indices: Collection[int] = (3,)) -> tuple[paddle.Tensor, ...]:
         """Normalized float32 RGB (B, 3, height, width) → the maps (B, channels, H, W) of stages 0 to 3, as asked for.
 
         The last stage's map is the backbone's own output; `(0, 1, 2, 3)` gives C2 to C5 of detection, in this order.
-        Gradients and BatchNorm behave as in any call of the layer: use `eval()` and `paddle.no_grad()` to look only.
+        Gradients and BatchNorm behave as in any call of the layer: use `eval()` and `paddle.no_grad()` for inference.
 
         Raises:
             InputError: an index that is no stage, or none.
@@ -86,10 +83,11 @@ def channels(depth: int) -> int:
 
 
 def initialize(named_parameters: Iterable[tuple[str, paddle.Tensor]], seed: int, mode: str = "fan_out") -> None:
-    """Kaiming-normal weights (relu gain) for matrices and convolutions and zero biases; vectors of BatchNorm stay 1 and 0.
+    """Kaiming-normal weights (relu gain) for matrices and convolutions and zero biases; vectors of BatchNorm stay 1 and
+    0.
 
-    Every tensor has a random stream of its own, from the seed and its name: the same weights on any device, whatever else
-    was built before. `mode` is fan_out for the backbone and fan_in for a neck's linear layers.
+    Every tensor has a random stream of its own, from the seed and its name: the same weights on any device, whatever
+    else was built before. `mode` is fan_out for the backbone and fan_in for a head's linear layers.
     """
     for name, parameter in named_parameters:
         if len(parameter.shape) < 2:

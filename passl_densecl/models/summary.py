@@ -1,9 +1,9 @@
 """How large a network is and what an image costs: weights and multiply-adds, counted on the real network.
 
 Counted as the published figures are (4,109,364,224 for DenseCL's ResNet-50 at 224 px, mmpretrain's metafile): a
-multiply-add of a convolution or a linear layer is one, BatchNorm is two for each number it puts out. Not counted: pooling,
-ReLU, the sums of residual blocks and the scaling to unit length, together under 1 %. ``paddle.flops`` is not used: it fails
-on numpy 2.4.
+multiply-add of a convolution or a linear layer is one, BatchNorm is two for each number it puts out. Not counted:
+pooling, ReLU, the sums of residual blocks and the scaling to unit length, together under 1 %. ``paddle.flops`` is not
+used: it fails on numpy 2.4.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class Summary:
 def summarize_pretraining(model: PretrainModelConfig, size: int, queue_len: int) -> Summary:
     """The pre-training network of a config at `size`×`size` pixels.
 
-    A training step encodes two views of an image: the query with a backward pass, which costs twice the forward pass (the
-    gradient of the weights and that of the input), the key without one. The losses visit every key of a queue twice, for
-    the similarities and for their gradient. What a step does once, whatever its batch (moving average, optimizer), is
-    left out.
+    A training step encodes two views of an image: the query with a backward pass, which costs twice the forward pass
+    (the gradient of the weights and that of the input), the key without one. The losses visit every key of a queue
+    twice, for the similarities and for their gradient. What a step does once, whatever its batch (moving average,
+    optimizer), is left out.
     """
     dense = model.loss_lambda > 0
     encoder = Encoder(model.backbone, model.heads)
@@ -104,8 +104,8 @@ def summarize_linear(backbone: BackboneSpec, size: int, classes: int) -> Summary
 def costs(network: nn.Layer, images: paddle.Tensor) -> dict[str, Cost]:
     """Attribute of `network` → what it holds, and does for one of the images when `network(images)` runs.
 
-    Hooks read the shapes as they go through, so strides, pooling grids and image sizes count as they are. The network is
-    left in eval mode.
+    Hooks read the shapes as they go through, so strides, pooling grids and image sizes count as they are. The network
+    is left in eval mode.
 
     Raises:
         ValueError: a layer with weights of a kind that is not counted here.

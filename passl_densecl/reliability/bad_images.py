@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: training goes on with others in their place; they are counted, listed, and too many stop it."""
+"""Images that cannot be decoded: others replace them; they are counted and listed, and too many stop the run."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from passl_densecl.reliability.log import SilentLog
 from passl_densecl.text import one_line, plural
 
 FILE = "bad_images.txt"
-ALWAYS_ALLOWED = 10  # so many in an epoch stop no run (unless max_bad_share is 0): one of five images is no bad disk
+ALWAYS_ALLOWED = 10  # per epoch; so few stop no run (unless max_bad_share is 0): one of five is not a bad disk
 NAMED = 10  # in the log; the file has them all
 
 
 class BadImages:
-    """Those of one run, over all its processes: this epoch's number, and a list of all since its start.
+    """Undecodable images of one run, over all its processes: this epoch's number, and a list of all since its start.
 
-    The list is RUN/bad_images.txt: on each line a path, a tab and why; sorted, every image once. In a path, line ends,
-    other control characters, bytes that are no UTF-8 and the backslash are escaped (`\\n`, `\\xe9`, `\\\\`). It is written at
-    the end of an epoch and before every checkpoint, so that it is never behind one: a run that is resumed goes on with it.
+    The list is RUN/bad_images.txt: on each line a path, a tab and the reason; sorted, every image once. In a path, line
+    ends, other control characters, bytes that are not UTF-8 and the backslash are escaped (`\\n`, `\\xe9`, `\\\\`). It
+    is written at the end of an epoch and before every checkpoint, so that it is never behind one: a resumed run reads
+    it.
     """
 
     def __init__(
         self, run_dir: Path, images: ImageSet, max_share: float, log: SilentLog, *, resumed: bool, in_epoch: int = 0
     ) -> None:
-        """`in_epoch` of a run that is resumed: how many the part of the epoch before had, as the checkpoint says."""
+        """`in_epoch`: of a resumed run, how many the epoch had until its checkpoint."""
         self.file = run_dir / FILE
         self.in_epoch = in_epoch
         self._images, self._max_share, self._log = images, max_share, log
-        self._found: list[tuple[str, str]] = []  # by this process, since the processes have met
+        self._found: list[tuple[str, str]] = []  # by this process, since the last `collect`
         self._known: dict[str, str] = {}  # path → why, in the main process
         self._named, self._written = 0, True
         if dist.is_main():
@@ -42,20 +43,20 @@ class BadImages:
                 self.file.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
 
     def add(self, bad: Mapping[int, str], images: ImageSet | None = None) -> None:
-        """Take those of one batch of this process, index → why; of the training images when no others are named."""
+        """Add those of one batch of this process, index → reason; `images` are the training images unless given."""
         images = images or self._images
         self._found += [(one_line(images.path(index)), " ".join(why.split())) for index, why in bad.items()]
 
-    def meet(self, epoch: int, images_per_epoch: int, *, ends: bool, write: bool = False) -> None:
-        """Count and name what all processes have found since they met; all call it at the same step.
+    def collect(self, epoch: int, images_per_epoch: int, *, ends: bool, write: bool = False) -> None:
+        """Count and log what all processes have found since the last call; all call it at the same step.
 
         Args:
             epoch: the present one, from 1, and how many images it has over all processes.
             ends: this was its last step: the list is written and the next one counts from 0.
-            write: write the list now, for a checkpoint follows.
+            write: write the list now, because a checkpoint follows.
 
         Raises:
-            RunError: those of this epoch are more than the allowed share of its images, whatever may follow.
+            RunError: those of this epoch are more than the allowed share of its images.
         """
         self.in_epoch += self._gather()
         too_many = self.in_epoch > allowed(self._max_share, images_per_epoch)
@@ -68,12 +69,13 @@ class BadImages:
                 self._log.line(
                     "bad",
                     f"epoch {epoch}  {self.in_epoch:,} of {images_per_epoch:,} images could not be decoded "
-                    f"({self.in_epoch / images_per_epoch:.2%}); {len(self._known):,} different ones so far, in {self.file}",
+                    f"({self.in_epoch / images_per_epoch:.2%}); {len(self._known):,} different ones so far, in "
+                    f"{self.file}",
                 )
             self.in_epoch = 0
 
     def judge(self, images: ImageSet) -> int:
-        """After one pass over other `images` by all processes: how many were bad. The list is written.
+        """How many were bad in one pass of all processes over other `images`. The list is written.
 
         Raises:
             RunError: more than the allowed share of them.
@@ -106,15 +108,15 @@ class BadImages:
 
     def _too_many(self, when: str, count: int, total: int, images: ImageSet) -> RunError:
         return RunError(
-            f"{when}{count:,} of {total:,} {plural(total, 'image')} {images.source} cannot be decoded ({count / total:.1%}), "
-            f"and data.max_bad_share is {self._max_share:g}. {self.file} lists them; python tools/check_data.py "
-            f"{one_line(images.root)} looks at all. Mend or remove them, or set -o data.max_bad_share={_above(count, total):g}; "
-            "what was saved is whole: continue with --resume auto"
+            f"{when}{count:,} of {total:,} {plural(total, 'image')} {images.source} cannot be decoded "
+            f"({count / total:.1%}); data.max_bad_share is {self._max_share:g}. {self.file} lists them; python "
+            f"tools/check_data.py {one_line(images.root)} checks all. Repair or remove them, or set -o "
+            f"data.max_bad_share={_above(count, total):g}; what was saved is whole: continue with --resume auto"
         )
 
 
 def allowed(max_share: float, images: int) -> float:
-    """How many bad ones of so many images stop no run."""
+    """How many bad images, of so many, stop no run."""
     return max(max_share * images, ALWAYS_ALLOWED if max_share > 0 else 0)
 
 
@@ -124,7 +126,7 @@ def _above(count: int, total: int) -> float:
 
 
 def read_list(file: Path) -> dict[str, str]:
-    """Path (escaped) → why of a list that is there; {} without one, and without lines that are none."""
+    """Path (escaped) → reason; {} without a file. Lines that are not entries are left out."""
     if not file.is_file():
         return {}
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")

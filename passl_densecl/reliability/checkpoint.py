@@ -1,8 +1,8 @@
-"""Checkpoints: written whole or not at all, the newest kept, found again, and known when they are damaged.
+"""Checkpoints: written whole or not at all, the newest kept, found again, and recognized when they are damaged.
 
-`checkpoints/epoch_0010/` (or `step_00001234/` within an epoch) holds `model.pdparams`, `optimizer.pdopt`, `state.json` and
-`checksums.json`. It is written under a temporary name, synced and renamed, so a folder without `.tmp` in its name is complete;
-only then an older one goes. What the disk does to it later, the checksums tell.
+`checkpoints/epoch_0010/` (or `step_00001234/` within an epoch) holds `model.pdparams`, `optimizer.pdopt`, `state.json`
+and `checksums.json`. It is written under a temporary name, synced and renamed, so a folder without `.tmp` in its name
+is complete; only then an older one is removed. Checksums show later damage.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from passl_densecl.disk import HashedFile, parse_json, sync_folder
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.reliability.log import SilentLog
-from passl_densecl.weights import Card, read_arrays
+from passl_densecl.text import megabytes
 from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
+from passl_densecl.weights.card import Card
 from passl_densecl.weights.checkpoints import (
     CHECKSUMS,
     DAMAGED,
@@ -41,9 +42,10 @@ from passl_densecl.weights.checkpoints import (
     checksums,
     recorded_step,
 )
-from passl_densecl.weights.pickles import dump_pickle
+from passl_densecl.weights.files import read_arrays
+from passl_densecl.weights.writing import dump_pickle
 
-TOLERATED = 2  # failures in a row to write a checkpoint that a run goes on after
+TOLERATED = 2  # failed writes in a row that do not stop a run
 
 
 @dataclass(frozen=True)
@@ -56,60 +58,59 @@ class Checkpoint:
     optimizer: dict[str, np.ndarray]
     state: dict[str, Any]
     verified: bool = True  # compared with its checksums; False where an older version wrote none
-    damaged: tuple[tuple[Path, str], ...] = ()  # newer ones that were passed over, and why
+    damaged: tuple[tuple[Path, str], ...] = ()  # newer ones that were skipped, and why
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is written from."""
+
+    step: int  # optimizer steps taken
+    model: Mapping[str, paddle.Tensor | np.ndarray]
+    optimizer: Mapping[str, np.ndarray]
+    state: Mapping[str, Any]
+    card: Card  # what the model is; travels with its file and the optimizer's
 
 
 class Checkpoints:
     """The checkpoints of one run folder; only the main process writes."""
 
-    def __init__(self, run_dir: Path, keep: int) -> None:
+    def __init__(self, run_dir: Path, keep: int, log: SilentLog | None = None) -> None:
         self.folder = run_dir / "checkpoints"
         self.keep = keep
+        self.log = log or SilentLog()
         self._failures = 0  # in a row
 
-    def save(
-        self,
-        name: str,
-        step: int,
-        model: Mapping[str, paddle.Tensor | np.ndarray],
-        optimizer: Mapping[str, np.ndarray],
-        state: Mapping[str, Any],
-        *,
-        card: Card,
-        keep_also: str | None = None,
-        must: bool = False,
-        log: SilentLog | None = None,
-    ) -> Path | None:
-        """Write one, then drop the oldest beyond `keep`; `keep_also` names one that stays whatever its age.
+    def save(self, name: str, snapshot: Snapshot, *, keep_also: str | None = None, must: bool = False) -> Path | None:
+        """Write one, then remove the oldest beyond `keep`; `keep_also` names one that stays whatever its age.
 
-        `card` says what the model is, and travels with its file and the optimizer's. When the disk refuses, what is half
-        written is removed, a warning is logged and None is returned: the run may go on, and the checkpoints before stay.
+        When the disk refuses, what is half written is removed, a warning is logged and None is returned: the run may
+        continue, and the checkpoints before stay.
 
         Raises:
             RunError: the disk refused, and it was one that `must` be written, or the third in a row.
         """
-        log = log or SilentLog()
-        log.sync()  # what was logged until here is on the disk before the checkpoint is
-        arrays = {key: np.asarray(value) for key, value in model.items()}
+        self.log.sync()  # what was logged until here is on the disk before the checkpoint is
+        arrays = {key: np.asarray(value) for key, value in snapshot.model.items()}
         try:
-            final = self._write(name, arrays, optimizer, {"step": step, **state}, card)
+            final = self._write(name, arrays, snapshot)
         except OSError as error:
             self._failures += 1
-            size = sum(array.nbytes for array in (*arrays.values(), *optimizer.values()))
+            size = sum(array.nbytes for array in (*arrays.values(), *snapshot.optimizer.values()))
             message = f"checkpoint {self.folder / name} cannot be written: {self._why(error, size)}"
             if must or self._failures > TOLERATED:
                 raise RunError(f"{message}. {self._how_to_continue(must)}") from error
-            log.line(
+            self.log.line(
                 "warning",
-                f"{message}; training goes on and the next one is tried ({self._failures} failed in a row, the run stops "
-                f"at {TOLERATED + 1}); {self._kept()}",
+                f"{message}; training continues and the next one is tried ({self._failures} failed in a row, the run "
+                f"stops at {TOLERATED + 1}); {self._kept()}",
             )
             return None
         self._failures = 0
         try:
-            self._prune(final, step, keep_also, log)
+            self._prune(final, snapshot.step, keep_also)
         except (OSError, InputError) as error:
-            log.line("warning", f"an old checkpoint cannot be removed: {error}; {final} is saved")
+            self.log.line("warning", f"an old checkpoint cannot be removed: {error}; {final} is saved")
         return final
 
     def newest(self) -> Path | None:
@@ -122,7 +123,7 @@ class Checkpoints:
         return checkpoints_in(self.folder)
 
     def set_aside(self, old: Path, suffix: str) -> Path:
-        """Rename one so that it counts for nothing any more, and nothing overwrites it. Raises OSError."""
+        """Rename one so that it is ignored from now on, and nothing overwrites it. Raises OSError."""
         taken = {path.name for path in self.folder.iterdir()}
         names = (f"{old.name}{suffix}{number}" for number in ["", *(f".{index}" for index in range(2, len(taken) + 3))])
         aside = old.with_name(next(name for name in names if name not in taken))
@@ -130,48 +131,46 @@ class Checkpoints:
         sync_folder(self.folder)
         return aside
 
-    def tidy(self, step: int, log: SilentLog, keep_also: str | None = None) -> None:
-        """Leave what the run as it goes on from `step` would have: do what it did not come to when it was killed in `save`."""
+    def tidy(self, step: int, keep_also: str | None = None) -> None:
+        """Leave what a run that continues from `step` would have: finish what a kill during `save` interrupted."""
         self._prepare()
-        self._supersede(step, log)
+        self._supersede(step)
         self._drop_oldest(keep_also)
 
     def clear(self) -> None:
-        """Remove all of them in one instant; killed after it, what remains on the disk goes with the next save."""
+        """Remove all at once; if killed afterwards, the rest is removed by the next save."""
         self._prepare()
         os.replace(self.folder, self.folder.with_name(f".{self.folder.name}.tmp"))
         self._prepare()
 
-    def check_room(self, size: int, log: SilentLog, *, also: int = 0) -> None:
-        """Warn when the disk has no room for `keep` checkpoints of `size` bytes, `also` more, and the one being written."""
+    def check_room(self, size: int, *, also: int = 0) -> None:
+        """Warn when the disk has no room for `keep` checkpoints of `size` bytes, `also` more, and the one being
+        written.
+        """
         if not dist.is_main():
             return
         missing = max(self.keep + also + 1 - len(complete(self.folder)), 1)
         free = shutil.disk_usage(self.folder).free
         if free < missing * size:
-            log.line(
+            self.log.line(
                 "warning",
-                f"{self.folder} has {_megabytes(free)} free, but checkpoint.keep {self.keep} wants {_megabytes(missing * size)} "
-                f"({missing} × {_megabytes(size)}, the one being written included); make room, or set a smaller "
-                "checkpoint.keep or another output_dir",
+                f"{self.folder} has {megabytes(free)} free, but checkpoint.keep {self.keep} needs "
+                f"{megabytes(missing * size)} ({missing} × {megabytes(size)}, the one being written included); make "
+                "room, or set a smaller checkpoint.keep or another output_dir",
             )
 
-    def _write(
-        self,
-        name: str,
-        model: Mapping[str, np.ndarray],
-        optimizer: Mapping[str, np.ndarray],
-        state: Mapping[str, Any],
-        card: Card,
-    ) -> Path:
+    def _write(self, name: str, model: Mapping[str, np.ndarray], snapshot: Snapshot) -> Path:
         """The checkpoint under its name, on the disk. Raises OSError; the checkpoints before are as they were."""
         final, temporary = self.folder / name, self.folder / f".{name}.tmp"
         self._prepare()
         temporary.mkdir()
+        card, state = snapshot.card, {"step": snapshot.step, **snapshot.state, "checksums": CHECKSUMS}
         parts: dict[str, Callable[[HashedFile], object]] = {
             MODEL: lambda file: dump_pickle(file, model, card=card),
-            OPTIMIZER: lambda file: dump_pickle(file, dict(optimizer), card=card.replace(kind=OPTIMIZER_STATE)),
-            STATE: lambda file: file.write(json.dumps({**state, "checksums": CHECKSUMS}, indent=1).encode()),
+            OPTIMIZER: lambda file: dump_pickle(
+                file, dict(snapshot.optimizer), card=card.replace(kind=OPTIMIZER_STATE)
+            ),
+            STATE: lambda file: file.write(json.dumps(state, indent=1).encode()),
         }
         written: dict[str, tuple[int, str]] = {}
         try:
@@ -182,9 +181,7 @@ class Checkpoints:
             with HashedFile(temporary / CHECKSUMS) as file:
                 file.write(checksum_text(written))
             sync_folder(temporary)
-            if (
-                final.exists()
-            ):  # the same step again: the old one is found under its other name until the new one is there
+            if final.exists():  # the same step again: the old one has another name until the new one is there
                 os.replace(final, final.with_name(name + REPLACED))
             os.replace(temporary, final)
         except BaseException:
@@ -208,23 +205,23 @@ class Checkpoints:
             else:
                 os.replace(replaced, plain)
 
-    def _prune(self, final: Path, step: int, keep_also: str | None, log: SilentLog) -> None:
+    def _prune(self, final: Path, step: int, keep_also: str | None) -> None:
         """Drop what is no longer wanted, now that `final` is on the disk."""
         if (replaced := final.with_name(final.name + REPLACED)).exists():
             self._remove(replaced)
-        self._supersede(step, log)
+        self._supersede(step)
         self._drop_oldest(keep_also, final.name)
 
-    def _supersede(self, step: int, log: SilentLog) -> None:
-        """Set aside those of later steps, which a run that goes on from `step` has given up.
+    def _supersede(self, step: int) -> None:
+        """Set aside those of later steps, which a run that continues from `step` has abandoned.
 
-        Left where they are, they would count as the newest: `keep` would drop the run's own, and a resume take them.
+        Otherwise they would count as the newest: `keep` would remove the run's own, and a resume would take them.
         """
         for later in [path for path in complete(self.folder) if (recorded_step(path) or 0) > step]:
             aside = self.set_aside(later, SUPERSEDED)
-            log.line(
+            self.log.line(
                 "note",
-                f"{later} is of a later step than this run has come to; it is {aside.name} now, delete it at will",
+                f"{later} is of a later step than this run has reached; it is {aside.name} now, delete it at will",
             )
 
     def _drop_oldest(self, *but: str | None) -> None:
@@ -233,17 +230,17 @@ class Checkpoints:
                 self._remove(old)
 
     def _remove(self, old: Path) -> None:
-        """Drop one; killed half-way, what remains is under a temporary name and goes with the next save."""
+        """Remove one; if killed half-way, the rest has a temporary name and is removed by the next save."""
         doomed = old.with_name(f".{old.name}.old.tmp")
         os.replace(old, doomed)
         shutil.rmtree(doomed)
 
     def _why(self, error: OSError, size: int) -> str:
         try:
-            free = f", {_megabytes(shutil.disk_usage(self.folder).free)} free"
+            free = f", {megabytes(shutil.disk_usage(self.folder).free)} free"
         except OSError:
             free = ""
-        return f"{error.strerror or error} (it needs {_megabytes(size)}{free})"
+        return f"{error.strerror or error} (it needs {megabytes(size)}{free})"
 
     def _kept(self) -> str:
         try:
@@ -301,20 +298,20 @@ def read_newest(folder: Path) -> Checkpoint | None:
     if damaged:
         reasons = "".join(f"\n  {path.name}  {why}" for path, why in damaged)
         raise InputError(
-            f"{folder}: none of the {len(damaged)} checkpoints is whole, and a run is not silently started again:{reasons}\n"
-            "restore one from a copy, or start another run with -o name=NAME"
+            f"{folder}: none of the {len(damaged)} checkpoints is whole, and a run is not silently started "
+            f"again:{reasons}\nrestore one from a copy, or start another run with -o name=NAME"
         )
     return None
 
 
-def report_start(start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog) -> None:
-    """Say which damaged checkpoints were passed over, and set those of this run aside. All processes must have read by now."""
+def report_start(start: Checkpoint | None, checkpoints: Checkpoints) -> None:
+    """Log which damaged checkpoints were skipped, and set those of this run aside. All processes have read by now."""
     if start is None or not dist.is_main():
         return
+    log = checkpoints.log
     if not start.verified:
         log.line(
-            "note",
-            f"{start.path} was written by an older version, without checksums: not every damage to it would be seen",
+            "note", f"{start.path} was written by an older version, without checksums: damage to it may go unnoticed"
         )
     for path, why in start.damaged:
         kept = ""
@@ -323,7 +320,7 @@ def report_start(start: Checkpoint | None, checkpoints: Checkpoints, log: Silent
                 kept = f" and kept as {checkpoints.set_aside(path, DAMAGED).name}; delete it at will"
             except OSError as error:
                 kept = f"; it cannot be renamed ({error.strerror})"
-        log.line("warning", f"{why}; checkpoint {path.name} is passed over{kept}")
+        log.line("warning", f"{why}; checkpoint {path.name} is skipped{kept}")
 
 
 def bytes_of(model: paddle.nn.Layer) -> int:
@@ -385,7 +382,3 @@ def _advice(path: Path) -> str:
             continue
         return f"the newest one that is whole is {other}: --resume {other}, or --resume auto"
     return "choose another checkpoint of the run: beside it there is no whole one"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -26,11 +26,11 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[str | None]:
-    """The run folder, made if need be, for this process alone. In a process that is not the main one: nothing happens.
+    """The run folder, made if need be, for this process alone. Does nothing in a process that is not the main one.
 
-    Gives a warning where the file system has no locks. A POSIX record lock, not flock: data workers, which are forked and may
-    outlive a killed run by a moment, do not inherit it, and over NFS it holds between hosts. Raises InputError naming the
-    process that holds it.
+    Yields a warning where the file system has no locks. A POSIX record lock, not flock: data workers, which are forked
+    and may outlive a killed run by a moment, do not inherit it, and over NFS it holds between hosts. Raises InputError
+    naming the process that holds it.
     """
     if not dist.is_main() or fcntl is None:
         yield None
@@ -55,10 +55,10 @@ def _acquire(file: int, run_dir: Path) -> str | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
-            return f"no file locks under {run_dir} ({error.strerror}): take care that no second run uses this folder"
+            return f"no file locks under {run_dir} ({error.strerror}): make sure that no second run uses this folder"
         raise InputError(
-            f"output_dir {str(run_dir)!r} is in use by {_holder(file)}; wait for it, stop it, or start another run with "
-            "-o name=NAME"
+            f"output_dir {str(run_dir)!r} is in use by {_holder(file)}; wait for it, stop it, or start another run "
+            "with -o name=NAME"
         ) from None
     os.truncate(file, 0)
     own = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
@@ -68,7 +68,7 @@ def _acquire(file: int, run_dir: Path) -> str | None:
 
 def _holder(file: int) -> str:
     try:
-        told = json.loads(os.pread(file, 4096, 0))
-        return f"a run that goes on: process {told['pid']} on {told['host']}, since {told['started']}"
+        holder = json.loads(os.pread(file, 4096, 0))
+        return f"a running process {holder['pid']} on {holder['host']}, since {holder['started']}"
     except (ValueError, KeyError, TypeError):  # it has the lock and has not written yet
-        return "a run that is just starting"
+        return "a run that is starting"

@@ -1,4 +1,4 @@
-"""What a run says: lines on the terminal and in train.log, numbers in metrics.jsonl and VisualDL, environment.json.
+"""The log of a run: lines on the terminal and in train.log, numbers in metrics.jsonl and VisualDL, environment.json.
 
 Only the main process has a RunLog; the others have a SilentLog.
 """
@@ -26,7 +26,7 @@ import passl_densecl
 from passl_densecl.config import Config, dump_config
 from passl_densecl.disk import make_writable, parse_json, whole_file
 from passl_densecl.distributed import collectives as dist
-from passl_densecl.errors import InputError, shown
+from passl_densecl.errors import InputError, printable
 from passl_densecl.reliability.logfile import LogFile
 
 # Numbers of metrics.jsonl that differ between two identical runs.
@@ -34,26 +34,26 @@ TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
 
 
 class SilentLog:
-    """Takes everything and says nothing: the log of every process but the main one."""
+    """Drops everything: the log of every process but the main one."""
 
     def line(self, label: str, text: str) -> None:
         """A fact, a note or a result: 'data     12,418 images …'."""
 
     def progress(self, title: str, done: int, total: int, text: str, *, record: bool = False) -> None:
-        """The moving bar on a terminal; with `record` also a line in the file (and on an output that is no terminal)."""
+        """The progress bar on a terminal; with `record` also a line in the file (and on output that is no terminal)."""
 
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
         """One object of metrics.jsonl; numbers also become VisualDL scalars over `step`."""
 
     def rewind(self, step: int) -> None:
-        """Forget the metrics of later steps, which a resumed run is going to write again; -1 forgets all."""
+        """Remove the metrics of later steps, which a resumed run will write again; -1 removes all."""
 
     def recorded(self, key: str, step: int) -> bool:
         """Whether metrics.jsonl has this number for this step."""
         return False
 
     def sync(self) -> None:
-        """Put everything that was said so far on the disk, as far as the disk takes it."""
+        """Write everything logged so far to the disk, as far as the disk takes it."""
 
     def close(self) -> None:
         """Finish the bar and the files."""
@@ -62,9 +62,9 @@ class SilentLog:
 class RunLog(SilentLog):
     """The log of a run folder.
 
-    What Paddle's native code and Python warnings say goes to train.log only, so that the terminal stays readable. Nothing
-    here ends a run: lines that a full disk refuses are kept and written later, a folder that was removed is made again, and a
-    terminal that is gone is done without.
+    Output of Paddle's native code and Python warnings go to train.log only, so that the terminal stays readable.
+    Nothing here ends a run: lines that a full disk refuses are kept and written later, a folder that was removed is
+    made again, and without a terminal the run continues.
     """
 
     def __init__(self, run_dir: Path, documents: Mapping[str, str] | None = None) -> None:
@@ -90,11 +90,11 @@ class RunLog(SilentLog):
         warnings.showwarning = self._warning
         self._visualdl: Any = None
         self._bar: Any = None
-        self._broken = False  # whether the disk has refused a line, and that was said
+        self._broken = False  # whether the disk has refused a line, and a warning was logged
         self._interactive = sys.stdout.isatty()
 
     def line(self, label: str, text: str) -> None:
-        text = shown(f"{label:<8} {text}")
+        text = printable(f"{label:<8} {text}")
         self._print(text)
         self._file.write(text + "\n")
         self._watch()
@@ -173,13 +173,13 @@ class RunLog(SilentLog):
         self._file.close()
 
     def _print(self, line: str) -> None:
-        """On the terminal, or what takes its place: that may be closed, or a file on the same full disk."""
+        """To stdout, which may be closed, or a file on the same full disk."""
         with contextlib.suppress(OSError):
             self._end_bar()
             print(line, file=sys.stdout)
 
     def _watch(self) -> None:
-        """Say it once when lines cannot be written, and once when they can be again; notice a folder that is gone."""
+        """Warn once when lines cannot be written, and once when they can be again; notice a folder that was removed."""
         files = (self._file, self._metrics)
         problem = next((file for file in files if file.problem), None)
         if problem is not None and not self._broken:
@@ -187,8 +187,8 @@ class RunLog(SilentLog):
             self._close_visualdl()  # a record may be torn, and what follows it in the same file would not be read
             self.line(
                 "warning",
-                f"{problem.path} cannot be written: {problem.problem}; training goes on. Lines for it are kept in memory and "
-                "written when there is room again; VisualDL's are left out meanwhile",
+                f"{problem.path} cannot be written: {problem.problem}; training continues. Its lines are kept in "
+                "memory and written when there is room again; VisualDL's are dropped meanwhile",
             )
         elif problem is None and self._broken:
             self._broken = False
@@ -218,7 +218,7 @@ class RunLog(SilentLog):
 
     @staticmethod
     def _redirect(descriptor: int) -> None:
-        """Let what native code prints go to train.log."""
+        """Send what native code prints to train.log."""
         for number in (1, 2):
             os.dup2(descriptor, number)
 
@@ -274,7 +274,7 @@ def open_log(config: Config, *, resumed: bool) -> SilentLog:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device, machine and commit: what someone needs to understand a run later."""
+    """Versions, device, machine and commit, to understand a run later."""
     import cv2
 
     commit = subprocess.run(
@@ -319,7 +319,7 @@ def peak_memory_mb() -> float:
 
 
 class Stopwatch:
-    """Seconds and images since the last reading, and the time a run still needs."""
+    """Speed since the last reading, and the time a run still needs."""
 
     def __init__(self) -> None:
         self._mark = time.perf_counter()
@@ -333,7 +333,7 @@ class Stopwatch:
         self._waited += waited
 
     def skip(self) -> None:
-        """Let the next reading start here, because what happened since the last one was not only training."""
+        """Start the next reading here, because the time since the last one was not only training."""
         self._mark, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def read(self, batch_size: int, steps_left: int) -> tuple[float, float, str]:

@@ -1,4 +1,4 @@
-"""A file of lines that outlives its disk for a while."""
+"""A log file whose lines wait in memory while the disk refuses them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ LIMIT = 16 * 2**20  # bytes of lines that wait for the disk; some 50,000 lines o
 
 
 class LogFile:
-    """Lines are appended as they come; those that the disk refuses wait in memory, in order, and are tried again with the next.
+    """Lines are appended at once; those that the disk refuses wait in memory, in order, and are retried with the next.
 
-    When the file is removed it is made again, with all that was in it: as long as it is open its content is there.
+    When the file is removed it is made again with all its content, which exists as long as the file is open.
     """
 
     def __init__(self, path: Path, on_open: Callable[[int], None] | None = None) -> None:
-        """`on_open` is given the descriptor whenever the file is opened anew. Raises OSError when it cannot be opened now."""
+        """`on_open` gets the descriptor whenever the file is reopened. Raises OSError when it cannot be opened now."""
         self.path = path
         self.problem: str | None = None  # why lines wait
-        self.lost = 0  # lines that were too many to wait
-        self.reopened = False  # whether the file was made again; for the reader to take back
+        self.lost = 0  # lines dropped because too many were waiting
+        self.reopened = False  # whether the file was made again; the reader resets it
         self._on_open = on_open
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
@@ -48,13 +48,13 @@ class LogFile:
         self._drain()
 
     def sync(self) -> None:
-        """Put everything on the disk that it takes. Never raises OSError."""
+        """Write everything that the disk takes. Never raises OSError."""
         self._drain()
         with contextlib.suppress(OSError):
             os.fsync(self.descriptor)
 
     def rewrite(self, change: Callable[[str], str]) -> None:
-        """Put another content in the place of what is there, whole or not at all. Raises InputError when it cannot be written."""
+        """Replace the content, whole or not at all. Raises InputError when it cannot be written."""
         self._drain()
         content = change(self.path.read_text(encoding="utf-8", errors="replace"))
         with whole_file(self.path) as file:
@@ -63,7 +63,7 @@ class LogFile:
         self.descriptor = self._open()
 
     def close(self) -> None:
-        """Write what waits, as far as the disk takes it, and let the file go."""
+        """Write waiting lines, as far as the disk takes them, and close the file."""
         self.sync()
         with contextlib.suppress(OSError):
             os.close(self.descriptor)
@@ -87,7 +87,7 @@ class LogFile:
             self.problem = error.strerror or str(error)
 
     def _find_again(self) -> None:
-        """Open the file under its name again when another one, or none, is there."""
+        """Reopen the file by its name when that names another file, or none."""
         mine = os.fstat(self.descriptor)
         try:
             there = os.stat(self.path)

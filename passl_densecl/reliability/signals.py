@@ -1,7 +1,7 @@
-"""A polite end: the first SIGTERM or SIGINT asks the loop to save and stop, a second one stops at once.
+"""Stopping on request: the first SIGTERM or SIGINT asks the loop to save and stop, a second one stops at once.
 
-Before the loop there is nothing to save, and one is enough. Signals are obeyed by a thread of their own, because Python's
-handlers run in the main thread only, and that one may be in a collective for as long as another process keeps it waiting.
+Before the loop there is nothing to save, and the first one stops at once. A thread of its own handles signals, because
+Python's handlers run in the main thread only, which may be blocked in a collective by another process.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ONE_REQUEST = 3.0  # seconds
 
 
 class StopRequest:
-    """Within it, signals set a flag when the loop runs; `agreed` becomes true in every process at once when one was asked."""
+    """Within it, a signal to any process makes `requested` true in every process at the same step."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._vote: paddle.Tensor | None = None
+        self._flags: paddle.Tensor | None = None
         self._before: dict[int, object] = {}
         self._begun = False
         self._asked_at = 0.0
@@ -52,18 +52,19 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_steps(self) -> Iterator[None]:
-        """Around the loop: from here on a request waits for the end of a step, where `agreed` is asked."""
+        """Around the loop: from here on a request waits for the end of a step, where `requested` is called."""
         self._begun = True
         yield
 
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop; every process must call it at the same place, once a step.
+    def requested(self) -> bool:
+        """Whether any process was asked to stop; every process must call it at the same place, once per step.
 
-        Several processes vote, and read the votes of the call before: waiting for this one's would make the device idle.
+        Several processes exchange flags and read those of the call before: waiting for this call's would idle the
+        device.
         """
         if dist.world_size() == 1:
             return self.signal is not None
-        before, self._vote = self._vote, dist.count_flags(self.signal is not None)
+        before, self._flags = self._flags, dist.count_flags(self.signal is not None)
         return before is not None and bool(before.numpy() > 0)
 
     @property

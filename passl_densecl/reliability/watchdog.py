@@ -1,4 +1,4 @@
-"""Runs that go on without learning: said once, in plain sentences, from numbers that the log has anyway. Nothing stops."""
+"""Warnings about runs that continue without learning, once each, from numbers that are logged anyway. Nothing stops."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from passl_densecl.config import PretrainConfig
 from passl_densecl.models.densecl import Keys
 from passl_densecl.reliability.log import SilentLog
 
-# A loss of chance is ln(K+1). One that learns is below 0.85 of it within ten fillings of the queue in every run that was
-# looked at (0.99 once it is full, 0.8 some 80 steps later); one that cannot tell images apart stays at 1.00 to 1.02.
+# Chance is a loss of ln(K+1). One that learns is below 0.85 of it within ten fillings of the queue in every run that
+# was observed (0.99 once it is full, 0.8 some 80 steps later); one that cannot distinguish images stays at 1.00 to
+# 1.02.
 STUCK_AT = 0.98
-# Mean cosine between the keys of two images. Untrained encoders give 0.9 and more, which the loss brings down within some
-# hundred steps; collapsed ones give 1.
+# Mean cosine between the keys of two images. Untrained encoders give 0.9 and more, which the loss brings down within
+# some hundred steps; collapsed ones give 1.
 COLLAPSED_AT = 0.95
-# Both must hold over so many steps after the queue was filled, and over so many fillings of it: long queues turn slowly.
+# Both must hold over so many steps after the queue was filled, and over so many fillings of it: long queues turn
+# slowly.
 PATIENCE_STEPS, PATIENCE_FILLINGS = 500, 5
-# A share of the time. Below one half the device is the bottleneck; five readings in a row, since the first ones of a run and
-# those beside other work on the machine say little.
+# A share of the time. Below one half the device is the bottleneck; five readings in a row, because the first ones of a
+# run, and those beside other work on the machine, are not reliable.
 WAITING, WAITING_READINGS = 0.5, 5
 _FEWEST_READINGS = 5
 
 
 @paddle.no_grad()
 def similarity(keys: Keys) -> dict[str, float]:
-    """Mean cosine between the keys of two different images of the batch, global and dense mean; 1 when all are alike."""
+    """Mean cosine between the keys of two different images of the batch, global and dense mean; 1: all alike."""
     count = keys.global_vector.shape[0]
     if count < 2:
         return {}
@@ -40,7 +42,7 @@ def similarity(keys: Keys) -> dict[str, float]:
 
 
 class Watchdog:
-    """Looks at the numbers of every logged step and warns, once each, of what makes a run worthless or slow."""
+    """Checks the values of every logged step and warns, once each, of what makes a run worthless or slow."""
 
     def __init__(self, config: PretrainConfig, queue_len: int, workers: int, log: SilentLog) -> None:
         self._config = config
@@ -50,26 +52,27 @@ class Watchdog:
         self._patience = max(PATIENCE_STEPS, PATIENCE_FILLINGS * self._filled)
         self._past: dict[str, deque[tuple[int, float]]] = {}
         self._waited: deque[float] = deque(maxlen=WAITING_READINGS)
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
-    def look(self, values: Mapping[str, float]) -> None:
-        """At one line of metrics.jsonl."""
+    def check(self, values: Mapping[str, float]) -> None:
+        """Check the values of one logged step."""
         step, loss_lambda = int(values["step"]), values["loss_lambda"]
-        trained = [("global", loss_lambda < 1), ("dense", loss_lambda > 0)]
-        for term, counts in trained:
-            loss, similar = values.get(f"{term}_loss"), values.get(f"{term}_similarity")
-            if not counts or loss is None or step < self._filled:
+        untrained = {"global": loss_lambda == 1, "dense": loss_lambda == 0}
+        for name, loss in values.items():
+            term = name.removesuffix("_loss")
+            if term == name or untrained.get(term) or step < self._filled:
                 continue
+            similar = values.get(f"{term}_similarity")
             if similar is not None and self._stays_above(f"{term}_similarity", step, similar, COLLAPSED_AT):
-                self._say(f"{term} collapsed", self._collapsed(term, similar))
-            if self._stays_above(f"{term}_loss", step, loss / values["chance"], STUCK_AT):
-                self._say(f"{term} stuck", self._stuck(term, values["chance"]))
+                self._warn(f"{term} collapsed", self._collapsed(term, similar))
+            if self._stays_above(name, step, loss / values["chance"], STUCK_AT):
+                self._warn(f"{term} stuck", self._stuck(term, values["chance"]))
         self._waited.append(values["data_share"])
         if len(self._waited) == WAITING_READINGS and min(self._waited) > WAITING:
-            self._say("waiting", self._waiting())
+            self._warn("waiting", self._waiting())
 
     def _stays_above(self, name: str, step: int, value: float, limit: float) -> bool:
-        """Whether the mean over the steps of our patience reaches the limit, now that so many have passed."""
+        """Whether the mean over the last `_patience` steps reaches the limit, once that many have passed."""
         past = self._past.setdefault(name, deque())
         past.append((step, value))
         while len(past) > _FEWEST_READINGS and step - past[1][0] >= self._patience:
@@ -77,23 +80,23 @@ class Watchdog:
         long_enough = step - past[0][0] >= self._patience and len(past) >= _FEWEST_READINGS
         return long_enough and sum(value for _, value in past) / len(past) >= limit
 
-    def _say(self, what: str, sentence: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
+    def _warn(self, what: str, sentence: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
             self._log.line("warning", sentence)
 
     def _collapsed(self, term: str, similar: float) -> str:
         return (
-            f"the {term} features of all images are alike (mean cosine {similar:.2f} for {self._patience:,} steps; 0 is ideal): "
-            "the encoder has collapsed, and what it learns from here on is probably nothing. Lower or warm up the learning "
-            "rate (optimizer.lr, schedule.warmup_epochs), and look at what it sees: tools/visualize.py views"
+            f"the {term} features of all images are alike (mean cosine {similar:.2f} for {self._patience:,} steps; 0 "
+            "is ideal): the encoder has collapsed and probably learns nothing from here on. Lower or warm up the "
+            "learning rate (optimizer.lr, schedule.warmup_epochs), and check its input: tools/visualize.py views"
         )
 
     def _stuck(self, term: str, chance: float) -> str:
         return (
-            f"the {term} loss has been at chance (ln(K+1) = {chance:.2f}) for {self._patience:,} steps with a full queue: it "
-            "does not tell images apart. The learning rate is far too high or too low (optimizer.lr), or the two views of an "
-            "image have nothing in common: tools/visualize.py views shows them"
+            f"the {term} loss has been at chance (ln(K+1) = {chance:.2f}) for {self._patience:,} steps with a full "
+            "queue: it does not distinguish images. The learning rate is far too high or too low (optimizer.lr), or "
+            "the two views of an image have nothing in common: tools/visualize.py views shows them"
         )
 
     def _waiting(self) -> str:
@@ -103,6 +106,6 @@ class Watchdog:
             else f"more data.num_workers (now {self._workers}) if cores are free"
         )
         return (
-            f"over {WAITING:.0%} of the time goes into waiting for images: {more}; tools/pack_data.py with --shorter_side puts "
-            "small copies of them into one file, and data.root takes it"
+            f"over {WAITING:.0%} of the time is spent waiting for images: {more}; tools/pack_data.py with "
+            "--shorter-side puts small copies of them into one file, which data.root accepts"
         )

@@ -12,10 +12,10 @@ import pytest
 from passl_densecl.distributed import collectives as dist
 from tests.engine.runs import ROOT, arrays, command, metrics, train, write_config
 
-# A freshly initialized network amplifies rounding: moving every weight by 1e-7 of itself changes a gradient by up to 0.3 %
-# and, at a learning rate of 0.003, the loss of the third step by 1e-2 (measured, one process, 32 images of 128 px). So the
-# gradients are compared after the first step, where they are exact, and the rest at a rate that hardly amplifies (at 0.0001
-# the dense loss of the fourth step already differs by 2e-5).
+# A freshly initialized network amplifies rounding: moving every weight by 1e-7 of itself changes a gradient by up to
+# 0.3 % and, at a learning rate of 0.003, the loss of the third step by 1e-2 (measured, one process, 32 images of 128
+# px). So the gradients are compared after the first step, where they are exact, and the rest at a rate that hardly
+# amplifies (at 0.0001 the dense loss of the fourth step already differs by 2e-5).
 SETTINGS = {
     "batch_size": 32,
     "micro_batch_size": 8,
@@ -94,7 +94,7 @@ stop, seen = StopRequest(), []
 for step in range(5):
     if step == 2 and dist.rank() == 1:
         stop.signal = 15
-    seen.append(stop.agreed())
+    seen.append(stop.requested())
 assert seen == [False, False, False, True, True], (dist.rank(), seen)
 assert stop.exit_code == 143
 process_group.stop()

@@ -17,8 +17,8 @@ from passl_densecl.data.loader import PairLoader
 from passl_densecl.engine import guard as guards
 from passl_densecl.engine.finetune import Recipe, finetune
 from passl_densecl.engine.guard import Guard
+from passl_densecl.engine.learner import optimizer_state
 from passl_densecl.engine.linear import linear_eval
-from passl_densecl.engine.optim import optimizer_state, scaler_state
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.engine.replay import replay
 from passl_densecl.errors import InputError, RunError
@@ -91,9 +91,9 @@ class Damage:
                 statistic = model.query_encoder.backbone.bn1._variance
                 statistic.set_value(np.full(statistic.shape, np.inf, "float32"))
             if self.here and self.kind == "loss":
-                return losses[0] * math.nan, *losses[1:]
+                return losses | {name: losses[name] * math.nan for name in ("loss", "global_loss")}
             if self.here and self.kind == "top-1":  # no gradient comes from it
-                return losses[0], losses[1] * math.nan, *losses[2:]
+                return losses | {"global_top1": losses["global_top1"] * math.nan}
             if self.here and self.kind == "gradient" and not getattr(self, "hook", None):
                 weight = model.query_encoder.backbone.layer1[0].conv1.weight
                 self.hook = weight.register_hook(lambda gradient: gradient * math.inf)
@@ -112,28 +112,28 @@ class Damage:
         self.monkeypatch.setattr(densecl, "normalize", normalized)
 
     def _patch_guard(self) -> None:
-        init, finite, skip = Guard.__init__, Guard.finite, Guard.skip
+        init, finite, skip = Guard.__init__, Guard._finite, Guard._skip
 
-        def initialized(guard, config, model, optimizer, *arguments, **options):
-            self.optimizer, self.guard = optimizer, guard
-            init(guard, config, model, optimizer, *arguments, **options)
+        def initialized(guard, run, learner, *arguments):
+            self.optimizer, self.guard = learner.optimizer, guard
+            init(guard, run, learner, *arguments)
 
-        def asked(guard, reports, keys):
-            self.reports[self.step] = paddle.stack(list(reports)).numpy()
+        def asked(guard, losses, keys):
+            self.reports[self.step] = np.array([[float(value) for value in each.values()] for each in losses])
             if getattr(self, "hook", None):
                 self.hook.remove()
                 self.hook = None
-            return finite(guard, reports, keys)
+            return finite(guard, losses, keys)
 
         def skipped(guard, *arguments):
             try:
                 skip(guard, *arguments)
             finally:
-                self.after[self.step] = state_of(guard._model, guard._optimizer)
+                self.after[self.step] = state_of(guard._model, guard._learner.optimizer)
 
         self.monkeypatch.setattr(Guard, "__init__", initialized)
-        self.monkeypatch.setattr(Guard, "finite", asked)
-        self.monkeypatch.setattr(Guard, "skip", skipped)
+        self.monkeypatch.setattr(Guard, "_finite", asked)
+        self.monkeypatch.setattr(Guard, "_skip", skipped)
 
 
 def spoiled(rows: paddle.Tensor) -> paddle.Tensor:
@@ -198,7 +198,8 @@ def test_nothing_of_the_step_stays(damaged, step):
     _, damage, _ = damaged
     assert list(damage.after) == list(DAMAGES)  # these steps, and no others, were skipped
     assert not differing(damage.before[step], damage.after[step])
-    # What no loss shows is caught all the same; a NaN in an image is such a thing where ReLU makes zeros of it (on a CPU).
+    # What no loss shows is caught all the same; a NaN in an image is such a thing where ReLU makes zeros of it (on a
+    # CPU).
     assert np.isfinite(damage.reports[step]).all() == (DAMAGES[step] != "loss") or DAMAGES[step].endswith("image")
 
 
@@ -222,12 +223,12 @@ def test_too_many_end_the_run_and_a_resumed_one_equals_one_that_never_saw_them(d
     config, damage, message = damaged
     run = config.run_dir
     assert message.startswith(
-        f"step {LAST_DAMAGE + 1}: a running statistic of BatchNorm is not finite, for the 6th time in this run; at most "
-        "guard.max_nonfinite_steps 5 are tolerated. Nothing of these steps is in the weights; see "
+        f"step {LAST_DAMAGE + 1}: a running statistic of BatchNorm is not finite, for the 6th time in this run; at "
+        "most guard.max_nonfinite_steps 5 are tolerated. Nothing of these steps is in the weights; see "
     )
     assert message.endswith(
-        "All steps since 7 were like that, so the weights had diverged by then: continue from a checkpoint well before it "
-        f"(--resume PATH; the newest is {run}/checkpoints/epoch_0001) with a lower optimizer.lr (the rate is "
+        "All steps since 7 were like that, so the weights had diverged by then: continue from a checkpoint well before "
+        f"it (--resume PATH; the newest is {run}/checkpoints/epoch_0001) with a lower optimizer.lr (the rate is "
         f"{config.base_lr * config.schedule(8, steps_per_epoch=5, epochs=2):g} now)"
     )
     start = checkpoint_files.read(run)
@@ -294,7 +295,8 @@ def test_the_warning_says_what_and_where(damaged):
     log = (config.run_dir / "train.log").read_text()
     folder = config.run_dir / "nonfinite"
     assert (
-        "warning  step 2: a gradient is not finite; the step was skipped and changed nothing (1 of at most 5 in a run); kept "
+        "warning  step 2: a gradient is not finite; the step was skipped and changed nothing (1 of at most 5 in a "
+        "run); kept "
         f"for --replay: {folder}/step_00000002" in log
     )
     assert f"(3 of at most 5 in a run); see {folder}/step_00000005/report.json" in log
@@ -427,7 +429,7 @@ def test_an_overflow_of_float16_is_the_scalers_affair_until_its_floor(tmp_path, 
     # The scaler lowers its scale and leaves the optimizer out; the keys were good and are queued.
     assert start.state["scaler"]["scale"] == (65536.0 if at_floor else 32768.0)
     assert scales == ([0, 1, 3, 4] if at_floor else [0, 1, 2, 3, 4])
-    assert scaler_state(damage.guard._scaler) == start.state["scaler"]
+    assert damage.guard._learner.scaler_state() == start.state["scaler"]
     assert int(start.model["global_queue.pointer"][0]) == (4 if at_floor else 5) * 8 % 24
 
 
@@ -457,7 +459,7 @@ process_group.stop = dist.barrier  # both runs share the processes
 with pytest.MonkeyPatch.context() as patch:
     damage = Damage(patch, steps, only_rank=1)
     assert pretrain(config) == 0
-    ours = state_of(damage.guard._model, damage.guard._optimizer)
+    ours = state_of(damage.guard._model, damage.guard._learner.optimizer)
 assert list(damage.after) == list(steps), (dist.rank(), list(damage.after))
 for step in steps:
     assert not differing(damage.before[step], damage.after[step]), (dist.rank(), step)
@@ -465,7 +467,7 @@ with pytest.MonkeyPatch.context() as patch:
     omit(patch, steps)
     other = Damage(patch, {})
     assert pretrain(config.model_copy(update={"name": "skipping"})) == 0
-    expected = state_of(other.guard._model, other.guard._optimizer)
+    expected = state_of(other.guard._model, other.guard._learner.optimizer)
 assert not differing(ours, expected), dist.rank()
 assert differing(ours, damage.after[min(steps)])  # it went on
 Path(OUT, str(dist.rank())).write_text(str(damage.guard.skipped))
@@ -499,16 +501,8 @@ def test_linear_evaluation_ends_before_it_saves(tmp_path, photos):
     for name in ("train", "val"):
         (tmp_path / name).symlink_to(photos)
     for name, checkpoint, message in (
-        (
-            "weights",
-            {"every_steps": 1},
-            r"step 1: not finite: the classifier's weights \(.*\)\. Nothing of it was saved",
-        ),
-        (
-            "loss",
-            {},
-            r"step 2: not finite: the loss \(nan\)\. Nothing of it was saved\. Continue from the last checkpoint",
-        ),
+        ("weights", {"every_steps": 1}, r"step 1: the sum of a trained weight is not finite \(.*\) and was not saved"),
+        ("loss", {}, r"step 2: the loss is not finite \(nan\) and was not saved\. Continue from the last checkpoint"),
     ):
         config = linear_config(tmp_path, tmp_path, name=name, checkpoint=checkpoint)
         config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e38})})
@@ -522,7 +516,7 @@ def test_fine_tuning_ends_too(photos):
     backbone = densecl.build_backbone(BackboneSpec(18, 4, 2), 0)
     with pytest.raises(
         RunError,
-        match=r"step 2: not finite: the loss \((nan|inf)\)\. .*Lower the learning rates \(now 0\.01 and 1e\+38\)",
+        match=r"step 2: the loss is not finite \((nan|inf)\) .*\. Lower the learning rates \(now 0\.01 and 1e\+38\)",
     ):
         finetune(
             backbone, images, images, [CenterCrop(size=32)], [CenterCrop(size=32)], Recipe(batch_size=8, head_lr=1e38)

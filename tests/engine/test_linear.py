@@ -15,7 +15,6 @@ from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.engine.linear import fingerprint, linear_eval, load_pretrained
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL, LinearClassifier, normalize
-from passl_densecl.reliability.log import SilentLog
 from passl_densecl.reliability.signals import StopRequest
 from passl_densecl.weights import Card, Parent, load_strict, read_arrays, read_card, write_pickle
 from tests.engine.runs import arrays, metrics, train
@@ -89,7 +88,7 @@ def weights(tmp_path_factory, data):
     batch = paddle.to_tensor(np.stack([decode(images.path(index)) for index in range(16)]))
     model.train()
     for _ in range(10):  # running statistics that fit the images
-        model(batch, model.key_encoder(normalize(batch)))
+        model(batch, model.key_encoder(normalize(batch)), 0.5)
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     backbone = {name: value.numpy() for name, value in model.query_encoder.backbone.state_dict().items()}
     (folder / "epoch_0001").mkdir()
@@ -148,7 +147,7 @@ def test_a_fingerprint_sees_one_changed_statistic():
 def test_every_kind_of_file_gives_the_same_backbone(weights, data, tmp_path, source):
     folder, backbone = weights
     model = LinearClassifier(BackboneSpec(18), CLASSES)
-    load_pretrained(model, str(folder / source), linear_config(tmp_path, data).model, SilentLog())
+    load_pretrained(model, str(folder / source), linear_config(tmp_path, data).model.backbone)
     for name, value in model.backbone.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), backbone[name], err_msg=name)
 
@@ -158,9 +157,9 @@ def test_random_keeps_the_seeded_weights(weights, data, tmp_path):
         LinearClassifier(BackboneSpec(18), CLASSES, seed=4),
         LinearClassifier(BackboneSpec(18), CLASSES, seed=4),
     )
-    load_pretrained(model, "random", linear_config(tmp_path, data).model, SilentLog())
+    load_pretrained(model, "random", linear_config(tmp_path, data).model.backbone)
     assert fingerprint(model.backbone) == fingerprint(untouched.backbone)
-    load_pretrained(model, str(weights[0] / "plain.pdparams"), linear_config(tmp_path, data).model, SilentLog())
+    load_pretrained(model, str(weights[0] / "plain.pdparams"), linear_config(tmp_path, data).model.backbone)
     assert fingerprint(model.backbone) != fingerprint(untouched.backbone)
 
 
@@ -168,7 +167,7 @@ def test_resumed_in_an_epoch_equals_undisturbed(undisturbed, data, weights, tmp_
     config = linear_config(tmp_path, data)
     asked = iter(range(1, 100))
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "agreed", lambda _: next(asked) == 8)  # 5 steps an epoch: in the second one
+        patch.setattr(StopRequest, "requested", lambda _: next(asked) == 8)  # 5 steps an epoch: in the second one
         assert linear_eval(config, pretrained=str(weights[0] / "plain.pdparams")) == 143
     assert (config.run_dir / "checkpoints" / "step_00000008").is_dir()
     assert not (config.run_dir / "checkpoints" / LAST).exists()
@@ -194,7 +193,7 @@ def test_a_classifiers_card_says_what_it_is_and_survives_a_resume(undisturbed, d
 
     config = linear_config(tmp_path, data)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "agreed", lambda _: True)
+        patch.setattr(StopRequest, "requested", lambda _: True)
         assert linear_eval(config, pretrained=str(source)) == 143
     assert linear_eval(config, resume="auto") == 0
     for file in ("model.pdparams", "optimizer.pdopt"):  # card and all
@@ -207,7 +206,7 @@ def test_a_classifier_carries_its_classes_alone(undisturbed, data, tmp_path):
     alone.write_bytes((undisturbed / "checkpoints" / LAST / "model.pdparams").read_bytes())
     val = write_images(tmp_path / "val", VAL_IMAGES, seed=3)
     (val / "class_6").rename(val / "clas_6")
-    with pytest.raises(InputError, match="no class of the training set: 'clas_6'"):
+    with pytest.raises(InputError, match="not a class of the training set: 'clas_6'"):
         linear_eval(linear_config(tmp_path, data, data__val={"root": str(val)}), load=str(alone), evaluate_only=True)
     config = linear_config(tmp_path / "good", data)
     assert linear_eval(config, load=str(alone), evaluate_only=True) == 0
@@ -220,9 +219,9 @@ def test_extracted_weights_of_other_strides_are_refused(weights, data, tmp_path)
     )
     model = LinearClassifier(BackboneSpec(18), CLASSES)
     with pytest.raises(InputError, match=r"trained with model.last_stride 1, .*; set -o model.last_stride=1"):
-        load_pretrained(model, str(tmp_path / "w.pdparams"), linear_config(tmp_path, data).model, SilentLog())
+        load_pretrained(model, str(tmp_path / "w.pdparams"), linear_config(tmp_path, data).model.backbone)
     config = linear_config(tmp_path, data, model__last_stride=1)
-    load_pretrained(model, str(tmp_path / "w.pdparams"), config.model, SilentLog())
+    load_pretrained(model, str(tmp_path / "w.pdparams"), config.model.backbone)
     np.testing.assert_array_equal(model.backbone.conv1.weight.numpy(), weights[1]["conv1.weight"])
 
 
@@ -306,7 +305,7 @@ def test_a_validation_class_that_was_not_trained_is_refused(data, tmp_path):
     val = tmp_path / "val"
     write_images(val, VAL_IMAGES, seed=3)
     (val / "class_6").rename(val / "clas_6")
-    with pytest.raises(InputError, match=r"1 of the 7 folders .* no class of the training set: 'clas_6'") as error:
+    with pytest.raises(InputError, match=r"1 of the 7 folders .* not a class of the training set: 'clas_6'") as error:
         linear_eval(linear_config(tmp_path, data, data__val={"root": str(val)}), pretrained="random")
     assert "did you mean 'class_6'?" in str(error.value)
 

@@ -9,7 +9,7 @@ import pytest
 
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import scan_images
-from passl_densecl.engine.guard import check_finite
+from passl_densecl.engine.learner import check_finite
 from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.pretrain import check_image_count, choose_queue_len, pretrain
 from passl_densecl.errors import InputError, RunError
@@ -75,12 +75,11 @@ def test_fewer_images_than_a_batch(config):
 
 
 def test_a_queue_longer_than_the_data_set_is_a_warning_that_helps(config):
-    log = Recorder()
-    assert choose_queue_len(config("model.queue_len=64"), 40, log) == 64
-    ((label, text),) = log.lines
-    assert label == "warning"
-    assert "model.queue_len 64 is longer than the data set (40 images)" in text
-    assert "-o model.queue_len=16 (or auto)" in text
+    queue_len, warning = choose_queue_len(config("model.queue_len=64"), 40)
+    assert queue_len == 64
+    assert warning is not None
+    assert "model.queue_len 64 is longer than the data set (40 images)" in warning
+    assert "-o model.queue_len=16 (or auto)" in warning
     assert config("model.queue_len=16").model.queue_len == 16  # what it suggests is accepted
 
 
@@ -89,15 +88,11 @@ def test_a_queue_longer_than_the_data_set_is_a_warning_that_helps(config):
     [(40, 16), (1000, 256), (12_418, 4096), (1_281_167, 65_536), (17, 16), (100_000_000, 65_536)],
 )
 def test_auto_fits_the_queue_to_the_data_set(config, images, expected):
-    log = Recorder()
-    assert choose_queue_len(config("model.queue_len=auto"), images, log) == expected
-    assert not log.lines
+    assert choose_queue_len(config("model.queue_len=auto"), images) == (expected, None)
 
 
-def test_a_queue_that_fits_says_nothing(config):
-    log = Recorder()
-    assert choose_queue_len(config("model.queue_len=40"), 40, log) == 40
-    assert not log.lines
+def test_a_queue_that_fits_gives_no_warning(config):
+    assert choose_queue_len(config("model.queue_len=40"), 40) == (40, None)
 
 
 @pytest.mark.parametrize(("processes", "fitting", "batch"), [(3, 2, 12), (8, 4, 32), (6, 4, 24)])
@@ -114,9 +109,7 @@ def test_processes_that_cannot_share_the_micro_batches(config, monkeypatch, proc
 
 def test_a_loss_that_is_not_finite():
     check_finite("the loss", [1.0, 2.0], 7, "Do this")
-    with pytest.raises(
-        RunError, match=r"^step 7: not finite: the loss \(nan, 2\)\. Nothing of it was saved\. Do this$"
-    ):
+    with pytest.raises(RunError, match=r"^step 7: the loss is not finite \(nan, 2\) and was not saved\. Do this$"):
         check_finite("the loss", [float("nan"), 2.0], 7, "Do this")
     with pytest.raises(RunError, match=r"\(inf\)"):
         check_finite("the loss", [float("inf")], 7, "Do this")

@@ -1,4 +1,4 @@
-"""A new run may start from a whole training state or from a backbone; what does not fit is named before anything moves."""
+"""A new run may start from a whole training state or from a backbone; what does not fit is named first."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from passl_densecl.config import PretrainConfig, load_config
-from passl_densecl.engine.pretrain import build_model, load_backbones, load_state, pretrain
+from passl_densecl.engine.pretrain import build_model, pretrain
+from passl_densecl.engine.start import load_backbones, load_state
 from passl_densecl.errors import InputError
 from passl_densecl.weights import backbone_shapes, read_card
 from passl_densecl.weights.convert import convert_content
-from passl_densecl.weights.files import write_weights
 from passl_densecl.weights.vocabulary import translate
+from passl_densecl.weights.writing import write_weights
 from tests.engine.runs import arrays, metrics, train, write_config
-from tests.engine.test_messages import Recorder
 
 Arrays = dict[str, np.ndarray]
 QUEUE_LEN = 24  # what the config of these tests says
@@ -56,16 +56,13 @@ def mmpretrain_file(config, tmp_path):
 
 
 def test_a_state_of_another_project_fills_the_whole_model(config, mmpretrain_file):
-    model, log = build_model(config, QUEUE_LEN), Recorder()
-    load_state(model, str(mmpretrain_file), config.model, log)
+    model = build_model(config, QUEUE_LEN)
+    described = load_state(model, str(mmpretrain_file), config.model)
     assert same(state_of(model), trained_state(config))
-    assert log.lines == [
-        (
-            "weights",
-            f"{mmpretrain_file}: mmpretrain pre-training checkpoint, ResNet-18, global and dense, hidden_dim 64, out_dim 16, "
-            "queue_len 24; into a new run",
-        )
-    ]
+    assert described == (
+        f"{mmpretrain_file}: mmpretrain pre-training checkpoint, ResNet-18, global and dense, hidden_dim 64, out_dim "
+        "16, queue_len 24; into a new run"
+    )
 
 
 @pytest.mark.parametrize("vocabulary", ["paddle", "torchvision", "detectron2", "paddledetection"])
@@ -73,9 +70,9 @@ def test_a_backbone_goes_into_both_encoders_and_nowhere_else(config, tmp_path, v
     rng = np.random.default_rng(0)
     backbone = {name: rng.uniform(0.5, 1, shape).astype("f4") for name, shape in backbone_shapes(18).items()}
     write_weights(tmp_path / "w.pdparams", translate(backbone, vocabulary, 18))
-    model, log = build_model(config, QUEUE_LEN), Recorder()
+    model = build_model(config, QUEUE_LEN)
     before = state_of(model)
-    load_backbones(model, str(tmp_path / "w.pdparams"), config.model, log)
+    described = load_backbones(model, str(tmp_path / "w.pdparams"), config.model.backbone)
     after = state_of(model)
     for encoder in ("query", "key"):
         prefix = f"{encoder}_encoder.backbone."
@@ -83,7 +80,7 @@ def test_a_backbone_goes_into_both_encoders_and_nowhere_else(config, tmp_path, v
     rest = [name for name in after if "backbone" not in name]
     assert len(rest) == 20
     assert all(np.array_equal(after[name], before[name]) for name in rest)
-    assert "into both encoders; necks and queues are random" in log.lines[0][1]
+    assert "into both encoders; heads and queues are random" in described
 
 
 def test_a_state_that_does_not_fit_names_both_values(config, tmp_path):
@@ -93,7 +90,7 @@ def test_a_state_that_does_not_fit_names_both_values(config, tmp_path):
     def refused(arrays: Arrays) -> str:
         write_weights(tmp_path / "state.pdparams", arrays)
         with pytest.raises(InputError) as caught:
-            load_state(model, str(tmp_path / "state.pdparams"), config.model, Recorder())
+            load_state(model, str(tmp_path / "state.pdparams"), config.model)
         assert same(state_of(model), before)
         return str(caught.value)
 
@@ -110,7 +107,7 @@ def test_a_state_that_does_not_fit_names_both_values(config, tmp_path):
         longer[queue] = np.concatenate([longer[queue]] * 2)
     assert "model.queue_len is 48 there and 24 here. Set -o model.queue_len=48," in refused(longer)
     moco = trained_state(config, model=model_config.model_copy(update={"loss_lambda": 0.0}))
-    assert "no dense neck and queue (as MoCo-v2), the config has model.loss_lambda 0.5: set it to 0" in refused(moco)
+    assert "no dense head and queue (as MoCo-v2), the config has model.loss_lambda 0.5: set it to 0" in refused(moco)
     backbone = {
         n.removeprefix("query_encoder.backbone."): a for n, a in moco.items() if n.startswith("query_encoder.b")
     }
@@ -122,12 +119,12 @@ def test_a_moco_state_starts_a_run_without_a_dense_branch(config, tmp_path):
     state = trained_state(moco)
     write_weights(tmp_path / "moco.pdparams", convert_content(state, "moco-state")[0])
     model = build_model(moco, QUEUE_LEN)
-    load_state(model, str(tmp_path / "moco.pdparams"), moco.model, Recorder())
+    load_state(model, str(tmp_path / "moco.pdparams"), moco.model)
     assert same(state_of(model), state)
     dense = build_model(config, QUEUE_LEN)
     with pytest.raises(InputError, match="take only the state's backbone, with --pretrained"):
-        load_state(dense, str(tmp_path / "moco.pdparams"), config.model, Recorder())
-    load_backbones(dense, str(tmp_path / "moco.pdparams"), config.model, Recorder())
+        load_state(dense, str(tmp_path / "moco.pdparams"), config.model)
+    load_backbones(dense, str(tmp_path / "moco.pdparams"), config.model.backbone)
     assert np.array_equal(dense.key_encoder.backbone.conv1.weight.numpy(), state["query_encoder.backbone.conv1.weight"])
 
 
@@ -138,11 +135,14 @@ def test_known_strides_must_fit(config, tmp_path, photos):
     shutil.move(path, folder / "config.yaml")
     write_weights(folder / "checkpoints" / "epoch_0001" / "model.pdparams", trained_state(config))
     model = build_model(config, QUEUE_LEN)
-    for option, start in (("--load", load_state), ("--pretrained", load_backbones)):
+    for option, start, expected in (
+        ("--load", load_state, config.model),
+        ("--pretrained", load_backbones, config.model.backbone),
+    ):
         with pytest.raises(
             InputError, match=rf"{option} .* was trained with model\.last_stride 1, the config says 2; set -o"
         ):
-            start(model, str(folder), config.model, Recorder())
+            start(model, str(folder), expected)
 
 
 def test_one_start_only(config):

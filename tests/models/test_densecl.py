@@ -110,7 +110,8 @@ def test_no_gradient_reaches_keys_queues_or_the_key_encoder():
     assert key.dense.stop_gradient
     query = model.query_encoder(normalize(images(4, seed=1)))
     assert query.features.stop_gradient  # the correspondence is no path for the loss
-    global_loss, _, dense_loss, _ = model.losses(query, key)
+    losses = model.losses(query, key, 0.5)
+    global_loss, dense_loss = losses["global_loss"], losses["dense_loss"]
     (global_loss + dense_loss).backward()
     assert all(parameter.grad is None for parameter in model.key_encoder.parameters())
     assert all(buffer.grad is None for buffer in model.buffers())
@@ -123,11 +124,11 @@ def test_no_gradient_reaches_keys_queues_or_the_key_encoder():
             assert np.abs(parameter.grad.numpy()).max() > 0, name
 
 
-@pytest.mark.parametrize(("loss_index", "untouched"), [(0, "dense_head"), (2, "global_head")])
-def test_each_loss_trains_its_own_head(loss_index, untouched):
+@pytest.mark.parametrize(("loss", "untouched"), [("global_loss", "dense_head"), ("dense_loss", "global_head")])
+def test_each_loss_trains_its_own_head(loss, untouched):
     model, batch = small(), images(4)
     keys = model.encode_keys(batch, micro_batch_size=4)
-    model(images(4, seed=1), keys.local)[loss_index].backward()
+    model(images(4, seed=1), keys.local, 0.5)[loss].backward()
     for name, parameter in model.query_encoder.named_parameters():
         if not parameter.stop_gradient:
             touched = parameter.grad is not None and np.abs(parameter.grad.numpy()).max() > 0
@@ -146,7 +147,7 @@ def test_running_statistics_are_each_encoders_own():
         model.key_encoder.backbone.bn1._mean.numpy(), 0.1 * first.mean(axis=(0, 2, 3)), atol=1e-5
     )  # Paddle's momentum 0.9 from a mean of 0
     key_before = state(model.key_encoder)
-    model(images(4, seed=1), keys.local)
+    model(images(4, seed=1), keys.local, 0.5)
     for name, value in state(model.key_encoder).items():
         np.testing.assert_array_equal(value, key_before[name], err_msg=name)
     assert not np.array_equal(model.query_encoder.backbone.bn1._mean.numpy(), query_before["backbone.bn1._mean"])
@@ -185,7 +186,7 @@ def test_the_queues_take_global_keys_and_dense_means():
     model, batch = small(), images(4)
     before = model.global_queue.keys.numpy().copy()
     keys = model.encode_keys(batch, micro_batch_size=4)
-    model.losses(model.query_encoder(normalize(batch)), keys.local)
+    model.losses(model.query_encoder(normalize(batch)), keys.local, 0.5)
     np.testing.assert_array_equal(model.global_queue.keys.numpy(), before)  # nothing moves before `enqueue`
     model.enqueue(keys)
     np.testing.assert_array_equal(model.global_queue.keys.numpy()[:4], keys.local.global_vector.numpy())
@@ -248,8 +249,8 @@ def test_num_grid_pools_the_neck_and_the_correspondence_alike():
     np.testing.assert_allclose(
         out.global_vector.numpy(), whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6
     )
-    losses = model(batch, keys.local)
-    assert all(math.isfinite(float(value)) for value in losses)
+    losses = model(batch, keys.local, 0.5)
+    assert all(math.isfinite(float(value)) for value in losses.values())
 
 
 def test_rows_and_concat_are_inverse():
@@ -274,12 +275,13 @@ def test_moco_v2_is_the_global_half_of_the_same_model():
     assert half_keys.dense_mean is None
     assert half_keys.local.dense is None
     assert half_keys.local.features is None
-    losses = half(images(4, seed=1), half_keys.local)
-    assert len(losses) == 2
-    expected = full(images(4, seed=1), full_keys.local)
-    assert len(expected) == 4
-    assert float(losses[0]) == pytest.approx(float(expected[0]), abs=1e-6)
-    assert float(losses[1]) == float(expected[1])
+    losses = half(images(4, seed=1), half_keys.local, 0.0)
+    assert list(losses) == ["loss", "global_loss", "global_top1"]
+    expected = full(images(4, seed=1), full_keys.local, 0.0)
+    assert list(expected) == ["loss", "global_loss", "global_top1", "dense_loss", "dense_top1"]
+    for name in ("loss", "global_loss"):
+        assert float(losses[name]) == pytest.approx(float(expected[name]), abs=1e-6)
+    assert float(losses["global_top1"]) == float(expected["global_top1"])
     half.enqueue(half_keys)
     np.testing.assert_array_equal(half.global_queue.keys.numpy()[:4], half_keys.global_vector.numpy())
 

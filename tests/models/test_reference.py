@@ -74,8 +74,8 @@ def test_training_steps_equal_the_original(shared, arrays, name, steps, toleranc
         with paddle.no_grad():
             key = model.key_encoder(key_images)
         query = model.query_encoder(query_images)
-        global_loss, _, dense_loss, _ = model.losses(query, key)
-        loss = (1 - case["loss_lambda"]) * global_loss + case["loss_lambda"] * dense_loss
+        losses = model.losses(query, key, case["loss_lambda"])
+        loss, global_loss, dense_loss = (losses[name] for name in ("loss", "global_loss", "dense_loss"))
         matches = match(query.features, key.features)[0].tolist()
         loss.backward()
         optimizer.step()

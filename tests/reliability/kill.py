@@ -23,9 +23,9 @@ from tests.engine.runs import ROOT, command, environment, metrics, write_config
 from tests.reliability.pictures import write_pictures
 from tests.reliability.strike import children
 
-# (processes, place, which time, whom). A run has 15 steps with a checkpoint each and evaluations at 0, 10 and 15; its 27th
-# rename is that of the last checkpoint (after it come only the removal of an older one and an evaluation), its 2nd line of
-# metrics that of step 1, which no checkpoint has yet.
+# (processes, place, which time, whom). A run has 15 steps with a checkpoint each and evaluations at 0, 10 and 15; its
+# 27th rename is that of the last checkpoint (after it come only the removal of an older one and an evaluation), its 2nd
+# line of metrics that of step 1, which no checkpoint has yet.
 AIMED = [
     (1, "start", 1, "self"),
     (1, "step", 7, "self"),

@@ -110,7 +110,7 @@ def fit(hours: Sequence[float], values: Sequence[float], blocks: int = 20) -> Fi
 
 
 def growth(counts: Sequence[int]) -> int:
-    """By how much the least of the last quarter exceeds the least of the first: what was opened and not closed again."""
+    """By how much the least of the last quarter exceeds the least of the first: what was opened and not closed."""
     quarter = max(1, len(counts) // 4)
     return min(counts[-quarter:]) - min(counts[:quarter])
 
@@ -118,7 +118,8 @@ def growth(counts: Sequence[int]) -> int:
 def totals(processes: Iterable[Process]) -> tuple[float, int]:
     """(MiB of anonymous memory, open files) of several processes together.
 
-    The pages of libraries are left out: others on the machine share them, and what each pays changes as they come and go.
+    The pages of libraries are left out: others on the machine share them, and what each pays changes as they come and
+    go.
     """
     processes = list(processes)
     return sum(process.proportional for process in processes), sum(process.files for process in processes)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train for an hour on small data and see whether memory, open files or shared memory grow: `make soak`.
 
-Three stages: one process for most of the time, two processes behind the launcher, then ten stops (SIGTERM) and resumes in a
-row. Data workers, a checkpoint and a k-NN evaluation every epoch are part of each. Every process is sampled from outside.
-Writes soak.json and soak.png. Exit code 0 when everything stays within the limits of memory.py, 1 when not.
+Three stages: one process for most of the time, two processes behind the launcher, then ten stops (SIGTERM) and resumes
+in a row. Data workers, a checkpoint and a k-NN evaluation every epoch are part of each. Every process is sampled from
+outside. Writes soak.json and soak.png. Exit code 0 when everything stays within the limits of memory.py, 1 when not.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def version(package: str) -> str:
     return metadata.version(package)
 
 
-# --- what is trained ---------------------------------------------------------------------------------------------------
+# --- what is trained
+# ---------------------------------------------------------------------------------------------------
 
 
 def make_images(folder: Path, count: int = 128) -> Path:
@@ -179,7 +180,7 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 
 def trainers(processes: list[Process]) -> list[Process]:
-    """Those that train, in the order of their ranks: neither the launcher nor data workers, which are forks of theirs."""
+    """Those that train, in the order of their ranks: neither the launcher nor data workers, which are forks."""
     training = {p.pid: p for p in processes if "tools/train.py" in p.command and "distributed.launch" not in p.command}
     return sorted((p for p in training.values() if p.parent not in training), key=lambda p: p.pid)
 
@@ -207,7 +208,8 @@ def checkpoints_of(run: Path) -> list[str]:
     return sorted(path.name for path in run.glob("checkpoints/*"))
 
 
-# --- one long run ------------------------------------------------------------------------------------------------------
+# --- one long run
+# ------------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -313,7 +315,8 @@ def complaints(name: str, line: Fit, more_files: int) -> list[str]:
     return found
 
 
-# --- stops and resumes ---------------------------------------------------------------------------------------------------
+# --- stops and resumes
+# ---------------------------------------------------------------------------------------------------
 
 
 def stop_and_resume(images: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -340,12 +343,14 @@ def stop_and_resume(images: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {"count": args.resumes, "rounds": rounds, "problems": problems}
 
 
-# --- results -------------------------------------------------------------------------------------------------------------
+# --- results
+# -------------------------------------------------------------------------------------------------------------
 
 
 def told(result: dict[str, Any]) -> Iterator[str]:
     for stage in result["stages"]:
-        yield f"{stage['title']}: {stage['hours'] * 60:.0f} minutes, {stage['steps']:,} steps, {stage['epochs']:,} epochs"
+        minutes = stage["hours"] * 60
+        yield f"{stage['title']}: {minutes:.0f} minutes, {stage['steps']:,} steps, {stage['epochs']:,} epochs"
         for row in stage["rows"]:
             yield (
                 f"  {row['name']:<26} {row['slope']:+7.2f} ± {row['error']:.2f} MiB an hour  ({row['what']}, "
@@ -353,7 +358,8 @@ def told(result: dict[str, Any]) -> Iterator[str]:
                 f"{row['files_growth']:+d}"
             )
     resumes = result["resumes"]
-    yield f"{resumes['count']} resumes in a row, {resumes['rounds'][-1]['steps']:,} steps; left in /dev/shm: {len(result['shm_left'])}"
+    steps, left = resumes["rounds"][-1]["steps"], len(result["shm_left"])
+    yield f"{resumes['count']} resumes in a row, {steps:,} steps; left in /dev/shm: {left}"
     for problem in result["problems"]:
         yield f"PROBLEM  {problem}"
     yield "passed" if not result["problems"] else f"{len(result['problems'])} problem(s)"

@@ -1,6 +1,7 @@
 """Run a script that is killed at a chosen moment: `strike.py WHAT NUMBER WHOM SCRIPT ARGUMENTS…`.
 
-WHAT is a place from PLACES, NUMBER says which time it is come to (from 1), in the main process of the run. WHOM is `self`,
+WHAT is a place from PLACES, NUMBER says which time it is come to (from 1), in the main process of the run. WHOM is
+`self`,
 `workers` (all trainers of the launcher on this machine) or `all` (the launcher first, then they).
 """
 
@@ -23,7 +24,7 @@ PLACES = {
     "rename": ("os", "replace", False),  # of a folder: a checkpoint gets its name, or loses it
     "renamed": ("os", "replace", True),
     "prune": ("shutil", "rmtree", False),  # its name is gone already
-    "evaluation": ("passl_densecl.engine.online_knn.OnlineKNN", "_features", True),
+    "evaluation": ("passl_densecl.engine.knn.OnlineKNN", "_features", True),
     "metrics": ("passl_densecl.reliability.log.RunLog", "metrics", True),
 }
 

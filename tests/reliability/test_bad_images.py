@@ -1,4 +1,6 @@
-"""Training on a damaged folder: it goes on, counts and lists what is bad, and stops past a share. Workers killed for real."""
+"""Training on a damaged folder: it goes on, counts and lists what is bad, and stops past a share. Workers killed for
+real.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def undisturbed(tmp_path_factory, folder) -> Path:
 
 
 def counted(run: Path) -> list[str]:
-    """What the log says at the end of each epoch, without the number since the start, which a resumed run may know ahead."""
+    """What the log says at the end of each epoch, without the number since the start, which a resumed run may know
+    ahead.
+    """
     lines = (run / "train.log").read_text(encoding="utf-8").splitlines()
     return [line.split(";")[0] for line in lines if line.startswith("bad ")]
 
@@ -141,7 +145,7 @@ def test_neither_what_is_bad_nor_who_loads_touches_the_rest_of_the_run(undisturb
 def test_asked_to_stop_within_an_epoch_and_resumed(undisturbed, tmp_path, folder, monkeypatch):
     """What the first part of an epoch met is neither forgotten nor counted twice."""
     asked = iter([False, True])
-    monkeypatch.setattr(StopRequest, "agreed", lambda self: next(asked, False))
+    monkeypatch.setattr(StopRequest, "requested", lambda self: next(asked, False))
     assert in_process(tmp_path, folder) == 128 + signal.SIGTERM
     run = tmp_path / "run"
     state = json.loads((run / "checkpoints" / "step_00000002" / "state.json").read_text())
@@ -169,13 +173,13 @@ def test_a_list_without_a_checkpoint_is_of_another_run(tmp_path, folder):
     images = scan_images(folder)
     file = tmp_path / "bad_images.txt"
     file.write_text("/some/image.jpg\tthe file is empty\n")
-    BadImages(tmp_path, images, 0.1, Recorder(), resumed=True).meet(1, 100, ends=True)
+    BadImages(tmp_path, images, 0.1, Recorder(), resumed=True).collect(1, 100, ends=True)
     assert file.read_text() == "/some/image.jpg\tthe file is empty\n"
     found = BadImages(tmp_path, images, 0.1, Recorder(), resumed=True)
     found.add({0: "first\nreason"})
-    found.meet(1, 100, ends=True)
+    found.collect(1, 100, ends=True)
     found.add({0: "second reason"})
-    found.meet(2, 100, ends=True)
+    found.collect(2, 100, ends=True)
     ours = f"{images.path(0)}\tfirst reason\n"
     assert sorted(file.read_text().splitlines(True)) == sorted([ours, "/some/image.jpg\tthe file is empty\n"])
     BadImages(tmp_path, images, 0.1, Recorder(), resumed=False)
@@ -237,10 +241,10 @@ def test_past_the_share_it_does_not_wait_for_the_end_of_the_epoch(tmp_path, fold
     log, images = Recorder(), scan_images(folder)
     found = BadImages(tmp_path, images, 0.1, log, resumed=False)
     found.add(dict.fromkeys(range(20), "why"))
-    found.meet(3, 200, ends=False)
+    found.collect(3, 200, ends=False)
     found.add({20: "why"})
     with pytest.raises(RunError, match=r"^epoch 3: 21 of 200 images .* \(10\.5%\).*data\.max_bad_share=0\.15;"):
-        found.meet(3, 200, ends=False)
+        found.collect(3, 200, ends=False)
     assert len(read_list(tmp_path / "bad_images.txt")) == 21
     assert len([line for line in log.lines if line.startswith("warning")]) == 10
     assert "further ones only go to" in log.lines[9]
@@ -250,12 +254,12 @@ def test_a_new_epoch_counts_anew(tmp_path, folder):
     found = BadImages(tmp_path, scan_images(folder), 0.1, Recorder(), resumed=False)
     for epoch in range(1, 5):
         found.add(dict.fromkeys(range(10), "why"))
-        found.meet(epoch, 50, ends=True)
+        found.collect(epoch, 50, ends=True)
     zero = BadImages(tmp_path, scan_images(folder), 0.0, Recorder(), resumed=False)
-    zero.meet(1, 50, ends=True)
+    zero.collect(1, 50, ends=True)
     zero.add({3: "why"})
     with pytest.raises(RunError, match="1 of 50 images"):
-        zero.meet(2, 50, ends=False)
+        zero.collect(2, 50, ends=False)
 
 
 # --- linear evaluation ---------------------------------------------------------------------------------------------

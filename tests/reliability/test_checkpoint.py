@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, complete, read, read_newest, report_start
+from passl_densecl.reliability.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    Snapshot,
+    complete,
+    read,
+    read_newest,
+    report_start,
+)
 from passl_densecl.weights import Card, read_backbone, read_card, read_weights, weights_file
 from passl_densecl.weights.card import PRETRAINING
 from passl_densecl.weights.checkpoints import CHECKSUMS, FILES, MODEL, OPTIMIZER, STATE, checksums
@@ -26,14 +34,15 @@ CARD = Card(kind=PRETRAINING, depth=18)
 
 
 def save(
-    run: Path, step: int, *, keep: int = 9, name: str | None = None, value: float | None = None, **options
+    run: Path, step: int, *, keep: int = 9, name: str | None = None, value: float | None = None, log=None, **options
 ) -> Path | None:
     """A checkpoint whose arrays hold its step, or `value`."""
     fill = step if value is None else value
     model = {"weight": np.full((40, 5), fill, "f4"), "bias": np.arange(7, dtype="f4") + fill}
     velocity = {"weight.velocity": np.full((40, 5), -fill, "f4")}
     state = {"task": "pretrain", "steps_per_epoch": 5}
-    return Checkpoints(run, keep).save(name or f"step_{step:08d}", step, model, velocity, state, card=CARD, **options)
+    snapshot = Snapshot(step, model, velocity, state, CARD)
+    return Checkpoints(run, keep, log).save(name or f"step_{step:08d}", snapshot, **options)
 
 
 @pytest.fixture
@@ -108,7 +117,9 @@ def test_every_file_and_folder_is_synced_before_the_name_appears_and_the_oldest_
 
 @pytest.mark.parametrize(("keep", "again"), [(1, False), (1, True), (3, False), (3, True)])
 def test_killed_at_any_call_a_whole_checkpoint_of_the_newest_step_is_there(tmp_path, monkeypatch, keep, again):
-    """The process really ends, at every call that changes the disk in turn; `again` writes a step that is there already."""
+    """The process really ends, at every call that changes the disk in turn; `again` writes a step that is there
+    already.
+    """
     monkeypatch.setattr(
         os, "fsync", lambda _: None
     )  # a process that ends leaves what it wrote; syncing is for power cuts
@@ -188,7 +199,7 @@ def test_going_back_keeps_what_was_later(run):
 
 
 def damage_is_seen(run: Path, file: str, *, why: str) -> None:
-    """The newest one of `run` is damaged in `file`: it is passed over, and refused by name."""
+    """The newest one of `run` is damaged in `file`: it is skipped, and refused by name."""
     folder = run / "checkpoints" / "step_00000009"
     start = newest(run)
     assert start.step == 8
@@ -279,12 +290,13 @@ def test_where_none_is_whole_nothing_starts_silently(run):
 
 
 def test_a_damaged_one_is_kept_aside_and_counts_for_nothing(run):
-    checkpoints, log = Checkpoints(run, 2), Recorder()
+    log = Recorder()
+    checkpoints = Checkpoints(run, 2, log)
     path = run / "checkpoints" / "step_00000009" / MODEL
     for expected in ("step_00000009.damaged", "step_00000009.damaged.2"):
         flip(path, 200, 3)
         evidence = path.read_bytes()
-        report_start(newest(run), checkpoints, log)
+        report_start(newest(run), checkpoints)
         assert (run / "checkpoints" / expected / MODEL).read_bytes() == evidence
         assert not path.exists()
         assert newest(run).damaged == ()
@@ -294,15 +306,15 @@ def test_a_damaged_one_is_kept_aside_and_counts_for_nothing(run):
     (label, text), _ = log.lines
     assert label == "warning"
     assert re.search(r"SHA-256 is \w+…, \w+… was written", text)
-    assert "checkpoint step_00000009 is passed over and kept as step_00000009.damaged; delete it" in text
+    assert "checkpoint step_00000009 is skipped and kept as step_00000009.damaged; delete it" in text
 
 
 def test_what_lies_in_another_run_is_not_renamed(run, tmp_path):
     (run / "checkpoints" / "step_00000009" / MODEL).unlink()
     start, log = read(run), Recorder()
-    report_start(start, Checkpoints(tmp_path / "mine", 3), log)
+    report_start(start, Checkpoints(tmp_path / "mine", 3, log))
     assert start.step == 8
-    assert "is missing; checkpoint step_00000009 is passed over" in log.lines[0][1]
+    assert "is missing; checkpoint step_00000009 is skipped" in log.lines[0][1]
     assert names(run) == ["step_00000007", "step_00000008", "step_00000009"]
 
 
@@ -315,7 +327,7 @@ def test_checkpoints_of_older_versions_are_read_with_a_note(run):
         (folder / STATE).write_text(json.dumps(state))
     start, log = newest(run), Recorder()
     assert (start.step, start.verified) == (9, False)
-    report_start(start, Checkpoints(run, 3), log)
+    report_start(start, Checkpoints(run, 3, log))
     ((label, text),) = log.lines
     assert label == "note"
     assert "older version, without checksums" in text
@@ -328,7 +340,7 @@ def test_checkpoints_of_older_versions_are_read_with_a_note(run):
 
 
 def test_a_file_that_may_not_be_read_is_no_damage(run, monkeypatch):
-    """To go on from an older checkpoint because of a permission would be wrong. (Root may read everything: pretended.)"""
+    """Continuing from an older checkpoint because of a permission would be wrong. (Root reads all: simulated.)"""
     import builtins
 
     real = builtins.open

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or gone: the run says it, keeps what is good, goes on while it can, and loses nothing."""
+"""A disk that is full, read-only or gone: the run reports it, continues while it can, and loses nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.reliability import logfile
-from passl_densecl.reliability.checkpoint import Checkpoints, read_newest
+from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot, read_newest
 from passl_densecl.reliability.log import RunLog
 from passl_densecl.reliability.logfile import LogFile
 from passl_densecl.weights import Card
@@ -72,7 +72,8 @@ def save(checkpoints: Checkpoints, step: int, log: Recorder, **options) -> Path 
     arrays = {"a": np.full(300_000, step, "f4")}
     velocity = {"v": np.full(75_000, step, "f4")}
     card = Card(kind=PRETRAINING)
-    return checkpoints.save(f"step_{step:08d}", step, arrays, velocity, {}, card=card, log=log, **options)
+    checkpoints.log = log
+    return checkpoints.save(f"step_{step:08d}", Snapshot(step, arrays, velocity, {}, card), **options)
 
 
 # Checkpoints
@@ -94,13 +95,14 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(disk):
         save(checkpoints, 7, log)
     kept = checkpoints.folder / "step_00000004"
     assert str(caught.value) == (
-        f"checkpoint {checkpoints.folder / 'step_00000007'} cannot be written: No space left on device (it needs 1.5 MB, "
-        f"0.0 MB free). It is number 3 in a row; {kept} (step 4) is kept. Make room there, then continue with --resume auto"
+        f"checkpoint {checkpoints.folder / 'step_00000007'} cannot be written: No space left on device (it needs 1.5 "
+        f"MB, 0.0 kB free). It is number 3 in a row; {kept} (step 4) is kept. Make room there, then continue with "
+        "--resume auto"
     )
     assert [label for label, _ in log.lines] == ["warning"] * 4
     assert log.lines[0][1] == (
-        f"checkpoint {checkpoints.folder / 'step_00000002'} cannot be written: No space left on device (it needs 1.5 MB, "
-        "0.0 MB free); training goes on and the next one is tried (1 failed in a row, the run stops at 3); "
+        f"checkpoint {checkpoints.folder / 'step_00000002'} cannot be written: No space left on device (it needs 1.5 "
+        "MB, 0.0 kB free); training continues and the next one is tried (1 failed in a row, the run stops at 3); "
         f"{checkpoints.folder / 'step_00000001'} (step 1) is kept"
     )
     found = read_newest(checkpoints.folder)
@@ -110,7 +112,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(disk):
 
 @pytest.mark.parametrize("room", [8_192, 600_000, 1_204_224, 1_400_000, 1_507_328, 1_511_424])
 def test_the_disk_fills_in_the_middle_of_a_file(disk, room):
-    """In the model, between the files, in the optimizer, and when only the two small ones are left (in pages of 4,096)."""
+    """In the model, between the files, in the optimizer, and when only the two small files are left (4,096 pages)."""
     checkpoints, log = Checkpoints(disk.path / "run", 9), Recorder()
     save(checkpoints, 1, log)
     disk.fill(leave=room)
@@ -149,16 +151,17 @@ def test_the_last_one_must_be_written(tmp_path):
 def test_too_little_room_is_said_beforehand_with_figures(disk):
     checkpoints, log = Checkpoints(disk.path / "run", 3), Recorder()
     checkpoints.folder.mkdir(parents=True)
-    checkpoints.check_room(1_900_000, log)  # 4 × 1.9 MB fit
+    checkpoints.log = log
+    checkpoints.check_room(1_900_000)  # 4 × 1.9 MB fit
     assert log.lines == []
-    checkpoints.check_room(2_500_000, log)
+    checkpoints.check_room(2_500_000)
     ((label, text),) = log.lines
     assert label == "warning"
-    assert "has 8.4 MB free, but checkpoint.keep 3 wants 10.0 MB (4 × 2.5 MB, the one being written included)" in text
+    assert "has 8.4 MB free, but checkpoint.keep 3 needs 10.0 MB (4 × 2.5 MB, the one being written included)" in text
     save(checkpoints, 1, log)
-    checkpoints.check_room(2_000_000, log)  # one of the four is there
+    checkpoints.check_room(2_000_000)  # one of the four is there
     assert len(log.lines) == 1
-    checkpoints.check_room(2_000_000, log, also=1)
+    checkpoints.check_room(2_000_000, also=1)
     assert len(log.lines) == 2
 
 
@@ -242,7 +245,7 @@ def test_a_run_log_says_once_that_it_cannot_be_written_and_once_that_it_can(disk
     assert "note     said while the disk was full" in written
     terminal = capfd.readouterr().out
     for text in (terminal, written):
-        assert text.count("cannot be written: No space left on device; training goes on") == 1
+        assert text.count("cannot be written: No space left on device; training continues") == 1
         assert text.count("can be written again; 0 lines of the logs are lost") == 1
 
 
@@ -291,9 +294,9 @@ def disturbed(monkeypatch: pytest.MonkeyPatch, before_save: dict[int, Callable[[
     """Have something happen just before the checkpoint of a step is written; the run itself goes as always."""
     real = Checkpoints.save
 
-    def save(self: Checkpoints, name: str, step: int, *arguments, **options):
-        before_save.get(step, lambda: None)()
-        return real(self, name, step, *arguments, **options)
+    def save(self: Checkpoints, name: str, snapshot: Snapshot, **options):
+        before_save.get(snapshot.step, lambda: None)()
+        return real(self, name, snapshot, **options)
 
     monkeypatch.setattr(Checkpoints, "save", save)
 
@@ -384,7 +387,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_every_process(undisturbed
     assert kept == ["epoch_0003", LAST, f"{LAST}.damaged"]
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
     log = (tmp_path / "run" / "train.log").read_text()
-    assert f"checkpoint {LAST} is passed over and kept as {LAST}.damaged" in log
+    assert f"checkpoint {LAST} is skipped and kept as {LAST}.damaged" in log
     assert "epoch_0003, step 3" in log
     assert metrics(tmp_path / "run")[3]["loss"] == pytest.approx(metrics(undisturbed)[3]["loss"], rel=1e-2)
 

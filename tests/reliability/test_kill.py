@@ -1,4 +1,6 @@
-"""Killed in the narrow windows and resumed, a run is as if nothing had happened. `make test-kill` does it at 20 moments."""
+"""Killed in the narrow windows and resumed, a run is as if nothing had happened. `make test-kill` does it at 20
+moments.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One run in one folder: a second one is refused, a killed one leaves no lock, an old run is not overwritten by accident."""
+"""One run in one folder: a second one is refused, a killed one leaves no lock, an old run is not overwritten by
+accident.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +64,7 @@ def test_a_second_run_is_refused_and_told_by_whom(holder, tmp_path, photos):
     process = holder(tmp_path / "run")
     config = load_config(write_config(tmp_path, photos), ["device=cpu"])
     for options in ({}, {"resume": "auto"}, {"overwrite": True}):
-        with pytest.raises(
-            InputError, match=rf"run' is in use by a run that goes on: process {process.pid} on .*, since 20"
-        ):
+        with pytest.raises(InputError, match=rf"run' is in use by a running process {process.pid} on .*, since 20"):
             pretrain(config, **options)
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [".lock"]  # and wrote nothing
 
@@ -158,5 +158,5 @@ def test_a_resume_from_an_older_checkpoint_gives_up_the_later_ones_but_loses_non
     (aside,) = (run / "checkpoints").glob("*.superseded")
     assert (aside / "model.pdparams").read_bytes() == later
     assert (run / "checkpoints" / "epoch_0001" / "model.pdparams").read_bytes() != later
-    assert "is of a later step than this run has come to" in (run / "train.log").read_text()
+    assert "is of a later step than this run has reached" in (run / "train.log").read_text()
     assert [line["step"] for line in metrics(run)] == [1, 2]

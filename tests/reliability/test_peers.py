@@ -16,7 +16,7 @@ LIMIT = 0.6
 
 
 class Group:
-    """The first process and `others`, as threads' worth of Peers in this process; `exits` collects forced exit codes."""
+    """The first process and `others`, as Peers in this process; `exits` collects forced exit codes."""
 
     def __init__(self, others: int) -> None:
         self.exits: list[tuple[int, int]] = []
@@ -65,14 +65,14 @@ def test_a_dead_process_is_noticed_at_once_and_by_all(group):
     assert "process 2 is gone" in (three.main.lost_within(5) or "")
     assert "process 2 is gone" in (three.others[1].lost_within(5) or "")
     with pytest.raises(RunError, match=r"process 2 is gone: .* continue with --resume auto"):
-        three.others[1].meet()
+        three.others[1].wait_for_all()
 
 
 def test_a_silent_process_is_noticed_after_the_limit(group, monkeypatch):
     two = group(1)
     began = time.monotonic()
-    monkeypatch.setattr(two.others[1], "_tell", lambda message: None)  # as if it were stopped
-    assert "process 1 has given no sign of life" in (two.main.lost_within(5) or "")
+    monkeypatch.setattr(two.others[1], "_send", lambda message: None)  # as if it were stopped
+    assert "process 1 has sent no heartbeat" in (two.main.lost_within(5) or "")
     assert time.monotonic() - began > LIMIT * 0.5
 
 
@@ -83,7 +83,7 @@ def test_a_slow_process_is_waited_for(group):
     def come(who: Peers, after: float) -> None:
         for _ in range(3):
             time.sleep(after)
-            who.meet()
+            who.wait_for_all()
             came.append(who)
 
     threads = [
@@ -129,10 +129,10 @@ def test_a_main_thread_that_hangs_is_left_behind(group):
 
 
 def test_strangers_are_sent_away():
-    server, port, secret = peers.invite()
-    strangers = [peers.call("127.0.0.1", port, bytes(16), 1, 5), peers.call("127.0.0.1", port, secret, 7, 5)]
-    friend = peers.call("127.0.0.1", port, secret, 1, 5)
-    lines, names = peers.receive(server, secret, {1}, 2, 5)
+    server, port, secret = peers.listen()
+    strangers = [peers.connect("127.0.0.1", port, bytes(16), 1, 5), peers.connect("127.0.0.1", port, secret, 7, 5)]
+    friend = peers.connect("127.0.0.1", port, secret, 1, 5)
+    lines, names = peers.accept_all(server, secret, {1}, 2, 5)
     assert set(lines) == {1}
     assert names[1].startswith("process 1 of 2 (host ")
     assert friend is not None
@@ -141,4 +141,4 @@ def test_strangers_are_sent_away():
     for stranger in strangers:
         assert stranger is not None
         assert stranger.recv(10) == b""
-    assert peers.call("127.0.0.1", port, secret, 1, 1) is None
+    assert peers.connect("127.0.0.1", port, secret, 1, 1) is None

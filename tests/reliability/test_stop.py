@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT at any time: at once where nothing is to be saved, else a checkpoint at the next step; twice: at once."""
+"""SIGTERM and SIGINT at any time: at once where nothing is to be saved, else a checkpoint at the next step; twice: at
+once.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def test_in_a_checkpoint_write_it_is_whole_and_the_run_stops_after_the_next_step
 
 def test_a_second_signal_ends_it_at_once_even_in_native_code(tmp_path, photos):
     """Python's own handlers wait for the main thread, which here is in a call that lasts."""
-    setup = "import ctypes\nlock = ctypes.CDLL(None).pthread_mutex_lock\nmutex = ctypes.create_string_buffer(64)\nlock(mutex)\n"
+    setup = "import ctypes\nlock = ctypes.CDLL(None).pthread_mutex_lock\n"
+    setup += "mutex = ctypes.create_string_buffer(64)\nlock(mutex)\n"
     setup += "owner.dump_pickle = lambda *args, **kwargs: lock(mutex)"  # for ever, and no signal wakes it
     config = write_config(tmp_path, photos, **SHAPE)
     process = start_slow(config, "passl_densecl.reliability.checkpoint", "dump_pickle", 0, setup=setup)
@@ -111,7 +114,7 @@ def test_a_second_signal_ends_it_at_once_even_in_native_code(tmp_path, photos):
 def test_in_an_evaluation_it_goes_to_its_end_and_stops_after_the_next_step(tmp_path, photos):
     halves = {"train": str(photos), "val": str(photos), "size": 32, "k": 3}
     config = write_config(tmp_path, photos, **SHAPE, evaluation=halves)
-    process = start_slow(config, "passl_densecl.engine.online_knn", "pooled_features", 0)
+    process = start_slow(config, "passl_densecl.engine.knn", "pooled_features", 0)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "checkpoints" / "epoch_0001").is_dir():  # the evaluation of step 5 comes next
         assert time.monotonic() < deadline

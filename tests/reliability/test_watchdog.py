@@ -66,15 +66,15 @@ def watched(tmp_path, photos):
         assert isinstance(config, PretrainConfig)
         log = Recorder()
         dog = Watchdog(config, 512, workers, log)
-        look = dog.look
+        check = dog.check
         said: list[str] = []
 
         def noted(values):
-            look(values)
+            check(values)
             assert all(label == "warning" for label, _ in log.lines)
             said[:] = [text for _, text in log.lines]
 
-        return SimpleNamespace(look=noted), said  # type: ignore[return-value]
+        return SimpleNamespace(check=noted), said  # type: ignore[return-value]
 
     return watched
 
@@ -82,41 +82,41 @@ def watched(tmp_path, photos):
 def test_nothing_is_said_of_a_run_that_learns(watched):
     dog, said = watched()
     for step, global_loss, dense_loss, loss_lambda in HEALTHY:
-        dog.look(line(step, global_loss, dense_loss, loss_lambda))
+        dog.check(line(step, global_loss, dense_loss, loss_lambda))
     assert not said
 
 
 def test_a_loss_at_chance(watched):
     dog, said = watched()
     for step in range(10, 2000, 10):
-        dog.look(line(step, CHANCE + 0.05 * math.sin(step)))
+        dog.check(line(step, CHANCE + 0.05 * math.sin(step)))
         assert bool(said) == (step >= 20 + 500), (
             step
         )  # 16 steps fill the queue; the first reading after it is of step 20
     assert said == [
-        "the global loss has been at chance (ln(K+1) = 6.24) for 500 steps with a full queue: it does not tell images apart. "
-        "The learning rate is far too high or too low (optimizer.lr), or the two views of an image have nothing in common: "
-        "tools/visualize.py views shows them"
+        "the global loss has been at chance (ln(K+1) = 6.24) for 500 steps with a full queue: it does not distinguish "
+        "images. The learning rate is far too high or too low (optimizer.lr), or the two views of an image have "
+        "nothing in common: tools/visualize.py views shows them"
     ]
 
 
 def test_the_dense_loss_counts_from_when_it_is_trained(watched):
     dog, said = watched()
     for step in range(10, 2000, 10):
-        dog.look(line(step, 4.0, 1.1 * CHANCE, loss_lambda=0.0 if step < 1000 else 0.5))
+        dog.check(line(step, 4.0, 1.1 * CHANCE, loss_lambda=0.0 if step < 1000 else 0.5))
         assert bool(said) == (step >= 1500), step
     assert len(said) == 1
     assert "the dense loss" in said[0]
     dog, said = watched()
     for step in range(10, 2000, 10):
-        dog.look(line(step, CHANCE, loss_lambda=1.0))  # the global head is not trained at all
+        dog.check(line(step, CHANCE, loss_lambda=1.0))  # the global head is not trained at all
     assert not said
 
 
 def test_features_that_are_all_alike(watched):
     dog, said = watched()
     for step in range(10, 1000, 10):
-        dog.look(line(step, 4.0, global_similarity=0.97 if step > 300 else 0.5))
+        dog.check(line(step, 4.0, global_similarity=0.97 if step > 300 else 0.5))
         assert bool(said) == (step >= 790), step  # the mean of 500 steps, of which the last 490
     assert len(said) == 1
     assert said[0].startswith(
@@ -128,10 +128,10 @@ def test_waiting_for_data_most_of_the_time(watched):
     for workers, remedy in ((0, "data.num_workers: auto;"), (2, "more data.num_workers (now 2) if cores are free;")):
         dog, said = watched(workers)
         for step, share in enumerate([0.9, 0.9, 0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 1):
-            dog.look(line(step, 4.0, data_share=share))
+            dog.check(line(step, 4.0, data_share=share))
             assert bool(said) == (step >= 10), step
         assert len(said) == 1
-        assert said[0].startswith(f"over 50% of the time goes into waiting for images: {remedy} tools/pack_data.py")
+        assert said[0].startswith(f"over 50% of the time is spent waiting for images: {remedy} tools/pack_data.py")
 
 
 def test_similarity_is_the_mean_cosine_of_pairs():
@@ -149,7 +149,9 @@ def test_similarity_is_the_mean_cosine_of_pairs():
 
 
 def test_a_real_run_that_cannot_learn_from_data_that_come_slowly(tmp_path, photos, monkeypatch):
-    """At a learning rate of nothing, with a bias that outweighs what the images say, features stay alike and losses at chance."""
+    """At a learning rate of nothing, with a bias that outweighs what the images say, features stay alike and losses at
+    chance.
+    """
     monkeypatch.setattr(watchdogs, "PATIENCE_STEPS", 5)
     monkeypatch.setattr(watchdogs, "PATIENCE_FILLINGS", 1)
     monkeypatch.setattr(watchdogs, "WAITING", 0.02)

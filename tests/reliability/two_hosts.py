@@ -1,7 +1,8 @@
 """Two hosts on one machine: two network namespaces and a link between them, which is cut in the middle of a training.
 
-`python -m tests.reliability.two_hosts` (make test-two-hosts; needs root and `ip`). Both sides must end with exit code 3 and a
-sentence, in bounded time; with the link restored the run is resumed and must end with the bits of an undisturbed one.
+`python -m tests.reliability.two_hosts` (make test-two-hosts; needs root and `ip`). Both sides must end with exit code 3
+and a sentence, in bounded time; with the link restored the run is resumed and must end with the bits of an undisturbed
+one.
 """
 
 from __future__ import annotations

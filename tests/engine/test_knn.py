@@ -13,7 +13,8 @@ from passl_densecl.config import load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation import knn_accuracy, load_backbone, pooled_features
+from passl_densecl.evaluation.features import load_backbone, pooled_features
+from passl_densecl.evaluation.knn import knn_accuracy
 from passl_densecl.transforms import CenterCrop, Resize
 from tests.engine.runs import arrays, metrics, train, write_config
 

@@ -1,7 +1,7 @@
 """k-NN accuracy while a backbone trains: the one curve of a pre-training run that says whether it learns.
 
-Nothing of the training is touched: the query encoder's backbone is in eval mode for it (BatchNorm's statistics stay), no
-gradient is formed and no global random state is drawn from.
+Nothing of the training is touched: the query encoder's backbone is in eval mode for it (BatchNorm's statistics stay),
+no gradient is formed and no global random state is drawn from.
 """
 
 from __future__ import annotations
@@ -10,61 +10,48 @@ import time
 
 import numpy as np
 
-from passl_densecl.config import EvaluationConfig
+from passl_densecl.config import PretrainConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.distributed import collectives as dist
+from passl_densecl.engine.run import Run
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Features, pooled_features
 from passl_densecl.evaluation.knn import Neighbors, nearest, vote
 from passl_densecl.models import DenseCL
-from passl_densecl.reliability.log import SilentLog, duration
+from passl_densecl.reliability.log import duration
 from passl_densecl.tensors import to_tensor
-from passl_densecl.transforms import CenterCrop, Resize
+from passl_densecl.transforms import center_view, output_size
 
 _BAD = -1  # in place of a label
 
 
 class OnlineKNN:
-    """Evaluates every few epochs, before the first and after the last one. Without a config it is never due."""
+    """Evaluates every few epochs, before the first and after the last one."""
 
-    def __init__(
-        self,
-        config: EvaluationConfig | None,
-        *,
-        size: int,
-        num_workers: int,
-        steps_per_epoch: int,
-        epochs: int,
-        log: SilentLog,
-    ) -> None:
+    selects_best = False
+
+    def __init__(self, run: Run[PretrainConfig], num_workers: int) -> None:
         """Finds the images at once, so that a wrong folder is known before hours of training.
 
-        Args:
-            size: pixels of the center crop where the config says none.
-
-        Raises:
-            InputError: no such images, or fewer than k or than there are processes.
+        Raises InputError: no such images, or fewer than k or than there are processes.
         """
-        self._config = config
-        self._steps_per_epoch, self._epochs, self._log = steps_per_epoch, epochs, log
-        if config is None:
-            return
+        assert run.config.evaluation is not None
+        config = self._config = run.config.evaluation
+        self._run = run
         self._num_workers = num_workers
-        self._size = config.size or size
-        self._transforms = (Resize(size=round(self._size * 256 / 224)), CenterCrop(size=self._size))
+        self._size = config.size or output_size(run.config.data.transforms)
+        self._transforms = center_view(self._size)
         self._bank = scan_images(config.train, labeled=True)
         self._queries = scan_images(config.val, labeled=True, classes=self._bank.classes)
-        for name, images, least in (
-            ("train", self._bank, max(config.k, dist.world_size())),
-            ("val", self._queries, dist.world_size()),
-        ):
+        least = {"train": max(config.k, dist.world_size()), "val": dist.world_size()}
+        for name, images in (("train", self._bank), ("val", self._queries)):
             check_decodable(images)
-            if len(images) < least:
+            if len(images) < least[name]:
                 raise InputError(
-                    f"evaluation.{name}: {images.describe()}; expected at least {least:,} (evaluation.k, and one "
+                    f"evaluation.{name}: {images.describe()}; expected at least {least[name]:,} (evaluation.k, and one "
                     "for every process)"
                 )
-        log.line(
+        run.log.line(
             "knn",
             f"{config.k}-NN before training and every {config.every_epochs} epochs, {self._size} px: val "
             f"{self._queries.describe()}; bank of {len(self._bank):,}",
@@ -72,24 +59,15 @@ class OnlineKNN:
 
     def due(self, done: int) -> bool:
         """Whether the weights after `done` steps are to be evaluated."""
-        epoch, within = divmod(done, self._steps_per_epoch)
-        return (
-            self._config is not None
-            and within == 0
-            and (epoch % self._config.every_epochs == 0 or epoch == self._epochs)
-        )
-
-    def missing(self, done: int) -> bool:
-        """Whether they are to be evaluated and the run's metrics say that they were not; every process gets the answer."""
-        return self.due(done) and not dist.any_process(self._log.recorded("knn_top1", done))
+        epoch, within = divmod(done, self._run.steps_per_epoch)
+        return within == 0 and (epoch % self._config.every_epochs == 0 or epoch == self._run.config.epochs)
 
     def run(self, model: DenseCL, done: int) -> float:
-        """Evaluate the query encoder after `done` steps, log it, and give the share of right answers (0 to 1).
+        """Evaluate the query encoder after `done` steps, log it, and return the share of right answers (0 to 1).
 
-        All processes come here together: each computes the features of its part of the images, and searches its own part
+        All processes call it together: each computes the features of its part of the images, and searches its own part
         of the bank for the neighbors of all queries. The result does not depend on their number, but for rounding.
         """
-        assert self._config is not None
         began = time.perf_counter()
         backbone = model.query_encoder.backbone
         backbone.eval()
@@ -106,18 +84,15 @@ class OnlineKNN:
         (bad,) = dist.all_reduce_sum([len(bank.bad) + len(queries.bad)])
         left_out = f"; {bad:,.0f} images cannot be decoded and are left out" if bad else ""
         seconds = time.perf_counter() - began
-        epoch = done // self._steps_per_epoch
-        self._log.line(
-            "knn",
-            f"epoch {epoch}/{self._epochs}  {self._config.k}-NN top-1 {top1:.2%}  ({duration(seconds)}){left_out}",
-        )
-        self._log.metrics({"step": done, "epoch": epoch, "knn_top1": top1, "seconds": seconds})
+        epoch, log, k = done // self._run.steps_per_epoch, self._run.log, self._config.k
+        title = f"epoch {epoch}/{self._run.config.epochs}"
+        log.line("knn", f"{title}  {k}-NN top-1 {top1:.2%}  ({duration(seconds)}){left_out}")
+        log.metrics({"step": done, "epoch": epoch, "knn_top1": top1, "seconds": seconds})
         return top1
 
     def _features(self, model: DenseCL, images: ImageSet, done: int) -> Features:
         """Those of this process's part; the rows of images that cannot be decoded have the label _BAD."""
-        assert self._config is not None
-        title = f"epoch {done // self._steps_per_epoch}/{self._epochs} knn"
+        title = f"epoch {done // self._run.steps_per_epoch}/{self._run.config.epochs} knn"
         found = pooled_features(
             model.query_encoder.backbone,
             images,
@@ -126,7 +101,7 @@ class OnlineKNN:
             num_workers=self._num_workers,
             rank=dist.rank(),
             world_size=dist.world_size(),
-            progress=lambda seen, total: self._log.progress(title, seen, total // dist.world_size(), ""),
+            progress=lambda seen, total: self._run.log.progress(title, seen, total // dist.world_size(), ""),
         )
         first = len(images) * dist.rank() // dist.world_size()
         found.labels[[index - first for index in found.bad]] = _BAD

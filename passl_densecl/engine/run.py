@@ -1,0 +1,371 @@
+"""One run, from a new folder or a checkpoint to its last step: what pre-training and linear evaluation share.
+
+A loop opens the run, prepares what it trains, and calls `begin`; after each step `after_step` does everything that is
+not learning: logging, checkpoints, evaluation, and stopping when a signal asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import paddle
+
+from passl_densecl.config import LinearConfig, PretrainConfig, RunConfig
+from passl_densecl.data.datasets import ImageSet
+from passl_densecl.data.loader import choose_workers
+from passl_densecl.distributed import collectives as dist
+from passl_densecl.distributed import process_group
+from passl_densecl.engine.learner import Learner, check_finite
+from passl_densecl.engine.start import parents_of
+from passl_densecl.errors import InputError
+from passl_densecl.models import Keys, Losses
+from passl_densecl.reliability import checkpoint as checkpoint_files
+from passl_densecl.reliability.bad_images import BadImages
+from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, Snapshot
+from passl_densecl.reliability.lock import locked
+from passl_densecl.reliability.log import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
+from passl_densecl.reliability.signals import StopRequest
+from passl_densecl.reliability.watchdog import Watchdog, similarity
+from passl_densecl.transforms import Transform, output_size
+from passl_densecl.weights.card import run_card
+
+C = TypeVar("C", PretrainConfig, LinearConfig)
+NO_BEST = {"epoch": 0, "top1": -1.0, "name": ""}
+
+
+class Evaluation(Protocol):
+    """Accuracy of the model every few epochs. When it selects the best checkpoint, it comes before the checkpoint is
+    written; otherwise after, so that a run killed in it continues with the checkpoint."""
+
+    selects_best: bool
+
+    def due(self, done: int) -> bool:
+        """Whether the weights after `done` steps are to be evaluated."""
+        ...
+
+    def run(self, model: Any, done: int) -> float:
+        """Evaluate, log, and return top-1 accuracy (0 to 1). All processes call it together."""
+        ...
+
+
+class StepGuard(Protocol):
+    """What skips steps whose numbers are not finite."""
+
+    skipped: int  # steps of the whole run
+
+    def check_weights(self, done: int) -> None:
+        """Raises RunError when a weight is not finite."""
+        ...
+
+
+class Run(Generic[C]):
+    """A run and its folder. `begin` completes it."""
+
+    def __init__(self, config: C, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog) -> None:
+        self.config = config
+        self.start = start  # the checkpoint that the run continues from
+        self.checkpoints = checkpoints
+        self.log = log
+        self.stop: StopRequest
+        self.learner: Learner
+        self.steps_per_epoch: int
+        self.parents: tuple = ()  # the files that the weights came from
+        self.facts: dict[str, Any] = {}  # what a checkpoint's state.json says beside the run's own counters
+        self.evaluation: Evaluation | None = None
+        self.guard: StepGuard | None = None
+        self.watchdog: Watchdog | None = None
+        self.best: dict[str, Any] = dict(NO_BEST)  # the best epoch so far, where the evaluation selects one
+        self.overwrite = False
+
+    @property
+    def first_step(self) -> int:
+        return self.start.step if self.start else 0
+
+    @property
+    def last_step(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    def learning_rate(self, step: int) -> float:
+        config = self.config
+        return config.base_lr * config.schedule(step, steps_per_epoch=self.steps_per_epoch, epochs=config.epochs)
+
+    def epoch_text(self, done: int) -> str:
+        """The epoch that `done` steps are in or complete: "3/200"."""
+        return f"{(done - 1) // self.steps_per_epoch + 1}/{self.config.epochs}"
+
+    def choose_workers(self, transforms: Sequence[Transform], views: int) -> tuple[int, str]:
+        """(Data workers for this process's share of a batch with `views` uint8 RGB images each, the reason)."""
+        share = views * 3 * output_size(transforms) ** 2 * self.config.batch_size // dist.world_size()
+        wanted = self.config.data.num_workers
+        return choose_workers(wanted, batch_bytes=share, world_size_local=dist.local_world_size())
+
+    # ------------------------------------------------------------ before the first step
+
+    def check_start(self) -> None:
+        """All processes continue from the same step; damaged checkpoints are named. Raises InputError."""
+        step = self.first_step
+        mean = dist.all_reduce_sum([step])[0] / dist.world_size()
+        if dist.any_process(step != mean):
+            raise InputError(
+                f"--resume: process {dist.rank()} found step {step}, others found another; every host must see the "
+                "same output_dir (shared storage)"
+            )
+        checkpoint_files.report_start(self.start, self.checkpoints)
+
+    def describe_start(self, weights: str | None) -> None:
+        """Record where the weights come from: the file `weights` of a new run, or the checkpoint that is continued."""
+        self.parents = parents_of(weights, self.start)
+        if self.start is not None:
+            self.log.line("resume", f"{self.start.path}, step {self.start.step:,}")
+            if weights:
+                self.log.line("note", f"{weights} was for the start of this run and is not read again")
+
+    def describe_recipe(self, what: str) -> None:
+        """The lines of the log about batch and learning rate that both tasks have."""
+        config = self.config
+        optimizer = config.optimizer
+        self.log.line(
+            "recipe", f"{config.epochs} epochs × {self.steps_per_epoch:,} steps, batch {config.batch_size}{what}"
+        )
+        if config.batch_size != optimizer.reference_batch_size:
+            self.log.line(
+                "note",
+                f"lr {optimizer.lr:g} is for batch {optimizer.reference_batch_size}; scaled linearly to "
+                f"{config.base_lr:g} for batch {config.batch_size}",
+            )
+        self.warn_of_amp()
+
+    def warn_of_amp(self) -> None:
+        """Warn when mixed precision is asked for on a device where Paddle ignores it."""
+        if self.config.amp.enabled and not paddle.get_device().startswith("gpu"):
+            self.log.line(
+                "warning", "amp.enabled: Paddle has mixed precision on GPUs only; this run is in float32 throughout"
+            )
+
+    def begin(self, learner: Learner, images: ImageSet) -> None:
+        """Everything is ready for the first step: leave in the run folder what a run that continues here would have.
+
+        `images` are the training images; facts, evaluation, guard and watchdog have been set.
+        """
+        self.learner, self.images = learner, images
+        selects = self.evaluation is not None and self.evaluation.selects_best
+        self.checkpoints.check_room(checkpoint_files.bytes_of(learner.model), also=int(selects))
+        state = self.start.state if self.start else {}
+        self.bad_images = BadImages(
+            self.config.run_dir,
+            images,
+            self.config.data.max_bad_share,
+            self.log,
+            resumed=self.start is not None,
+            in_epoch=state.get("bad_in_epoch", 0),
+        )
+        if dist.is_main():
+            if self.overwrite:
+                self.checkpoints.clear()
+            self.log.rewind(self.start.step if self.start else -1)
+            self.checkpoints.tidy(self.first_step, self.best["name"] or None)
+        if self.evaluation is not None and not selects and self._not_evaluated(self.first_step):
+            self.evaluation.run(learner.model, self.first_step)
+        self.stopwatch = Stopwatch()
+
+    def _not_evaluated(self, done: int) -> bool:
+        """Whether an evaluation is due after `done` steps and the run's metrics lack it; the same in every process."""
+        assert self.evaluation is not None
+        return self.evaluation.due(done) and not dist.any_process(self.log.recorded("knn_top1", done))
+
+    # ------------------------------------------------------------ after each step
+
+    def after_step(
+        self,
+        step: int,
+        bad: Mapping[int, str],
+        losses: Sequence[Losses],
+        facts: Mapping[str, float],
+        *,
+        waited: float,
+        keys: Keys | None = None,
+    ) -> bool:
+        """Log, evaluate and save as the config says. True when the run was asked to stop and has saved.
+
+        Args:
+            step: the one just made, from 0.
+            bad: images of this process's batch that could not be decoded, index → reason.
+            losses: of each micro-batch of this process; none when the step was skipped.
+            facts: more numbers for the log, as they are.
+            waited: seconds that the step waited for its data.
+            keys: of pre-training, for the similarity of different images.
+        """
+        config, done = self.config, step + 1
+        ends = done % self.steps_per_epoch == 0
+        self.stopwatch.step(waited)
+        self.bad_images.add(bad)
+        log_due = done == 1 or ends or done % config.log_every_steps == 0
+        if log_due:
+            self.bad_images.collect(self._epoch(done), self.steps_per_epoch * config.batch_size, ends=ends)
+        if log_due and losses:
+            self._log_step(done, losses, facts, keys)
+        evaluating = self.evaluation is not None and self.evaluation.due(done)
+        before = self.best
+        if self.evaluation and evaluating and self.evaluation.selects_best:
+            top1 = self.evaluation.run(self.learner.model, done)
+            if top1 > before["top1"]:
+                self.best = {"epoch": self._epoch(done), "top1": top1, "name": f"epoch_{self._epoch(done):04d}"}
+            self.stopwatch.skip()
+        stopping = self.stop.requested()
+        name = checkpoint_name(done, self.steps_per_epoch, config, self.last_step, stopping)
+        if self.best is not before:
+            name = self.best["name"]
+        if name and not ends:
+            self.bad_images.collect(self._epoch(done), self.steps_per_epoch * config.batch_size, ends=False, write=True)
+        if name:
+            self._save(name, done, before, must=stopping or done == self.last_step)
+        if stopping and done < self.last_step:
+            self.log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
+            return True
+        if self.evaluation and evaluating and not self.evaluation.selects_best:
+            self.evaluation.run(self.learner.model, done)
+            self.stopwatch.skip()
+        return False
+
+    def _epoch(self, done: int) -> int:
+        """The epoch, from 1, that the last of `done` steps belongs to."""
+        return (done - 1) // self.steps_per_epoch + 1
+
+    def _log_step(self, done: int, losses: Sequence[Losses], facts: Mapping[str, float], keys: Keys | None) -> None:
+        """One line of the log and one object of metrics.jsonl: every loss and accuracy by its name."""
+        values: dict[str, float] = {"step": done, "epoch": self._epoch(done), **mean_losses(losses)}
+        if self.guard is None:
+            check_finite("the loss", [values["loss"]], done, self._remedy())
+        values |= facts
+        if keys is not None:
+            values |= similarity(keys)
+        if self.guard is not None:
+            values["nonfinite_steps"] = self.guard.skipped
+        rate, waited, eta = self.stopwatch.read(self.config.batch_size, self.last_step - done)
+        values |= {"images_per_second": rate, "data_share": waited, "peak_memory_mb": peak_memory_mb()}
+        text = f"{describe_step(values)}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}"
+        within = (done - 1) % self.steps_per_epoch + 1
+        self.log.progress(f"epoch {self.epoch_text(done)}", within, self.steps_per_epoch, text, record=True)
+        self.log.metrics(values)
+        if self.watchdog is not None:
+            self.watchdog.check(values)
+
+    def _save(self, name: str, done: int, best_before: dict[str, Any], *, must: bool) -> None:
+        learner = self.learner
+        if self.guard is not None:
+            self.guard.check_weights(done)
+        else:  # a loss between two log lines shows in the weights, which all processes share
+            trained = [float(weight.sum()) for weight in learner.model.parameters() if not weight.stop_gradient]
+            check_finite("the sum of a trained weight", trained, done, self._remedy())
+        if not dist.is_main():
+            return
+        with dist.uninterrupted():
+            keep = self.best["name"] or None
+            saved = self.checkpoints.save(name, self.snapshot(done), keep_also=keep, must=must)
+        if saved is None:  # what is called the best must exist to be used
+            self.best = best_before
+
+    def snapshot(self, done: int, **state: Any) -> Snapshot:
+        """The state after `done` steps; `state` replaces entries of state.json."""
+        learner, config = self.learner, self.config
+        entries = {"task": config.task, **self.facts, "scaler": learner.scaler_state()}
+        entries["bad_in_epoch"] = self.bad_images.in_epoch
+        if self.evaluation is not None and self.evaluation.selects_best:
+            entries["best"] = self.best
+        if self.guard is not None:
+            entries["nonfinite_steps"] = self.guard.skipped
+        epoch, classes = done // self.steps_per_epoch, self.facts.get("classes")
+        card = run_card(
+            config, epoch=epoch, step=done, classes=None if classes is None else tuple(classes), parents=self.parents
+        )
+        return Snapshot(done, learner.model.state_dict(), learner.optimizer_state(), entries | state, card)
+
+    def _remedy(self) -> str:
+        rate = float(self.learner.optimizer.get_lr())
+        return (
+            f"Continue from the last checkpoint with --resume auto and a lower optimizer.lr (the rate is {rate:g} now)"
+        )
+
+
+@contextmanager
+def open_run(config: C, resume: str | None, overwrite: bool, *, refuse_new: str | None = None) -> Iterator[Run[C]]:
+    """The run folder locked for this run, its log open, signals handled, and the processes connected until the end.
+
+    `refuse_new` says why no new run can start; with it only a checkpoint can be continued. Raises InputError.
+    """
+    with StopRequest() as stop, locked(config.run_dir) as warning:
+        checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
+        start = find_start(config.run_dir, checkpoints, resume, overwrite)
+        if start is None and refuse_new:
+            raise InputError(refuse_new)
+        set_device(config.device)
+        log = checkpoints.log = open_log(config, resumed=start is not None)
+        run = Run(config, start, checkpoints, log)
+        run.stop, run.overwrite = stop, overwrite
+        try:
+            if warning:
+                log.line("warning", warning)
+            with process_group.running(config.dist_timeout):
+                yield run
+        finally:
+            log.close()
+
+
+def find_start(
+    run_dir: Path, checkpoints: Checkpoints, resume: str | None, overwrite: bool = False
+) -> Checkpoint | None:
+    """The checkpoint to continue from, complete and undamaged; None for a new run.
+
+    Raises InputError when a new run would write into a folder that holds one, when the named checkpoint is damaged, or
+    when all are.
+    """
+    if overwrite and resume is not None:
+        raise InputError("give --resume (continue the run) or --overwrite (start it anew), not both")
+    if resume == "auto":
+        return checkpoint_files.read_newest(checkpoints.folder)
+    if resume is not None:
+        return checkpoint_files.read(Path(resume))
+    present, metrics = checkpoints.present(), run_dir / "metrics.jsonl"
+    begun = "no checkpoint yet" if metrics.is_file() and metrics.stat().st_size else None
+    if present:
+        begun = (checkpoints.newest() or present[-1]).name
+    if begun is not None and not overwrite:
+        raise InputError(
+            f"output_dir {str(run_dir)!r} already holds a run ({begun}); continue it with --resume, start another with "
+            "-o name=NAME, or replace it with --overwrite"
+        )
+    return None
+
+
+def checkpoint_name(done: int, steps_per_epoch: int, config: RunConfig, last: int, stopping: bool) -> str | None:
+    """The name of the checkpoint that is due after `done` steps, or None."""
+    epoch, within = divmod(done, steps_per_epoch)
+    every = config.checkpoint
+    if within == 0 and (epoch % every.every_epochs == 0 or done == last or stopping):
+        return f"epoch_{epoch:04d}"
+    if stopping or (every.every_steps and done % every.every_steps == 0):
+        return f"epoch_{epoch:04d}" if within == 0 else f"step_{done:08d}"
+    return None
+
+
+def mean_losses(losses: Sequence[Losses]) -> dict[str, float]:
+    """The mean of each loss over the micro-batches of all processes."""
+    table = paddle.stack([paddle.stack([value.detach() for value in each.values()]) for each in losses])
+    return dict(zip(losses[0], dist.all_reduce_mean(table.mean(axis=0)), strict=True))
+
+
+def describe_step(values: Mapping[str, float]) -> str:
+    """'loss 7.91 (global 7.62, dense 8.20)  top-1 12.4% and 3.1% dense  queue 40%', by the names of the values."""
+    terms = {name.removesuffix("_loss"): value for name, value in values.items() if name.endswith("_loss")}
+    accuracies = {name.removesuffix("_top1"): value for name, value in values.items() if name.endswith("_top1")}
+    loss = f"loss {values['loss']:.{2 if terms else 3}f}"
+    if len(terms) > 1:
+        loss += f" ({', '.join(f'{name} {value:.2f}' for name, value in terms.items())})"
+    (_, first), *others = accuracies.items()
+    text = f"{loss}  top-1 {first:.1%}" + "".join(f" and {value:.1%} {name}" for name, value in others)
+    if values.get("queue_fill", 1) < 1:
+        text += f"  queue {values['queue_fill']:.0%}"
+    return text + (f"  {values['nonfinite_steps']} not finite" if values.get("nonfinite_steps") else "")
