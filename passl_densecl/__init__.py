@@ -1,7 +1,7 @@
 """Dense contrastive pre-training (DenseCL, CVPR 2021) for PaddlePaddle.
 
-The names of `__all__` are the public API. Each is imported when it is first asked for, so that importing the package
-costs nothing and needs no Paddle.
+The names of `__all__` are the public API. Each is imported on first access, so that importing the package is fast and
+needs no Paddle.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HOME = {  # public name → the module that defines it
     "inference_model": "passl_densecl.api.inference",
     "linear_eval": "passl_densecl.engine.linear",
     "list_models": "passl_densecl.api.models",
-    "load_config": "passl_densecl.config",
+    "load_config": "passl_densecl.config.files",
     "pretrain": "passl_densecl.engine.pretrain",
 }
 
@@ -61,10 +61,10 @@ def __getattr__(name: str) -> Any:
             raise
         raise ModuleNotFoundError(
             f"passl_densecl.{name} needs PaddlePaddle, which is not installed: pip install 'passl_densecl[cpu]', or "
-            "'passl_densecl[gpu]' (not the package 'paddle', which is something else)",
+            "'passl_densecl[gpu]' (the package 'paddle' is another project)",
             name="paddle",
         ) from None
-    globals()[name] = value  # from now on without this function
+    globals()[name] = value  # later accesses bypass this function
     return value
 
 
@@ -73,9 +73,9 @@ def __dir__() -> list[str]:
 
 
 def _use_fast_matrix_kernels() -> None:
-    """Paddle's CPU builds carry an Intel MKL that takes its slowest path on AMD processors unless it is told otherwise.
+    """Paddle's CPU builds use an Intel MKL whose default on AMD processors is its slowest path.
 
-    Must happen before Paddle is imported. A value that the user has set stays.
+    Must run before Paddle is imported. A value set by the user stays.
     """
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -87,5 +87,5 @@ def _use_fast_matrix_kernels() -> None:
 
 
 _use_fast_matrix_kernels()
-# Paddle says this at import; it concerns building C++ extensions only.
+# Paddle warns of this at import; it concerns building C++ extensions only.
 warnings.filterwarnings("ignore", message="No ccache found")

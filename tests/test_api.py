@@ -22,7 +22,7 @@ from passl_densecl.api.images import collect
 from passl_densecl.config import BackboneSpec, HeadSpec, dump_config, load_config
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation import pooled_features
+from passl_densecl.evaluation.features import pooled_features
 from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone, build_backbone, normalize
 from passl_densecl.transforms import CenterCrop, Resize, apply
 from passl_densecl.weights import write_pickle
@@ -174,15 +174,15 @@ def test_a_run_of_pretraining_is_the_whole_model(pretraining):
         assert model.info.classes is None
 
 
-def test_a_bare_file_keeps_its_sizes_and_takes_the_strides_it_is_told(pretraining, tmp_path):
+def test_a_bare_file_keeps_its_sizes_and_takes_the_stated_strides(pretraining, tmp_path):
     write_pickle(tmp_path / "w.pdparams", pretraining.arrays)
     published = get_model(tmp_path / "w.pdparams")
     assert (published.info.last_stride, published.info.transforms) == (2, (Resize(size=256), CenterCrop(size=224)))
-    told = get_model(tmp_path / "w.pdparams", last_stride=1)
+    stated = get_model(tmp_path / "w.pdparams", last_stride=1)
     images = paddle.rand([1, 3, 64, 64])
     assert published.extract_feat(images)[0].shape == [1, 512, 2, 2]
-    assert told.extract_feat(images)[0].shape == [1, 512, 4, 4]
-    assert same(told, pretraining.arrays)
+    assert stated.extract_feat(images)[0].shape == [1, 512, 4, 4]
+    assert same(stated, pretraining.arrays)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_other_files_give_their_resnet(pretraining, tmp_path):
 
 
 def test_foreign_states_and_classifiers_are_recognized(pretraining, linear, tmp_path):
-    """What other projects' files hold is what ours hold; a converted file's card still tells strides, sizes and classes."""
+    """Converted files hold the same; their card still records strides, sizes and classes."""
     convert(pretraining.checkpoint, tmp_path / "state.pth", "mmpretrain-state")
     model = get_model(tmp_path / "state.pth")
     assert (model.info.kind, model.info.last_stride) == ("pre-training model", 1)
@@ -315,7 +315,7 @@ def test_a_config_and_weights_that_do_not_belong_together(pretraining, linear, t
         get_model(linear.config, pretrained=pretraining.folder)
     with pytest.raises(InputError, match=r"says model\.last_stride 1"):
         get_model(pretraining.config, last_stride=2)
-    with pytest.raises(InputError, match=r"how many classes\?.*no folder.*or give classes="):
+    with pytest.raises(InputError, match=r"how many classes\?.*no folder.*or pass classes="):
         get_model(load_config(linear.folder / "config.yaml", [f"data.train.root={tmp_path}/gone"]))
     with pytest.raises(InputError, match="is a file of weights itself"):
         get_model(linear.folder, pretrained=pretraining.folder)
@@ -509,7 +509,7 @@ def test_what_the_weights_do_not_have_is_refused(model, classifier, pretraining,
     for one in (classifier, backbone):
         assert FeatureExtractor(one, size=64)(path).shape == (1, 512)
         for stage in ("global", "dense"):
-            with pytest.raises(InputError, match="these weights have no neck"):
+            with pytest.raises(InputError, match="these weights have no projection head"):
                 FeatureExtractor(one)(path, stage)
         with pytest.raises(InputError, match="one backbone only"):
             FeatureExtractor(one)(path, encoder="key")
@@ -521,7 +521,7 @@ def test_what_the_weights_do_not_have_is_refused(model, classifier, pretraining,
         FeatureExtractor(moco_v2)(path, "dense")
     with pytest.raises(InputError, match="expected one of backbone, pooled, global, dense; did you mean 'pooled'"):
         FeatureExtractor(model)(path, "pool")
-    with pytest.raises(InputError, match="this ResNet gives no map"):
+    with pytest.raises(InputError, match="this ResNet does not return a map"):
         FeatureExtractor(paddle.vision.models.resnet18())(path)
     plain = paddle.vision.models.resnet18(num_classes=0, with_pool=False)
     assert FeatureExtractor(plain, size=64)(path, "backbone").shape == (1, 512, 2, 2)
@@ -616,12 +616,12 @@ def test_a_pillow_image_is_seen_as_the_file_it_came_from(tmp_path):
         ([], "an empty list"),
         (None, "got builtins.NoneType"),
         (42, "got builtins.int"),
-        (iter([]), "of a generator give list(…)"),
-        (paddle.zeros([2]), "of a tensor give an array"),
+        (iter([]), "convert a generator with list(…)"),
+        (paddle.zeros([2]), "convert a tensor to an array"),
         ("https://example.org/a.jpg", "download the image"),
         ([np.zeros((8, 8, 3), np.uint8), 3], "image 1 of the list: expected a path"),
         ([np.zeros((8, 8, 3), np.uint8), "gone.png"], "image 1 of the list: no file or folder 'gone.png'"),
-        (["."], "image 0 of the list: . is a folder; give it alone"),
+        (["."], "image 0 of the list: . is a folder; pass it alone"),
     ],
 )
 def test_what_is_no_image_is_named(given, message):

@@ -1,4 +1,4 @@
-"""Exported models, run by the engines that they are for, against the networks that train."""
+"""Exported models in their runtimes, against the networks that train."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from passl_densecl.export.network import Network, read_network
 from passl_densecl.export.target import require
 from passl_densecl.export.write import export
 from passl_densecl.models import DenseCL, Encoder, LinearClassifier, build_backbone, normalize
-from passl_densecl.models.resnet import MEAN, STD
+from passl_densecl.transforms import MEAN, STD
 from passl_densecl.weights import write_pickle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,19 +57,19 @@ def save_run(folder: Path, config: str, changes: list[str], layer: paddle.nn.Lay
     return folder
 
 
-def pretrained(folder: Path, **settings: Any) -> tuple[Path, Encoder]:
-    settings = {"stem_stride": 4, "last_stride": 2, "num_grid": None} | settings
-    model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=24, out_dim=8), queue_len=32, **settings)
+def pretrained(folder: Path, backbone: BackboneSpec, num_grid: int | None = None) -> tuple[Path, Encoder]:
+    model = DenseCL(backbone, HeadSpec(hidden_dim=24, out_dim=8, num_grid=num_grid), queue_len=32)
     encoder = model.query_encoder
     lived_in(encoder)
-    changes = [f"model.{name}={'null' if value is None else value}" for name, value in settings.items()]
+    strides = [f"model.stem_stride={backbone.stem_stride}", f"model.last_stride={backbone.last_stride}"]
+    changes = [*strides, f"model.num_grid={num_grid or 'null'}"]
     return save_run(folder, "configs/small/densecl_r18.yaml", changes, model, "", {}), encoder
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Encoder]:
     """A pre-training run of the strides that the small recipe has."""
-    return pretrained(tmp_path_factory.mktemp("run") / "densecl", last_stride=1)
+    return pretrained(tmp_path_factory.mktemp("run") / "densecl", BackboneSpec(18, last_stride=1))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def as_floats(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2).astype("float32"))
 
 
-def engine(path: Path) -> Run:
-    """The written model in its engine, told nothing but the path."""
+def load(path: Path) -> Run:
+    """The written model in its runtime, from the path alone."""
     if path.suffix == ".onnx":
         import onnxruntime
 
@@ -135,7 +135,7 @@ def test_a_pretrained_network_gives_the_same_numbers_elsewhere(run_folder, tmp_p
     assert [len(d.images) for d in report.differences] == [4, 4, 4]
     assert 0 < report.worst.largest < 1e-5 * report.worst.scale
 
-    run = engine(out)
+    run = load(out)
     for shape in ((1, 64, 64), (4, 33, 50)):
         images = noise(*shape)
         with paddle.no_grad():
@@ -153,28 +153,28 @@ def test_a_classifier_gives_the_same_logits_and_keeps_its_class_names(classifier
     report = export(read_network(folder), out, format, size=32)
     assert (report.info["stage"], report.info["classes"]) == ("classifier", list(CLASSES))
     images = noise(3, 50, 41)
-    close(engine(out)(images), model(paddle.to_tensor(images)))
+    close(load(out)(images), model(paddle.to_tensor(images)))
 
 
 @needs_onnx  # Paddle's format is traced from the real network, of whatever blocks
-def test_bottlenecks_and_strides_that_the_file_does_not_tell(tmp_path):
+def test_bottlenecks_and_strides_that_the_file_does_not_record(tmp_path):
     backbone = lived_in(build_backbone(BackboneSpec(50, 4, 1), 0))
     weights = tmp_path / "w.pdparams"
     write_pickle(weights, {name: value for name, value in backbone.state_dict().items()})
     network = read_network(weights, options=BackboneOptions(last_stride=1))
-    assert (network.depth, network.stage, network.recorded) == (50, "backbone", False)
+    assert (network.backbone.depth, network.stage, network.recorded) == (50, "backbone", False)
     export(network, tmp_path / "model.onnx", "onnx", size=32)
     images = noise(1, 32, 39)
-    close(engine(tmp_path / "model.onnx")(images), backbone(normalize(paddle.to_tensor(images))))
+    close(load(tmp_path / "model.onnx")(images), backbone(normalize(paddle.to_tensor(images))))
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_grid_of_the_dense_neck_is_kept(tmp_path, format):
-    folder, encoder = pretrained(tmp_path / "run", num_grid=3, stem_stride=1)
+def test_the_grid_of_the_dense_head_is_kept(tmp_path, format):
+    folder, encoder = pretrained(tmp_path / "run", BackboneSpec(18, stem_stride=1), num_grid=3)
     network = read_network(folder, "dense")
     assert network.num_grid == 3
     export(network, target(tmp_path, format), format, size=32)
-    run = engine(target(tmp_path, format))
+    run = load(target(tmp_path, format))
     for shape in ((1, 32, 32), (2, 40, 50)):  # maps of 4×4 and 5×7
         images = noise(*shape)
         dense = encoder(normalize(paddle.to_tensor(images))).dense
@@ -308,19 +308,19 @@ def with_arrays(network: Network, arrays: dict[str, np.ndarray]) -> Network:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_one_output_that_is_no_number_is_enough(run_folder, tmp_path, monkeypatch, value):
-    real = write.paddle_engine
+    real = write.paddle_runtime
 
     def damaged(folder):
-        engine = real(folder)
+        runtime = real(folder)
 
         def run(images):
-            output = engine.run(images)
+            output = runtime.run(images)
             output[0, 0] = value if len(images) == 2 else output[0, 0]
             return output
 
-        return engine._replace(run=run)
+        return runtime._replace(run=run)
 
-    monkeypatch.setattr(write, "paddle_engine", damaged)
+    monkeypatch.setattr(write, "paddle_runtime", damaged)
     with pytest.raises(InputError, match=r"not written: for images \[2, 32, 32, 3\]"):
         export(read_network(run_folder[0], "pooled"), tmp_path / "model", "paddle", size=32)
     assert list(tmp_path.iterdir()) == []
@@ -343,7 +343,7 @@ def test_stages_that_the_weights_do_not_have_are_refused(run_folder, classifier,
     model = DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=24, out_dim=8, dense=False), queue_len=32)
     moco = save_run(tmp_path / "moco", "configs/small/densecl_r18.yaml", ["model.loss_lambda=0.0"], model, "", {})
     assert read_network(moco, "global").arrays["global_head.2.bias"].shape == (8,)
-    with pytest.raises(InputError, match="MoCo-v2 checkpoint, without a dense neck"):
+    with pytest.raises(InputError, match="MoCo-v2 checkpoint, without a dense projection head"):
         read_network(moco, "dense")
 
 
@@ -387,9 +387,9 @@ def test_the_lines_that_the_tool_prints_run(classifier, photos, tmp_path, format
     [
         ("there", ["--format", "paddle"], "there exists; remove it or choose another name"),
         ("model", ["--format", "onnx"], "format onnx writes a file whose name ends in .onnx"),
-        ("model.onnx", ["--format", "paddle"], "format paddle writes the name of a folder to make"),
+        ("model.onnx", ["--format", "paddle"], "format paddle writes a new folder"),
         ("no/where", ["--format", "paddle"], "the folder no does not exist; create it first"),
-        ("model", ["--format", "paddle", "--size", 8], "--size 8: expected at least 32 pixels"),
+        ("model", ["--format", "paddle", "--size", 8], "--size 8: expected at least 32"),
         ("model", ["--format", "paddle", "--check", "no.jpg"], "no.jpg"),
     ],
 )

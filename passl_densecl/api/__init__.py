@@ -1,5 +1,5 @@
-"""What `import passl_densecl` offers: models by name, config or file, and what they say of images.
+"""The Python interface: models by name, config or file, and their outputs for images.
 
-`models` finds and loads, `images` takes whatever holds an image, `inference` classifies and extracts features,
-`embeddings` does the latter for whole folders and writes tables. This module imports none of them: some need Paddle.
+`models` finds and loads, `images` reads all kinds of images, `inference` classifies and extracts features, `embeddings`
+does the latter for whole folders and writes tables. This module imports none of them, because some need Paddle.
 """

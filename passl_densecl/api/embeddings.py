@@ -1,6 +1,6 @@
-"""Features of a whole folder, with the names of its images: computed, written as a table, and searched for neighbors.
+"""Features of a whole folder with the names of its images: computed, written as a table, searched for neighbors.
 
-Images that cannot be decoded are left out and listed, never replaced. Only `embed` needs Paddle.
+Images that cannot be decoded are listed, not replaced. Only `embed` needs Paddle.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from paddle.nn import Layer
 
 _SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a formula starts in a spreadsheet
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Embeddings:
     Attributes:
         names: paths below the folder.
         features: (N, D) float32; per cell (N, D, H, W).
-        places: (N,) which images of the set these are.
+        places: (N,) indices of the images in their set.
         labels: (N,) int64 into `classes`; None when unlabeled.
         left_out: (path, reason) of the images that cannot be decoded.
-        card: how they were made; plain values.
+        card: how they were made, as plain values.
     """
 
     names: list[str]
@@ -63,12 +63,12 @@ def embed(
     num_workers: int = 0,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Embeddings:
-    """The features of every image that can be decoded, as ``FeatureExtractor`` gives them.
+    """The features of every image that can be decoded, as from ``FeatureExtractor``.
 
-    `progress` is called with the number of images that each batch has finished.
+    `progress` is called after each batch with its number of images.
 
     Raises:
-        InputError: a stage or encoder that the model does not have, a wrong size, or not one image can be decoded.
+        InputError: a stage or encoder that the model does not have, a wrong size, or no image can be decoded.
     """
     from passl_densecl.api.inference import feature_function, in_eval_mode, transforms_of
 
@@ -87,29 +87,24 @@ def embed(
             progress(len(batch.indices) + len(batch.bad))
     if not parts:
         name, reason = left_out[0]
-        raise InputError(f"not one of the {len(images):,} images {image_set.source} can be decoded; {name}: {reason}")
-    where = np.asarray(places, np.int64)
-    info = getattr(model, "info", None)
-    card = {
-        "made_by": f"passl_densecl {passl_densecl.__version__}",
-        "weights": info.source if info else type(model).__name__,
-        "backbone": f"ResNet-{info.depth}, stem_stride {info.stem_stride}, last_stride {info.last_stride}"
-        if info
-        else "",
+        raise InputError(f"none of the {len(images):,} images {image_set.source} can be decoded; {name}: {reason}")
+    card = _card_of_model(model) | {
         "encoder": encoder,
         "stage": stage,
         "transforms": [one.model_dump(mode="json") for one in transforms],
         "images": image_set.root,
     }
-    return Embeddings(
-        [images.name(index) for index in places],
-        np.concatenate(parts),
-        where,
-        None if image_set.labels is None else image_set.labels[where],
-        image_set.classes,
-        left_out,
-        card,
-    )
+    names, indices = [images.name(index) for index in places], np.asarray(places, np.int64)
+    labels = None if image_set.labels is None else image_set.labels[indices]
+    return Embeddings(names, np.concatenate(parts), indices, labels, image_set.classes, left_out, card)
+
+
+def _card_of_model(model: Layer) -> dict[str, Any]:
+    info, backbone = getattr(model, "info", None), ""
+    if info:
+        backbone = f"ResNet-{info.depth}, stem_stride {info.stem_stride}, last_stride {info.last_stride}"
+    made_by, weights = f"passl_densecl {passl_densecl.__version__}", info.source if info else type(model).__name__
+    return {"made_by": made_by, "weights": weights, "backbone": backbone}
 
 
 # --- neighbors ----------------------------------------------------------------------------------------------------
@@ -119,10 +114,10 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(N, D) → (N, count) indices of the other rows with the largest cosine, closest first, and (N, count) cosines.
 
     Raises:
-        InputError: features are not one vector an image, or `count` is not from 1 to N − 1.
+        InputError: features are not one vector per image, or `count` is not from 1 to N − 1.
     """
     if features.ndim != 2:
-        raise InputError("neighbors need one vector an image: take stage 'pooled' or 'global'")
+        raise InputError("neighbors need one vector per image: use stage 'pooled' or 'global'")
     if not 1 <= count < len(features):
         raise InputError(f"{count} neighbors: expected from 1 to {len(features) - 1}, for {len(features)} images")
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -132,7 +127,7 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(unit), chunk):
         rows = np.arange(start, min(start + chunk, len(unit)))
         similarity = unit[rows] @ unit.T  # (chunk, N)
-        similarity[np.arange(len(rows)), rows] = -np.inf  # not itself
+        similarity[np.arange(len(rows)), rows] = -np.inf  # excludes the image itself
         closest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         values = np.take_along_axis(similarity, closest, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
@@ -142,7 +137,7 @@ def nearest(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_neighbors(path: Path, names: list[str], indices: np.ndarray, cosines: np.ndarray) -> None:
-    """A table of `image, rank, neighbor, cosine`, one row a pair."""
+    """Write a CSV table of `image, rank, neighbor, cosine`, one row per pair."""
     rows = (
         (safe_cell(name), rank, safe_cell(names[other]), f"{cosine:.4f}")
         for name, others, values in zip(names, indices.tolist(), cosines.tolist(), strict=True)
@@ -156,21 +151,21 @@ def write_neighbors(path: Path, names: list[str], indices: np.ndarray, cosines: 
 
 
 def check_format(path: Path) -> None:
-    """Before minutes of work: an ending that can be written, what it needs is installed, and the folder is there."""
+    """Raise InputError, before minutes of work, for an unknown suffix, a missing package or a missing folder."""
     if path.suffix not in _WRITERS:
-        raise InputError(f"{path}: the name must end in {', '.join(list(_WRITERS)[:-1])} or {list(_WRITERS)[-1]}")
+        raise InputError(f"{path}: the name must end in {' or '.join(_WRITERS)}")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise InputError(f"{path}: Parquet files need pyarrow: pip install pyarrow; .npz and .csv need nothing")
+        raise InputError(f"{path}: Parquet files need pyarrow: pip install pyarrow; .npz and .csv need no package")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
 
 
 def write(embeddings: Embeddings, path: Path) -> None:
-    """Write a table in the format of the path's ending, all or nothing.
+    """Write a table in the format of the path's suffix, completely or not at all.
 
-    - ``.npz``: arrays ``names``, ``features``, ``labels`` (-1 when unlabeled), ``classes``, ``left_out``, and ``card``, a
-      JSON text; ``numpy.load`` reads it without pickle.
-    - ``.csv``: ``name``[, ``label``, ``class``][, ``row``, ``column``], ``f0`` …; one line an image, or a cell.
+    - ``.npz``: arrays ``names``, ``features``, ``labels`` (-1 when unlabeled), ``classes``, ``left_out``, and ``card``
+      (JSON); ``numpy.load`` reads it without pickle.
+    - ``.csv``: ``name``[, ``label``, ``class``][, ``row``, ``column``], ``f0`` …; one line per image, or per cell.
     - ``.parquet``: the same with all numbers in the column ``feature``; the card is in the schema's metadata.
 
     Raises:
@@ -183,15 +178,15 @@ def write(embeddings: Embeddings, path: Path) -> None:
 
 def _write_npz(embeddings: Embeddings, file: BinaryIO) -> None:
     labels = embeddings.labels
-    np.savez(
-        file,
-        names=np.asarray(embeddings.names, dtype=str),
-        features=embeddings.features,
-        labels=np.full(len(embeddings.names), -1, np.int64) if labels is None else labels,
-        classes=np.asarray(embeddings.classes, dtype=str),
-        left_out=np.asarray([name for name, _ in embeddings.left_out], dtype=str),
-        card=np.asarray(_card(embeddings)),
-    )
+    arrays: dict[str, Any] = {
+        "names": np.asarray(embeddings.names, dtype=str),
+        "features": embeddings.features,
+        "labels": np.full(len(embeddings.names), -1, np.int64) if labels is None else labels,
+        "classes": np.asarray(embeddings.classes, dtype=str),
+        "left_out": np.asarray([name for name, _ in embeddings.left_out], dtype=str),
+        "card": np.asarray(_card(embeddings)),
+    }
+    np.savez(file, **arrays)
 
 
 def _write_csv(embeddings: Embeddings, file: BinaryIO) -> None:
@@ -200,15 +195,11 @@ def _write_csv(embeddings: Embeddings, file: BinaryIO) -> None:
     if "class" in columns:
         columns["class"] = [safe_cell(name) for name in columns["class"]]
     rows = (
-        (*row, *numbers.astype(str))  # the shortest text that reads back to the same float32
+        (*row, *numbers.astype(str))  # the shortest text that is read back as the same float32
         for row, numbers in zip(zip(*columns.values(), strict=True), features, strict=True)
     )
-    _write_rows(
-        file,
-        [*columns, *(f"f{index}" for index in range(features.shape[1]))],
-        rows,
-        [*columns["name"], *embeddings.classes],
-    )
+    header = [*columns, *(f"f{index}" for index in range(features.shape[1]))]
+    _write_rows(file, header, rows, [*columns["name"], *embeddings.classes])
 
 
 def _write_parquet(embeddings: Embeddings, file: BinaryIO) -> None:
@@ -222,7 +213,7 @@ def _write_parquet(embeddings: Embeddings, file: BinaryIO) -> None:
 
 
 def write_card(embeddings: Embeddings, path: Path) -> None:
-    """How the embeddings were made, as JSON: for tables that have no place for it (.csv)."""
+    """Write how the embeddings were made, as JSON: for formats that cannot hold it (.csv)."""
     with whole_file(path) as file:
         file.write((_card(embeddings, indent=1) + "\n").encode())
 
@@ -235,7 +226,7 @@ _WRITERS: dict[str, Callable[[Embeddings, BinaryIO], None]] = {
 
 
 def _table(embeddings: Embeddings) -> tuple[dict[str, Any], np.ndarray]:
-    """The describing columns, and (rows, D): a row is an image, or a cell of one where there are cells."""
+    """The descriptive columns, and (rows, D) features: a row is an image, or a cell of a map."""
     features = embeddings.features
     columns: dict[str, Any] = {"name": np.asarray(embeddings.names, dtype=object)}
     if embeddings.labels is not None:
@@ -255,16 +246,16 @@ def _card(embeddings: Embeddings, indent: int | None = None) -> str:
 
 
 def _write_rows(file: BinaryIO, header: list[str], rows: Iterable[Iterable[Any]], words: Iterable[str]) -> None:
-    """CSV in UTF-8; with the mark that Excel needs to see that, where a word is not ASCII."""
+    """CSV in UTF-8; with a byte order mark, which Excel needs, if a word is not ASCII."""
     encoding = "utf-8" if all(word.isascii() for word in words) else "utf-8-sig"
     text = io.TextIOWrapper(file, encoding, newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
     text.flush()
-    text.detach()  # the file stays open for its owner
+    text.detach()  # leaves the file open
 
 
 def safe_cell(name: str) -> str:
-    """A path that no spreadsheet takes for a formula and that still leads to the same file."""
+    """The path, changed so that no spreadsheet reads it as a formula; it still leads to the same file."""
     return f"./{name}" if name.startswith(_FORMULA) else name

@@ -1,4 +1,4 @@
-"""Images as users have them (paths, arrays, Pillow images, lists of these, folders, packs) as batches for a network."""
+"""Batches for a network from paths, arrays, Pillow images, lists of these, folders or packs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ WANTED = (
 
 @dataclass(frozen=True)
 class Images:
-    """N images that are decoded when they are asked for.
+    """N images, decoded on demand.
 
     Attributes:
-        single: the user gave one image, not a list or a folder.
+        single: the user passed one image, not a list or a folder.
         pixels: index → uint8 RGB (height, width, 3); raises UndecodableImage.
-        name: index → what to call it in a message or a table.
+        name: index → its name in messages and tables.
     """
 
     count: int
@@ -44,25 +44,25 @@ class Images:
 
 
 class Batch(NamedTuple):
-    """Some images in their order, without those that cannot be decoded."""
+    """Consecutive images, without those that cannot be decoded."""
 
     views: np.ndarray  # uint8 RGB (B, height, width, 3); B is 0 when none could be decoded
     indices: list[int]  # of the B images
     bad: list[tuple[int, str]]  # (index, reason) of the others
 
 
-# --- what the user gave --------------------------------------------------------------------------------------------
+# --- inputs --------------------------------------------------------------------------------------------------------
 
 
 def collect(inputs: Any) -> Images:
-    """Whatever holds images → Images.
+    """Any supported input → Images.
 
     An array is uint8, RGB (``cv2.imread`` gives BGR: reverse it with ``[..., ::-1]``), (height, width, 3); gray ones
-    (height, width[, 1]) are taken as three equal channels and an alpha channel is dropped, as of files. Four
+    (height, width[, 1]) become three equal channels and an alpha channel is dropped, as for files. Four
     dimensions are N images. Files and Pillow images are turned upright as their EXIF orientation says.
 
     Raises:
-        InputError: not one of these, nothing there, or an array of another type, shape or size.
+        InputError: another type of input, no image, or an array of another dtype or shape.
     """
     if isinstance(inputs, str | os.PathLike):
         root = os.fsdecode(inputs)
@@ -90,7 +90,7 @@ def of_set(image_set: ImageSet) -> Images:
 
 
 def _reader(one: Any, where: str) -> Callable[[], np.ndarray]:
-    """What gives the pixels of one image; everything but the content of files is checked now."""
+    """A function that returns the pixels of one image; all but the content of files is checked at once."""
     if isinstance(one, str | os.PathLike):
         path = os.fsdecode(one)
         _check_path(path, where)
@@ -102,19 +102,19 @@ def _reader(one: Any, where: str) -> Callable[[], np.ndarray]:
         return lambda: _from_pillow(one, where)
     hint = ""
     if hasattr(one, "numpy"):
-        hint = "; of a tensor give an array: uint8, channels last, on the CPU"
+        hint = "; convert a tensor to an array: uint8, channels last, on the CPU"
     elif hasattr(one, "__next__"):
-        hint = "; of a generator give list(…)"
+        hint = "; convert a generator with list(…)"
     raise InputError(f"{where}expected {WANTED}; got {type(one).__module__}.{type(one).__qualname__}{hint}")
 
 
 def _check_path(path: str, where: str) -> None:
     if os.path.isdir(path):
-        raise InputError(f"{where}{printable(path)} is a folder; give it alone, not in a list")
+        raise InputError(f"{where}{printable(path)} is a folder; pass it alone, not in a list")
     if os.path.exists(path):
         return
     if "://" in path:
-        raise InputError(f"{where}{printable(path)} is an address; download the image and give its path")
+        raise InputError(f"{where}{printable(path)} is a URL; download the image and pass its path")
     try:
         siblings = os.listdir(os.path.dirname(path) or ".")
     except OSError:
@@ -130,9 +130,9 @@ def _rgb(array: np.ndarray, where: str = "") -> np.ndarray:
         advice = "convert it with .astype(np.uint8)"
         if array.dtype.kind == "f" and array.size:
             low, high = float(np.min(array)), float(np.max(array))
-            advice = f"its values are from {low:g} to {high:g}; of values from 0 to 1 make (255 * x).round().astype(np.uint8)"
+            advice = f"its values are from {low:g} to {high:g}; for 0 to 1 use (255 * x).round().astype(np.uint8)"
         elif array.dtype == np.uint16:
-            advice = "of 16 bits take the upper half: (x >> 8).astype(np.uint8)"
+            advice = "for 16 bits use the upper byte: (x >> 8).astype(np.uint8)"
         raise InputError(f"{where}an array of {array.dtype} ({shape}): expected uint8, 0 to 255; {advice}")
     if array.ndim == 2:
         array = array[..., None]
@@ -150,11 +150,11 @@ def _is_pillow(one: Any) -> bool:
 
 
 def _from_pillow(image: Any, where: str) -> np.ndarray:
-    from PIL import ImageOps  # there, because somebody made the image with it
+    from PIL import ImageOps  # installed, because the image was made with it
 
     try:
         upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # convert("RGB") would cut off at 255
+        if upright.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # convert("RGB") would clip at 255
             values = np.asarray(upright).astype(np.int64)
             if values.min() < 0 or values.max() > 65535:
                 raise InputError(f"{where}a Pillow image of mode I with values beyond 16 bits; convert it to RGB first")
@@ -175,25 +175,25 @@ def batches(
     """All images once, in order, transformed, up to `batch_size` at a time.
 
     Random transforms draw as in epoch 0 with seed 0. With `num_workers` ≥ 1 that many processes decode, and an image
-    on which a decoder dies is bad like any other.
+    that kills its decoder is reported as bad.
 
     Raises:
-        InputError: the transforms leave images of different sizes, or batch_size is no whole number from 1 on.
+        InputError: the transforms give images of different sizes, or batch_size is not a positive whole number.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size {batch_size!r}: expected a whole number, at least 1")
-    with closing(_views(images, transforms, num_workers)) as found:
+    with closing(_views(images, transforms, num_workers)) as loaded:
         views: list[np.ndarray] = []
         indices: list[int] = []
         bad: list[tuple[int, str]] = []
-        for index, one in enumerate(found):
+        for index, one in enumerate(loaded):
             if isinstance(one, str):
                 bad.append((index, one))
             else:
                 if views and one.shape != views[0].shape:
                     raise InputError(
-                        f"the transforms leave images of different sizes, {views[0].shape[:2]} and {one.shape[:2]} "
-                        "pixels, which make no batch; give a size"
+                        f"the transforms give images of different sizes, {views[0].shape[:2]} and {one.shape[:2]} "
+                        "pixels, which cannot form a batch; pass a size"
                     )
                 views.append(one)
                 indices.append(index)
@@ -205,9 +205,9 @@ def batches(
 def _views(
     images: Images, transforms: Sequence[Transform], num_workers: int
 ) -> Generator[np.ndarray | str, None, None]:
-    """Every image transformed, or in its place the reason why it cannot be decoded."""
+    """Every image, transformed, or the reason why it cannot be decoded."""
 
-    def look(index: int) -> np.ndarray | str:
+    def load(index: int) -> np.ndarray | str:
         try:
             pixels = images.pixels(index)
         except UndecodableImage as failure:
@@ -216,8 +216,8 @@ def _views(
 
     if num_workers < 1:
         for index in range(len(images)):
-            yield look(index)
+            yield load(index)
         return
-    with closing(in_processes(look, len(images), num_workers)) as found:
-        for one in found:
+    with closing(in_processes(load, range(len(images)), num_workers)) as loaded:
+        for one in loaded:
             yield f"kills the decoder ({one.cause})" if isinstance(one, Death) else one

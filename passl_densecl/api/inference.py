@@ -1,4 +1,4 @@
-"""What a model says of images: classes and scores, maps and vectors."""
+"""Outputs of a model for images: classes and scores, maps and vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paddle import nn
 from paddle.vision.models import ResNet
 
 from passl_densecl.api.images import Images, batches, collect
-from passl_densecl.api.info import ModelInfo, checked_view, view
+from passl_densecl.api.info import PUBLISHED_SIZE, ModelInfo, checked_view
 from passl_densecl.api.models import get_model
 from passl_densecl.data.images import UndecodableImage
 from passl_densecl.errors import InputError
@@ -23,17 +23,20 @@ from passl_densecl.evaluation.features import feature_maps, pool
 from passl_densecl.models import DenseCL, Encoder, LinearClassifier
 from passl_densecl.tensors import to_tensor
 from passl_densecl.text import suggestion
+from passl_densecl.transforms import center_view
 
 if TYPE_CHECKING:
     from passl_densecl.transforms import Transform
 
 Stage = Literal["backbone", "pooled", "global", "dense"]
 STAGES = ("backbone", "pooled", "global", "dense")
-MANY = 64  # images from which on a progress bar is shown
+MANY = 64  # images: the least for which a progress bar is shown
 
 
 class _Inferencer:
-    """A model with the way in which it sees images."""
+    """A model with the transforms of its images."""
+
+    _title: str  # of the progress bar
 
     def __init__(
         self,
@@ -48,17 +51,12 @@ class _Inferencer:
         self.transforms: tuple[Transform, ...] = checked_view(size) if size is not None else transforms_of(self.model)
 
     def _run(
-        self,
-        images: Images,
-        compute: Callable[[np.ndarray], Any],
-        title: str,
-        batch_size: int,
-        num_workers: int,
-        show_progress: bool | None,
+        self, images: Images, compute: Callable[[np.ndarray], Any], batch_size: int, num_workers: int, show: bool | None
     ) -> Iterator[Any]:
-        """What `compute` gives for each batch, uint8 (B, height, width, 3). Raises UndecodableImage at a bad image."""
-        shown = len(images) >= MANY and sys.stderr.isatty() if show_progress is None else show_progress
-        with in_eval_mode(self.model), progress_bar(title, len(images)) if shown else nullcontext(_silent) as advance:
+        """Output of `compute` for each batch, uint8 (B, height, width, 3). Raises UndecodableImage for a bad image."""
+        show = len(images) >= MANY and sys.stderr.isatty() if show is None else show
+        bar = progress_bar(self._title, len(images)) if show else nullcontext(lambda count: None)
+        with in_eval_mode(self.model), bar as advance:
             for batch in batches(images, self.transforms, batch_size, num_workers):
                 for index, reason in batch.bad:
                     raise UndecodableImage(images.name(index), reason)
@@ -69,21 +67,23 @@ class _Inferencer:
 class ImageClassificationInferencer(_Inferencer):
     """Classes of images, by a classifier that linear evaluation trained.
 
-    ``ImageClassificationInferencer(model)(inputs)`` → one dict for each image:
+    ``ImageClassificationInferencer(model)(inputs)`` → one dict per image:
 
     - ``pred_label`` (int): the class with the highest score, ``pred_score`` (float): that score,
     - ``pred_class`` (str): its name, where the names are known,
     - ``pred_scores``: (classes,) float32, the softmax over all classes.
 
     Args:
-        model: a ``LinearClassifier``, or whatever :func:`~passl_densecl.get_model` makes one of.
+        model: a ``LinearClassifier``, or what :func:`~passl_densecl.get_model` loads as one.
         pretrained, device: for ``get_model``.
-        classes: names to use in place of those that the model brings.
-        size: of the center crop in pixels, in place of the one that the model was evaluated with.
+        classes: names that replace the model's own.
+        size: of the center crop in pixels; None: as in the model's evaluation.
 
     Raises:
-        InputError: the model has no classifier, or `classes` are not as many as its classes.
+        InputError: the model has no classifier, or another number of classes.
     """
+
+    _title = "classify"
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class ImageClassificationInferencer(_Inferencer):
         if not isinstance(self.model, LinearClassifier):
             what = self.info.source if self.info else f"a {type(self.model).__name__}"
             raise InputError(
-                f"{what} has no classifier: train one (tools/train.py with a linear config) and give its checkpoint; "
-                "FeatureExtractor takes every model"
+                f"{what} has no classifier: train one (tools/train.py with a linear config) and pass its checkpoint; "
+                "FeatureExtractor accepts every model"
             )
         count = self.model.fc.bias.shape[0]
         names = classes if classes is not None else self.info.classes if self.info else None
@@ -112,14 +112,14 @@ class ImageClassificationInferencer(_Inferencer):
     def __call__(
         self, inputs: Any, batch_size: int = 32, *, num_workers: int = 0, show_progress: bool | None = None
     ) -> list[dict[str, Any]]:
-        """A dict for each image of `inputs` (see :func:`~passl_densecl.api.images.collect`), in their order.
+        """One dict per image of `inputs` (see :func:`~passl_densecl.api.images.collect`), in their order.
 
         Args:
             num_workers: processes that decode; 0 decodes in this one.
-            show_progress: None shows a bar on a terminal from 64 images on.
+            show_progress: None shows a bar on a terminal for 64 images or more.
 
         Raises:
-            InputError: inputs that are no images, or an image that cannot be decoded.
+            InputError: inputs that are not images, or an image that cannot be decoded.
         """
         model = self.model
         assert isinstance(model, LinearClassifier)
@@ -128,8 +128,8 @@ class ImageClassificationInferencer(_Inferencer):
         def scores(images: np.ndarray) -> np.ndarray:
             return F.softmax(model(to_tensor(images)).astype("float32"), axis=1).numpy()
 
-        found = self._run(collect(inputs), scores, "classify", batch_size, num_workers, show_progress)
-        return [self._result(row) for rows in found for row in rows]
+        batches = self._run(collect(inputs), scores, batch_size, num_workers, show_progress)
+        return [self._result(row) for rows in batches for row in rows]
 
     def _result(self, scores: np.ndarray) -> dict[str, Any]:
         label = int(scores.argmax())
@@ -142,7 +142,7 @@ class ImageClassificationInferencer(_Inferencer):
 def inference_model(model: nn.Layer | str | os.PathLike[str], image: Any, **options: Any) -> dict[str, Any]:
     """The class of one image: ``pred_label``, ``pred_score``, ``pred_class`` and ``pred_scores``.
 
-    For many images make one :class:`ImageClassificationInferencer` and give it the list. `options` are its options.
+    For many images use one :class:`ImageClassificationInferencer` with the list. `options` are its options.
 
     Raises:
         InputError: as there, or more than one image.
@@ -157,15 +157,17 @@ def inference_model(model: nn.Layer | str | os.PathLike[str], image: Any, **opti
 class FeatureExtractor(_Inferencer):
     """Features of images, from any model: pre-training, classifier or backbone.
 
-    ``FeatureExtractor(model)(images, stage)`` → float32 array, one row an image (also for a single one):
+    ``FeatureExtractor(model)(images, stage)`` → float32 array, one row per image (also for a single one):
 
     - ``"backbone"``: (N, C, H, W), the last map; not normalized,
-    - ``"pooled"``: (N, C), its average over positions, what k-NN and linear evaluation look at,
-    - ``"global"``: (N, D) unit vectors of the global neck,
-    - ``"dense"``: (N, D, H, W), a unit vector of the dense neck for each cell.
+    - ``"pooled"``: (N, C), its average over positions, the input of k-NN and linear evaluation,
+    - ``"global"``: (N, D) unit vectors of the global projection head,
+    - ``"dense"``: (N, D, H, W), a unit vector of the dense projection head per cell.
 
-    The last two need a pre-training model. Args as of :class:`ImageClassificationInferencer`.
+    The last two need a pre-training model. Arguments as for :class:`ImageClassificationInferencer`.
     """
+
+    _title = "features"
 
     def __call__(
         self,
@@ -180,18 +182,16 @@ class FeatureExtractor(_Inferencer):
         """Features of `inputs` (see :func:`~passl_densecl.api.images.collect`), in their order.
 
         Args:
-            encoder: which one of a pre-training model.
+            encoder: which encoder of a pre-training model.
             num_workers: processes that decode; 0 decodes in this one.
-            show_progress: None shows a bar on a terminal from 64 images on.
+            show_progress: None shows a bar on a terminal for 64 images or more.
 
         Raises:
-            InputError: inputs that are no images, an image that cannot be decoded, or a stage or an encoder that this
+            InputError: inputs that are not images, an image that cannot be decoded, or a stage or encoder that the
                 model does not have.
         """
         compute = feature_function(self.model, stage, encoder)
-        return np.concatenate(
-            list(self._run(collect(inputs), compute, "features", batch_size, num_workers, show_progress))
-        )
+        return np.concatenate(list(self._run(collect(inputs), compute, batch_size, num_workers, show_progress)))
 
 
 def feature_function(
@@ -207,22 +207,24 @@ def feature_function(
         network = model.query_encoder if encoder == "query" else model.key_encoder
     elif encoder == "key":
         raise InputError(
-            "encoder='key': these weights hold one backbone only; leave it out, or give a pre-training checkpoint"
+            "encoder='key': these weights hold one backbone only; omit encoder, or pass a pre-training checkpoint"
         )
     backbone: Any = getattr(network, "backbone", network)
     if isinstance(backbone, ResNet) and (backbone.with_pool or backbone.num_classes > 0):
-        raise InputError("this ResNet gives no map: build it with num_classes=0, with_pool=False, or by get_model")
+        raise InputError(
+            "this ResNet does not return a map: build it with num_classes=0, with_pool=False, or with get_model"
+        )
     if stage == "backbone":
         return lambda images: feature_maps(backbone, images).numpy()
     if stage == "pooled":
         return lambda images: pool(backbone, to_tensor(images))
     if not isinstance(network, Encoder):
         raise InputError(
-            f"stage {stage!r}: these weights have no neck, only a backbone; give the pre-training checkpoint, or take "
-            "stage 'backbone' or 'pooled'"
+            f"stage {stage!r}: these weights have no projection head, only a backbone; pass the pre-training "
+            "checkpoint, or use stage 'backbone' or 'pooled'"
         )
     if stage == "dense" and network.dense_head is None:
-        raise InputError("stage 'dense': this model was trained without a dense branch (MoCo-v2); take 'global'")
+        raise InputError("stage 'dense': this model was trained without a dense branch (MoCo-v2); use 'global'")
     return lambda images: _projected(network, images, stage)
 
 
@@ -230,22 +232,22 @@ def feature_function(
 def _projected(encoder: Encoder, images: np.ndarray, stage: Stage) -> np.ndarray:
     """uint8 (B, height, width, 3) → (B, D), or (B, D, H, W) for "dense"."""
     features = feature_maps(encoder.backbone, images)  # (B, C, H, W)
-    found = encoder.project(features)
-    if stage == "global" or found.dense is None:
-        return found.global_vector.numpy()
+    projections = encoder.project(features)
+    if stage == "global" or projections.dense is None:
+        return projections.global_vector.numpy()
     grid = [encoder.num_grid] * 2 if encoder.num_grid is not None else features.shape[2:]
-    return found.dense.reshape([*found.dense.shape[:2], *grid]).numpy()
+    return projections.dense.reshape([*projections.dense.shape[:2], *grid]).numpy()
 
 
 def transforms_of(model: nn.Layer) -> tuple[Transform, ...]:
-    """How images are prepared for the model; the published way for one that get_model did not make."""
+    """The model's transforms of images; the published ones for a model that get_model did not make."""
     info: ModelInfo | None = getattr(model, "info", None)
-    return info.transforms if info is not None else view()
+    return info.transforms if info is not None else center_view(PUBLISHED_SIZE)
 
 
 @contextmanager
 def in_eval_mode(model: nn.Layer) -> Iterator[None]:
-    """Every layer in eval mode, and afterwards as before: a look must not move BatchNorm's statistics."""
+    """Every layer in eval mode, restored afterwards: inference must not change BatchNorm's statistics."""
     training = [layer for layer in model.sublayers(include_self=True) if layer.training]
     model.eval()
     try:
@@ -257,7 +259,7 @@ def in_eval_mode(model: nn.Layer) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on standard error, gone at the end; the function takes how many more are done."""
+    """A temporary progress bar on standard error; the function takes the number of newly finished items."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -265,7 +267,3 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
-
-
-def _silent(_count: int) -> None:
-    pass

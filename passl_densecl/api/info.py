@@ -1,4 +1,4 @@
-"""What is known of a model beyond its weights: where it came from, its strides, how it sees images, its classes."""
+"""What is known of a model beyond its weights: source, strides, transforms of its images, class names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from passl_densecl.config import BackboneSpec, Config, LinearConfig
 from passl_densecl.errors import InputError
-from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize, Transform
+from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform, center_view
 
 Kind = Literal["pre-training model", "classifier", "backbone"]
 PUBLISHED_SIZE = 224
@@ -15,13 +15,13 @@ PUBLISHED_SIZE = 224
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What :func:`~passl_densecl.get_model` knows of the model that it returns; there as ``model.info``."""
+    """Facts about a model from :func:`~passl_densecl.get_model`, which sets it as ``model.info``."""
 
     kind: Kind
-    source: str  # the file of weights, or words for weights that were not trained
+    source: str  # the file of weights, or a description of untrained ones
     backbone: BackboneSpec
-    transforms: tuple[Transform, ...]  # what an image goes through; they give all images one size
-    classes: tuple[str, ...] | None = None  # names in the order of the classifier's outputs, where they are known
+    transforms: tuple[Transform, ...]  # of input images; they give all images one size
+    classes: tuple[str, ...] | None = None  # names in the order of the classifier's outputs; None: unknown
 
     @property
     def depth(self) -> int:
@@ -36,25 +36,17 @@ class ModelInfo:
         return self.backbone.last_stride
 
 
-def view(size: int = PUBLISHED_SIZE) -> tuple[Transform, ...]:
-    """The transforms of linear evaluation for a center crop of `size` pixels: 224 from a shorter side of 256."""
-    return Resize(size=round(size * 256 / 224)), CenterCrop(size=size)
-
-
 def checked_view(size: int) -> tuple[Transform, ...]:
-    """As :func:`view`. Raises InputError for a size that is no whole number from 8 to 8192."""
+    """As :func:`center_view`. Raises InputError when `size` is not a whole number from 8 to 8192."""
     if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 8192:
         raise InputError(f"size {size!r}: expected a whole number of pixels from 8 to 8192, such as {PUBLISHED_SIZE}")
-    return view(size)
+    return center_view(size)
 
 
 def view_of(config: Config | None) -> tuple[Transform, ...]:
-    """How a run's images are to be seen: as in its validation, or at the size of its crops; the published way for None."""
+    """A run's validation transforms, or a center view in the size of its crops; without a config the published ones."""
     if isinstance(config, LinearConfig):
         return config.data.val_transforms
-    crops = (
-        [one.size for one in config.data.transforms if isinstance(one, RandomResizedCrop | CenterCrop)]
-        if config
-        else []
-    )
-    return view(crops[-1] if crops else PUBLISHED_SIZE)
+    transforms = config.data.transforms if config else ()
+    crops = [one.size for one in transforms if isinstance(one, RandomResizedCrop | CenterCrop)]
+    return center_view(crops[-1] if crops else PUBLISHED_SIZE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from passl_densecl.api.info import Kind, ModelInfo, view_of
 from passl_densecl.config import (
     DEPTHS,
     QUEUE_LEN_MAX,
+    RANDOM,
     BackboneOptions,
     BackboneSpec,
     Config,
@@ -25,15 +25,12 @@ from passl_densecl.config import (
     load_config,
 )
 from passl_densecl.errors import InputError
-from passl_densecl.weights import (
-    depth_of,
-    load_strict,
-    read_model,
-    recorded_backbone,
-    recorded_classes,
-    recorded_config,
-    weights_file,
-)
+from passl_densecl.text import closest
+from passl_densecl.weights.files import weights_file
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.names import depth_of
+from passl_densecl.weights.read import read_model
+from passl_densecl.weights.recorded import recorded_backbone, recorded_classes, recorded_config
 
 if TYPE_CHECKING:
     from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone
@@ -41,15 +38,14 @@ if TYPE_CHECKING:
     Model = DenseCL | LinearClassifier | ResNetBackbone
 
 Arrays = Mapping[str, np.ndarray]
-RANDOM = "random"
 QUERY = "query_encoder."
-ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it; what stands before it is the prefix
+ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it
 YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What the caller says beside the model; None where the files are to tell."""
+class _Stated:
+    """The caller's statements about the model; None: as recorded with the weights."""
 
     backbone: BackboneOptions
     classes: tuple[str, ...] | int | None
@@ -57,7 +53,7 @@ class _Wanted:
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """The names of published models that :func:`get_model` downloads, those that fit `pattern` ("*coco*") if it is given."""
+    """Names of published models that :func:`get_model` downloads; with `pattern` ("*coco*") those that match it."""
     return list(_zoo().list_models(pattern))
 
 
@@ -72,81 +68,77 @@ def get_model(
     classes: Sequence[str] | int | None = None,
     seed: int = 0,
 ) -> Model:
-    """A model in eval mode, with ``model.info`` (:class:`ModelInfo`) telling what is known of it.
-
-    What it is follows from what is named:
-
-    - a checkpoint, run folder or file of pre-training: the ``DenseCL`` model with both encoders, necks and queues,
-    - one of linear evaluation, or another ResNet with its ``fc``: the ``LinearClassifier`` with that layer and, from a
-      checkpoint, its class names,
-    - any other file that holds a ResNet (extracted, PASSL's, …): a ``paddle.vision`` ResNet without pooling and layer,
-    - a YAML file, or what ``load_config`` returned: the model that it describes,
-    - a name of :func:`list_models`: what the published file holds,
-    - the word "random": an untrained ResNet of `depth`, initialized with `seed`.
+    """A model in eval mode, with its facts in ``model.info`` (:class:`ModelInfo`).
 
     Args:
-        model: one of these; a path that exists goes before a name.
-        pretrained: of a config, False leaves the model untrained (initialized with the config's seed), True loads the
-            newest checkpoint of its run, a path loads that checkpoint, which must fit exactly. Of a name, True downloads
-            its weights once, a path loads those instead, False gives an untrained ResNet of its depth. Of a file of
-            weights there is nothing to say.
-        device: "cpu", "gpu" or "gpu:1"; chosen for the whole process, as Paddle does. None: Paddle's present one.
-        depth: of "random"; of weights it must agree.
-        stem_stride, last_stride: of weights that lie in no run folder; else as its config says. 4 and 2 by default.
-        classes: class names of a classifier that does not bring them, or (config only) their number.
+        model: determines the type of the result; a path that exists takes precedence over a name.
+
+            - checkpoint, run folder or file of pre-training: ``DenseCL`` with both encoders, heads and queues
+            - the same of linear evaluation, or any ResNet with ``fc``: ``LinearClassifier``
+            - another file with a ResNet (extracted, PASSL's, …): a ``paddle.vision`` ResNet without pooling and ``fc``
+            - YAML file, or result of ``load_config``: the model of the config
+            - name of :func:`list_models`: the model in the published file
+            - "random": an untrained ResNet of `depth`, initialized with `seed`
+        pretrained: of a config: False leaves the model untrained (initialized with the config's seed), True loads the
+            newest checkpoint of its run, a path loads that checkpoint, which must fit exactly. Of a name: True
+            downloads its weights once, a path loads those instead, False gives an untrained ResNet of its depth.
+            Not used with a file of weights.
+        device: "cpu", "gpu" or "gpu:1", for the whole process. None: Paddle's current device.
+        depth: of "random"; for weights it must agree with them.
+        stem_stride, last_stride: of weights without a recorded config. 4 and 2 by default.
+        classes: class names of a classifier whose file has none, or (config only) their number.
 
     Raises:
-        InputError: nothing of that name, or files that do not fit; says which and what to do.
+        InputError: unknown name, or files that do not fit; names them and what to do.
     """
     _choose_device(device)
-    wanted = _checked(depth, stem_stride, last_stride, classes, seed)
+    stated = _checked(BackboneOptions(depth, stem_stride, last_stride), classes, seed)
     if isinstance(model, PretrainConfig | LinearConfig):
-        built = _of_config(model, f"config {model.name!r}", pretrained, wanted)
+        built = _of_config(model, f"config {model.name!r}", pretrained, stated)
     elif not isinstance(model, str | os.PathLike):
         raise InputError(f"expected a name, a path or a config, got {type(model).__name__}")
     elif os.fspath(model) == RANDOM:
-        built = _untrained(depth, f"random weights (seed {seed})", wanted)
+        built = _untrained(depth, f"random weights (seed {seed})", stated)
     elif os.path.exists(model) and os.fspath(model).lower().endswith(YAML) and not os.path.isdir(model):
-        built = _of_config(load_config(Path(model)), os.fspath(model), pretrained, wanted)
+        built = _of_config(load_config(Path(model)), os.fspath(model), pretrained, stated)
     elif os.path.exists(model):
         if not isinstance(pretrained, bool):
-            raise InputError(
-                f"{model} is a file of weights itself; name either it or pretrained={os.fspath(pretrained)!r}"
-            )
-        built = _of_weights(weights_file(model), wanted)
+            other = os.fspath(pretrained)
+            raise InputError(f"{model} is a file of weights itself; pass either it or pretrained={other!r}")
+        built = _of_weights(weights_file(model), stated)
     else:
-        built = _of_name(os.fspath(model), pretrained, wanted)
+        built = _of_name(os.fspath(model), pretrained, stated)
     built.eval()
     return built
 
 
-# --- by what was named ---------------------------------------------------------------------------------------------
+# --- by name or config ---------------------------------------------------------------------------------------------
 
 
-def _of_name(name: str, pretrained: bool | str | os.PathLike[str], wanted: _Wanted) -> Model:
+def _of_name(name: str, pretrained: bool | str | os.PathLike[str], stated: _Stated) -> Model:
     if name not in list_models():
         raise InputError(_unknown(name))
     depth = _zoo().entry(name).depth
     if pretrained is False:
-        return _untrained(depth, f"{name}, untrained", wanted)
+        return _untrained(depth, f"{name}, untrained", stated)
     file = _published(name) if pretrained is True else weights_file(pretrained)
-    built = _of_weights(file, wanted)
+    built = _of_weights(file, stated)
     if built.info.depth != depth:
         raise InputError(f"{file} holds a ResNet-{built.info.depth}, {name} is a ResNet-{depth}")
     return built
 
 
-def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike[str], wanted: _Wanted) -> Model:
+def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike[str], stated: _Stated) -> Model:
     """The model of a config, untrained or with a checkpoint that fits it."""
     model = config.model
     for key in ("depth", "stem_stride", "last_stride"):
-        if getattr(wanted.backbone, key) not in (None, getattr(model, key)):
-            raise InputError(f"{source} says model.{key} {getattr(model, key)}; leave {key} out, or change the config")
+        if getattr(stated.backbone, key) not in (None, getattr(model, key)):
+            raise InputError(f"{source} says model.{key} {getattr(model, key)}; omit {key}, or change the config")
     file: Path | None = None
     arrays: Arrays = {}
     if pretrained is not False:
         if pretrained is True and not config.run_dir.is_dir():
-            raise InputError(f"{source} was not run yet: no folder {config.run_dir}; give pretrained=CHECKPOINT")
+            raise InputError(f"{source} was not run yet: no folder {config.run_dir}; pass pretrained=CHECKPOINT")
         file = weights_file(config.run_dir if pretrained is True else pretrained)
         arrays = read_model(file)
     classes = None
@@ -158,7 +150,7 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
     else:
         from passl_densecl.models import LinearClassifier
 
-        count, classes = _class_names(config, arrays, file, wanted)
+        count, classes = _class_names(config, arrays, file, stated)
         built = LinearClassifier(model.backbone, count, config.seed)
     if file is not None:
         load_strict(built, arrays, source=file)
@@ -167,41 +159,41 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
     return _with_info(built, ModelInfo(kind, origin, model.backbone, view_of(config), classes))
 
 
-def _untrained(depth: int | None, source: str, wanted: _Wanted) -> Model:
+def _untrained(depth: int | None, source: str, stated: _Stated) -> Model:
     from passl_densecl.evaluation.features import load_backbone
 
-    stated = wanted.backbone
-    if stated.depth not in (None, depth):
-        raise InputError(f"{source}: a ResNet-{depth}, not a ResNet-{stated.depth}: leave the depth out")
-    backbone = load_backbone(RANDOM, replace(stated, depth=depth), seed=wanted.seed)
+    options = stated.backbone
+    if options.depth not in (None, depth):
+        raise InputError(f"{source}: a ResNet-{depth}, not a ResNet-{options.depth}: omit the depth")
+    backbone = load_backbone(RANDOM, replace(options, depth=depth), seed=stated.seed)
     assert depth is not None  # or load_backbone would have raised
-    return _with_info(backbone, ModelInfo("backbone", source, stated.resolve(depth), view_of(None)))
+    return _with_info(backbone, ModelInfo("backbone", source, options.resolve(depth), view_of(None)))
 
 
-# --- by what the file holds ----------------------------------------------------------------------------------------
+# --- from a file of weights ----------------------------------------------------------------------------------------
 
 
-def _of_weights(file: Path, wanted: _Wanted) -> Model:
+def _of_weights(file: Path, stated: _Stated) -> Model:
     arrays = read_model(file)
     if f"{QUERY}backbone.{ANCHOR}" in arrays:
-        return _densecl(file, arrays, wanted)
-    return _classifier(file, arrays, wanted) if "fc.weight" in arrays else _backbone(file, arrays, wanted)
+        return _densecl(file, arrays, stated)
+    return _classifier(file, arrays, stated) if "fc.weight" in arrays else _backbone(file, arrays, stated)
 
 
-def _backbone(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
+def _backbone(file: Path, arrays: Arrays, stated: _Stated) -> Model:
     from passl_densecl.models import build_backbone
 
-    spec = _backbone_spec(file, arrays, "", wanted)
+    spec = _backbone_spec(file, arrays, "", stated)
     backbone = build_backbone(spec, seed=None)
     load_strict(backbone, arrays, source=file)
     return _with_info(backbone, ModelInfo("backbone", str(file), spec, view_of(recorded_config(file))))
 
 
-def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
-    """The pre-training model in the shapes of its arrays; what these do not show is as its run's config says."""
+def _densecl(file: Path, arrays: Arrays, stated: _Stated) -> Model:
+    """The pre-training model in the shapes of its arrays; the rest comes from its run's config."""
     from passl_densecl.models import DenseCL
 
-    spec = _backbone_spec(file, arrays, f"{QUERY}backbone.", wanted)
+    spec = _backbone_spec(file, arrays, f"{QUERY}backbone.", stated)
     config = recorded_config(file)
     heads = HeadSpec(
         hidden_dim=arrays[f"{QUERY}global_head.0.weight"].shape[1],
@@ -218,31 +210,31 @@ def _densecl(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
     return _with_info(model, ModelInfo("pre-training model", str(file), spec, view_of(config)))
 
 
-def _classifier(file: Path, arrays: Arrays, wanted: _Wanted) -> Model:
+def _classifier(file: Path, arrays: Arrays, stated: _Stated) -> Model:
     from passl_densecl.models import LinearClassifier
 
-    spec = _backbone_spec(file, arrays, "backbone.", wanted)
-    count, classes = _class_names(None, arrays, file, wanted)
+    spec = _backbone_spec(file, arrays, "backbone.", stated)
+    count, classes = _class_names(None, arrays, file, stated)
     model = LinearClassifier(spec, count)
     load_strict(model, arrays, source=file)
     return _with_info(model, ModelInfo("classifier", str(file), spec, view_of(recorded_config(file)), classes))
 
 
-def _backbone_spec(file: Path, arrays: Arrays, prefix: str, wanted: _Wanted) -> BackboneSpec:
-    """Depth by the names of the arrays; strides as the caller states, else as recorded, else as published."""
+def _backbone_spec(file: Path, arrays: Arrays, prefix: str, stated: _Stated) -> BackboneSpec:
+    """Depth from the names of the arrays; strides as stated, else as recorded, else as published."""
     depth = depth_of(name[len(prefix) :] for name in arrays if name.startswith(prefix))
     if depth is None:
-        raise InputError(f"{file}: no known ResNet under {prefix!r}; the file is not complete, or not of this project")
-    if wanted.backbone.depth not in (None, depth):
-        raise InputError(f"{file} holds a ResNet-{depth}, expected ResNet-{wanted.backbone.depth}: leave the depth out")
-    return wanted.backbone.resolve(depth, recorded_backbone(file))
+        raise InputError(f"{file}: no known ResNet under {prefix!r}; the file is incomplete, or not from this project")
+    if stated.backbone.depth not in (None, depth):
+        raise InputError(f"{file} holds a ResNet-{depth}, expected ResNet-{stated.backbone.depth}: omit the depth")
+    return stated.backbone.resolve(depth, recorded_backbone(file))
 
 
 def _class_names(
-    config: LinearConfig | None, arrays: Arrays, file: Path | None, wanted: _Wanted
+    config: LinearConfig | None, arrays: Arrays, file: Path | None, stated: _Stated
 ) -> tuple[int, tuple[str, ...] | None]:
-    """How many classes, and their names where they are known: from the caller, the checkpoint, or the training folder."""
-    given = wanted.classes
+    """Number of classes, and their names if known: from the caller, the checkpoint, or the training folder."""
+    given = stated.classes
     names = given if isinstance(given, tuple) else None
     if file is None:
         if given is None and config is not None:
@@ -252,7 +244,7 @@ def _class_names(
             raise InputError(f"classes {given!r}: expected the names of the classes, or their number")
         return count, names
     if "fc.weight" not in arrays or arrays["fc.weight"].ndim != 2:
-        raise InputError(f"{file} holds no classifier (no fc.weight); get_model({str(file)!r}) gives what it holds")
+        raise InputError(f"{file} holds no classifier (no fc.weight); use get_model({str(file)!r})")
     count = arrays["fc.weight"].shape[1]
     if given is not None and count != (given if isinstance(given, int) else len(given)):
         number = given if isinstance(given, int) else len(given)
@@ -267,28 +259,22 @@ def _classes_of_training(config: LinearConfig) -> tuple[str, ...]:
     try:
         return scan_images(train.root, train.list_file, labeled=True).classes
     except InputError as error:
-        raise InputError(f"how many classes? They are not in the config, and: {error}; or give classes=") from None
+        raise InputError(f"how many classes? They are not in the config, and: {error}; or pass classes=") from None
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _checked(depth: Any, stem_stride: Any, last_stride: Any, classes: Any, seed: int) -> _Wanted:
-    for key, value, allowed in (
-        ("depth", depth, DEPTHS),
-        ("stem_stride", stem_stride, (4, 2, 1)),
-        ("last_stride", last_stride, (2, 1)),
-    ):
-        if value not in (None, *allowed):
-            raise InputError(f"{key} {value!r}: expected one of {', '.join(map(str, allowed))}")
-    names = tuple(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else classes
-    if isinstance(names, tuple):
-        known = all(isinstance(name, str) for name in names)
-    else:
-        known = names is None or (isinstance(names, int) and not isinstance(names, bool))
-    if not known:
-        raise InputError(f"classes {classes!r}: expected a list of names, or their number")
-    return _Wanted(BackboneOptions(depth, stem_stride, last_stride), names, seed)  # type: ignore[arg-type]
+def _checked(backbone: BackboneOptions, classes: Any, seed: int) -> _Stated:
+    for key, allowed in {"depth": DEPTHS, "stem_stride": (4, 2, 1), "last_stride": (2, 1)}.items():
+        if getattr(backbone, key) not in (None, *allowed):
+            expected = ", ".join(map(str, allowed))
+            raise InputError(f"{key} {getattr(backbone, key)!r}: expected one of {expected}")
+    if isinstance(classes, Sequence) and not isinstance(classes, str) and all(isinstance(one, str) for one in classes):
+        return _Stated(backbone, tuple(classes), seed)
+    if classes is None or (isinstance(classes, int) and not isinstance(classes, bool)):
+        return _Stated(backbone, classes, seed)
+    raise InputError(f"classes {classes!r}: expected a list of names, or their number")
 
 
 def _with_info(model: Model, info: ModelInfo) -> Model:
@@ -321,7 +307,7 @@ def _zoo() -> ModuleType:
 
 
 def _published(name: str) -> Path:
-    """The published file of that name in this project's form, downloaded and converted at the first use."""
+    """The published file of that name in this project's format, downloaded and converted on first use."""
     from passl_densecl.weights.convert import convert
 
     to = "state" if _zoo().entry(name).kind == "pretraining" else "paddle"
@@ -333,7 +319,7 @@ def _published(name: str) -> Path:
 
 
 def _unknown(name: str) -> str:
-    """The message for a name that is nothing, with the closest of what there is."""
+    """The message for an unknown name, with the closest known one."""
     known = {model: model for model in list_models()}
     folders = [Path("configs"), Path(__file__).resolve().parents[2] / "configs"]
     for config in [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]:
@@ -342,6 +328,6 @@ def _unknown(name: str) -> str:
     parent = Path(name).parent
     if parent.is_dir():
         known.update({str(path): str(path) for path in parent.iterdir() if not path.name.startswith(".")})
-    close = dict.fromkeys(known[word] for word in difflib.get_close_matches(name, known, n=3, cutoff=0.6))
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "list_models() gives the names"
+    close = closest(name, known)
+    hint = f"did you mean {known[close]!r}?" if close else "list_models() gives the names"
     return f"no model, config or file of weights called {name!r}; {hint}"

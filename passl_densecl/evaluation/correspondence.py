@@ -1,7 +1,7 @@
-"""Do the cells of two crops of one image find each other? The geometry is known, so there is a right answer.
+"""How often the cells of two crops of one image match correctly; the geometry of the crops gives the ground truth.
 
-This is what the dense loss takes its positives from, measured: for every cell of the query view the most similar cell
-of the key view, by the cosine of the backbone's maps.
+The match is the one from which the dense loss takes its positives: for every cell of the query view, the most similar
+cell of the key view, by the cosine of the backbone's maps.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from passl_densecl.evaluation.features import Backbone, feature_maps
 from passl_densecl.models import match
 from passl_densecl.transforms import Crop, RandomResizedCrop
 
-TOLERANCE = 1.0  # cells: how far a match may be from the true place, along either axis
+TOLERANCE = 1.0  # cells: allowed distance of a match from the true position along either axis
 
 PHOTOMETRIC: Transforms = (transforms.ColorJitter(), transforms.RandomGrayscale(), transforms.GaussianBlur())
-"""MoCo-v2's augmentations that leave every pixel where it is."""
+"""MoCo-v2's augmentations that do not move pixels."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A rectangle of an image, resized to size×size pixels and perhaps flipped."""
+    """A rectangle of an image, resized to size×size pixels and optionally flipped."""
 
     crop: Crop
     size: int
@@ -42,34 +42,36 @@ class View:
             view = transforms.apply(photometric, view, rng or np.random.default_rng(0))
         return transforms.horizontal_flip(view) if self.flipped else view
 
-    def to_image(self, places: np.ndarray) -> np.ndarray:
-        """(S, 2) places (y, x) in the view, from 0 to 1 → (S, 2) places (y, x) in the image, in pixels."""
-        y, x = places[:, 0], places[:, 1]
+    def to_image(self, points: np.ndarray) -> np.ndarray:
+        """(S, 2) points (y, x) of the view, from 0 to 1 → (S, 2) points (y, x) of the image, in pixels."""
+        y, x = points[:, 0], points[:, 1]
         x = 1 - x if self.flipped else x
         return np.stack([self.crop.top + y * self.crop.height, self.crop.left + x * self.crop.width], axis=1)
 
     def from_image(self, points: np.ndarray) -> np.ndarray:
-        """The inverse of to_image; a place outside the view is below 0 or above 1."""
+        """The inverse of to_image; points outside the view are below 0 or above 1."""
         y = (points[:, 0] - self.crop.top) / self.crop.height
         x = (points[:, 1] - self.crop.left) / self.crop.width
         return np.stack([y, 1 - x if self.flipped else x], axis=1)
 
 
-def draw_view(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    size: int,
-    scale: tuple[float, float] = (0.2, 1.0),
-    flip: float = 0.5,
-) -> View:
-    """A random view of a height×width image as RandomResizedCrop draws it, flipped with probability `flip`."""
-    crop = RandomResizedCrop(size=size, scale=scale).draw(rng, height, width)
-    return View(crop, size, bool(rng.random() < flip))
+@dataclass(frozen=True)
+class ViewSampling:
+    """How random views are drawn: as RandomResizedCrop and RandomHorizontalFlip draw them in training."""
+
+    size: int = 224  # pixels per side of a view
+    scale: tuple[float, float] = (0.2, 1.0)  # area of the crop as a share of the image's
+    flip: float = 0.5  # probability
+    photometric: Transforms = PHOTOMETRIC
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> View:
+        """A random view of a height×width image."""
+        crop = RandomResizedCrop(size=self.size, scale=self.scale).draw(rng, height, width)
+        return View(crop, self.size, bool(rng.random() < self.flip))
 
 
 def grid(height: int, width: int) -> np.ndarray:
-    """(H·W, 2) float64: row and column of every cell, in the order in which maps are flattened."""
+    """(H·W, 2) float64: row and column of every cell, in the order of a flattened map."""
     rows, columns = np.divmod(np.arange(height * width, dtype=np.float64), width)
     return np.stack([rows, columns], axis=1)
 
@@ -77,7 +79,7 @@ def grid(height: int, width: int) -> np.ndarray:
 def true_positions(
     query: View, key: View, query_shape: tuple[int, int], key_shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the centers of the query view's cells are in the key view.
+    """Positions of the centers of the query view's cells in the key view.
 
     Args:
         query_shape, key_shape: (H, W) of the maps. The center of cell (i, j) is at ((i + ½) / H, (j + ½) / W) of the
@@ -85,16 +87,16 @@ def true_positions(
 
     Returns:
         (S, 2) float64 row and column in key cells, where a whole number is the center of a cell; and (S,) bool,
-        whether the place lies in the key view at all.
+        whether the position lies in the key view.
     """
-    places = (grid(*query_shape) + 0.5) / query_shape
-    there = key.from_image(query.to_image(places))
-    inside = (there.min(axis=1) >= 0) & (there.max(axis=1) <= 1)
-    return there * key_shape - 0.5, inside
+    centers = (grid(*query_shape) + 0.5) / query_shape
+    in_key = key.from_image(query.to_image(centers))
+    inside = (in_key.min(axis=1) >= 0) & (in_key.max(axis=1) <= 1)
+    return in_key * key_shape - 0.5, inside
 
 
 def is_near(cells: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """(…, 2), (…, 2) → (…) bool: no further apart than one cell along either axis."""
+    """(…, 2), (…, 2) → (…) bool: at most one cell apart along either axis."""
     return np.abs(cells - positions).max(axis=-1) <= TOLERANCE + 1e-9
 
 
@@ -102,51 +104,46 @@ def is_near(cells: np.ndarray, positions: np.ndarray) -> np.ndarray:
 class Correspondence:
     """Shares from 0 to 1 over the same `cells` query cells."""
 
-    share: float  # of query cells whose match is within one cell of the true place
-    chance: float  # what matches drawn at random would reach
-    same_place: float  # what matching every cell with the cell of the same row and column would reach: the shortcut
-    cells: int  # query cells whose true place lies in the other view
+    share: float  # of query cells whose match is within one cell of the true position
+    chance: float  # share reached by random matches
+    same_place: float  # share reached by matching each cell with the cell of the same row and column: the shortcut
+    cells: int  # query cells whose true position lies in the other view
     pairs: int  # pairs of views with at least one such cell
-    standard_error: float  # of share; the pairs were drawn at random, not the cells
+    standard_error: float  # of share, over pairs: pairs were drawn at random, cells were not
 
 
 def correspondence_accuracy(
     backbone: Backbone,
     image_set: ImageSet,
+    sampling: ViewSampling = ViewSampling(),
     *,
     pairs: int = 256,
-    size: int = 224,
     seed: int = 0,
-    scale: tuple[float, float] = (0.2, 1.0),
-    flip: float = 0.5,
-    photometric: Transforms = PHOTOMETRIC,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Correspondence:
     """How often the most similar cell of the other view is the right one, over `pairs` pairs of random views.
 
-    The images are taken in turn; pair n draws from (seed, n), so the pairs do not depend on the backbone.
-    An image that cannot be decoded gives no pair.
+    Images are taken in turn. Pair n draws from (seed, n), so the pairs do not depend on the backbone. An image that
+    cannot be decoded gives no pair.
 
     Raises:
-        InputError: no two views had a place in common, or no image could be decoded.
+        InputError: no two views overlap, or no image can be decoded.
     """
-    judged: list[np.ndarray] = []  # for each pair what _judge says
+    judged: list[np.ndarray] = []  # results of _judge, one per pair
     for start in range(0, pairs, batch_size):
-        views, images = _draw_pairs(
-            image_set, range(start, min(start + batch_size, pairs)), size, seed, scale, flip, photometric
-        )
+        views, images = _draw_pairs(image_set, sampling, seed, range(pairs)[start : start + batch_size])
         if views:
             query_map, key_map = (feature_maps(backbone, np.stack(side)) for side in zip(*images, strict=True))
             matches = match(query_map.flatten(2), key_map.flatten(2)).numpy()  # (B, S)
             shapes = _shape(query_map), _shape(key_map)
-            judged += [_judge(*pair, found, *shapes) for pair, found in zip(views, matches, strict=True)]
+            judged += [_judge(*pair, matched, *shapes) for pair, matched in zip(views, matches, strict=True)]
         if progress is not None:
             progress(min(start + batch_size, pairs), pairs)
     counts = np.array(judged).reshape(-1, 4)
     right, chance, same, cells = counts.sum(axis=0)
     if not cells:
-        raise InputError(f"{len(counts)} pairs of views with no place in common: give more pairs or larger crops")
+        raise InputError(f"{len(counts)} pairs of views have no place in common: give more pairs or larger crops")
     seen = int((counts[:, 3] > 0).sum())
     residuals = counts[:, 0] - right / cells * counts[:, 3]  # of a ratio of two sums over pairs
     error = np.sqrt(seen / max(seen - 1, 1) * np.square(residuals).sum()) / cells
@@ -154,13 +151,7 @@ def correspondence_accuracy(
 
 
 def _draw_pairs(
-    image_set: ImageSet,
-    numbers: range,
-    size: int,
-    seed: int,
-    scale: tuple[float, float],
-    flip: float,
-    photometric: Transforms,
+    image_set: ImageSet, sampling: ViewSampling, seed: int, numbers: range
 ) -> tuple[list[tuple[View, View]], list[tuple[np.ndarray, np.ndarray]]]:
     """Geometry and pixels (uint8 size×size×3) of the pairs with these numbers."""
     views, images = [], []
@@ -170,24 +161,23 @@ def _draw_pairs(
             image = image_set.decode(number % len(image_set))
         except UndecodableImage:
             continue
-        query, key = (draw_view(rng, image.shape[0], image.shape[1], size, scale, flip) for _ in range(2))
+        query, key = (sampling.draw(rng, image.shape[0], image.shape[1]) for _ in range(2))
         views.append((query, key))
-        images.append((query.render(image, photometric, rng), key.render(image, photometric, rng)))
+        images.append((query.render(image, sampling.photometric, rng), key.render(image, sampling.photometric, rng)))
     return views, images
 
 
 def _judge(
     query: View, key: View, matches: np.ndarray, query_shape: tuple[int, int], key_shape: tuple[int, int]
 ) -> np.ndarray:
-    """(S,) indices of key cells → (4,): right, chance, same place, summed over visible query cells; their number."""
+    """(S,) indices of key cells → (4,): sums of right, chance, same place over visible query cells; their count."""
     positions, inside = true_positions(query, key, query_shape, key_shape)
     cells = grid(*key_shape)
     near = is_near(cells[None], positions[:, None])[inside]  # (visible, key cells)
     own = np.arange(len(positions))[inside]
-    right = near[np.arange(len(near)), matches[inside]]
-    return np.array(
-        [right.sum(), near.mean(axis=1).sum(), near[np.arange(len(near)), own].sum(), len(near)], np.float64
-    )
+    rows = np.arange(len(near))
+    right, same_place = near[rows, matches[inside]].sum(), near[rows, own].sum()
+    return np.array([right, near.mean(axis=1).sum(), same_place, len(near)], np.float64)
 
 
 def _shape(features: paddle.Tensor) -> tuple[int, int]:

@@ -1,10 +1,10 @@
-"""Semantic segmentation by a linear 1×1 head on the frozen map: what single positions know.
+"""Semantic segmentation with a linear 1×1 head on the frozen map.
 
-Geometry: with sides of 32·n + 1 pixels, a stride of 32 gives maps of n + 1 cells whose centers are at pixels 0, 32, …, so
-that the first and last cells lie on the borders and logits are interpolated from corner to corner (as DeepLab has it).
-Training: the target of a cell is the share of each class around its center; multinomial logistic regression on
-standardized features is convex, so L-BFGS finds its minimum and nothing depends on a learning rate or a seed.
-Scoring: logits are interpolated to the size of the mask, and every labeled pixel counts, in an exact confusion matrix.
+Geometry: image sides are 32·n + 1 pixels. A stride of 32 then gives n + 1 cells per side, centered at pixels 0, 32, …:
+the outer cells lie on the borders, and logits are interpolated from corner to corner, as in DeepLab.
+Training: a cell's target is the share of each class around its center. Multinomial logistic regression on standardized
+features is convex: L-BFGS finds its minimum, so nothing depends on a learning rate or a seed.
+Scoring: logits are interpolated to the size of the mask; every labeled pixel counts, in an exact confusion matrix.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ from passl_densecl.tensors import to_tensor
 GRID = 32
 _GROUPS = 100
 L2S = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-"""Strengths of the penalty to choose from, the strongest first: each fit starts from the one before."""
+"""Strengths of the penalty to choose from, strongest first: each fit starts from the previous one."""
 
 Reader = Callable[[int], tuple[np.ndarray, np.ndarray]]
-"""Number of an image → its map, float32 (C, H, W), and its mask, int (height, width), -1 where unlabeled."""
+"""Index of an image → its map, float32 (C, H, W), and its mask, int (height, width), -1 where unlabeled."""
+
+Head = tuple[np.ndarray, np.ndarray]
+"""Weight (C, classes) and bias (classes,)."""
 
 Progress = Callable[[int, int], None] | None
+"""Called with (images done, images in all)."""
 
 
 def image_map(backbone: Backbone, image: np.ndarray, size: int) -> np.ndarray:
@@ -43,16 +47,23 @@ def image_map(backbone: Backbone, image: np.ndarray, size: int) -> np.ndarray:
 
 
 class Cells(NamedTuple):
-    """Positions of maps with what lies around them."""
+    """M positions of maps with their targets."""
 
     features: np.ndarray  # (M, C) float32
-    targets: np.ndarray  # (M, classes) float32: shares of the labeled area, summing to the labeled share of the cell
+    targets: np.ndarray  # (M, classes) float32: share of each class in the cell; sums to its labeled share
+
+    @staticmethod
+    def join(parts: Sequence[Cells]) -> Cells:
+        return Cells(np.concatenate([p.features for p in parts]), np.concatenate([p.targets for p in parts]))
+
+    def standardize(self, mean: np.ndarray, deviation: np.ndarray) -> Cells:
+        return Cells((self.features - mean) / deviation, self.targets)
 
 
 def cell_targets(mask: np.ndarray, height: int, width: int, classes: int) -> np.ndarray:
-    """(·, ·) → (height·width, classes) float32: the share of each class in the cell around every position of the map.
+    """(·, ·) → (height·width, classes) float32: the share of each class in the cell around every map position.
 
-    Cells on the border are cut in half by it. Shares sum to the labeled share.
+    Cells on the border lie half outside the image. The shares of a cell sum to its labeled share.
     """
     targets = np.zeros((height, width, classes), np.float32)
     halves = (max(1, 2 * (width - 1)), max(1, 2 * (height - 1)))
@@ -70,7 +81,7 @@ def cell_targets(mask: np.ndarray, height: int, width: int, classes: int) -> np.
 def gather_cells(
     read: Reader, indices: Sequence[int], classes: int, *, most: int = 200_000, seed: int = 0, progress: Progress = None
 ) -> list[Cells]:
-    """The labeled cells of every image; of more than `most` in all about so many, drawn evenly."""
+    """The labeled cells of every image; a random sample of about `most` in all if there are more."""
     parts: list[Cells] = []
     share = most / max(len(indices), 1)
     for done, index in enumerate(indices, start=1):
@@ -83,13 +94,13 @@ def gather_cells(
         if progress is not None:
             progress(done, len(indices))
     if not sum(len(part.features) for part in parts):
-        raise InputError("no labeled pixel on the training images")
+        raise InputError("the training images have no labeled pixel")
     return parts
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear head; it includes the standardization."""
+    """A linear head that includes the standardization of the features."""
 
     weight: np.ndarray  # (C, classes) float32
     bias: np.ndarray  # (classes,) float32
@@ -97,13 +108,13 @@ class Probe:
 
     @staticmethod
     def train(parts: Sequence[Cells], seed: int = 0, l2s: Sequence[float] = L2S) -> Probe:
-        """Fit it to the cells of some images. The penalty is chosen by the log-likelihood of a quarter of the images."""
+        """Fit a head to the cells of some images; the penalty is chosen by the loss on a quarter of the images."""
         chosen, head = l2s[0], None
         if len(l2s) > 1 and len(parts) > 1:
             chosen, head = _choose(parts, seed, l2s)
-        cells = _joined(parts)
+        cells = Cells.join(parts)
         mean, deviation = standardization(cells.features)
-        weight, bias = fit((cells.features - mean) / deviation, cells.targets, chosen, start=head)
+        weight, bias = fit(cells.standardize(mean, deviation), chosen, start=head)
         weight = weight / deviation[:, None]
         return Probe(weight.astype(np.float32), (bias - mean @ weight).astype(np.float32), chosen)
 
@@ -115,26 +126,24 @@ class Probe:
         return F.interpolate(logits, [height, width], mode="bilinear", align_corners=True)[0].argmax(axis=0).numpy()
 
 
-def _choose(
-    parts: Sequence[Cells], seed: int, l2s: Sequence[float]
-) -> tuple[float, tuple[np.ndarray, np.ndarray] | None]:
-    """The penalty that predicts a quarter of the images best from the others, and the head it gave.
+def _choose(parts: Sequence[Cells], seed: int, l2s: Sequence[float]) -> tuple[float, Head | None]:
+    """The penalty whose head, fitted to three quarters of the images, predicts the others best; and that head.
 
-    From the strongest to the weakest as long as it gets better: the loss has one valley, and weak ones take longest.
+    Tried from strong to weak until the held-out loss rises: it has one minimum, and weak penalties take longest.
     """
     order = np.random.default_rng([seed, 0xDE45E]).permutation(len(parts))
     out = max(1, len(parts) // 4)
-    held, rest = (_joined([parts[index] for index in some]) for some in (order[:out], order[out:]))
-    mean, deviation = standardization(rest.features)
-    inside, outside = ((cells.features - mean) / deviation for cells in (rest, held))
-    best, chosen, head, found = np.inf, l2s[0], None, None
+    held, rest = (Cells.join([parts[index] for index in some]) for some in (order[:out], order[out:]))
+    scale = standardization(rest.features)
+    held, rest = held.standardize(*scale), rest.standardize(*scale)
+    best, chosen, head, best_head = np.inf, l2s[0], None, None
     for l2 in l2s:
-        head = fit(inside, rest.targets, l2, start=head, most=100, tolerance=1e-3)
-        loss, _ = _cross_entropy(outside, held.targets, *head)
+        head = fit(rest, l2, start=head, most=100, tolerance=1e-3)
+        loss, _ = _cross_entropy(held, *head)
         if loss >= best:
             break
-        best, chosen, found = loss, l2, head
-    return chosen, found
+        best, chosen, best_head = loss, l2, head
+    return chosen, best_head
 
 
 def confusion(
@@ -143,52 +152,50 @@ def confusion(
     indices: Sequence[int],
     *,
     progress: Progress = None,
-    seen: Callable[[int, np.ndarray], None] | None = None,
+    on_prediction: Callable[[int, np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """(G, classes, classes) int64: pixels by true and predicted class, for G groups of images in a row (each image is its
-    own group up to 100 images). `seen` gets every prediction."""
+    """(G, classes, classes) int64: pixels by true and predicted class, for G groups of consecutive images.
+
+    Up to 100 images each image is a group. `on_prediction` receives the index and prediction of every image.
+    """
     classes = len(probe.bias)
     groups = min(len(indices), _GROUPS)
-    found = np.zeros((groups, classes, classes), np.int64)
+    matrices = np.zeros((groups, classes, classes), np.int64)
     for row, index in enumerate(indices):
         features, mask = read(index)
         predicted = probe.predict(features, *mask.shape)
         labeled = mask >= 0
         pairs = mask[labeled].astype(np.int64) * classes + predicted[labeled]
         counts = np.bincount(pairs, minlength=classes * classes)
-        found[row * groups // len(indices)] += counts.reshape(classes, classes)
-        if seen is not None:
-            seen(index, predicted)
+        matrices[row * groups // len(indices)] += counts.reshape(classes, classes)
+        if on_prediction is not None:
+            on_prediction(index, predicted)
         if progress is not None:
             progress(row + 1, len(indices))
-    return found
+    return matrices
 
 
 class DenseScores(NamedTuple):
-    """Shares from 0 to 1, over the classes that occur in the truth."""
+    """Shares from 0 to 1, over the classes that occur in the ground truth."""
 
     miou: float
-    mean_accuracy: float  # mean over the classes of the share of their pixels that is found
+    mean_accuracy: float  # mean over the classes of their recall
     pixel_accuracy: float
-    iou: np.ndarray  # (classes,), nan where the class is not in the truth
+    iou: np.ndarray  # (classes,), nan where the class is not in the ground truth
 
     @staticmethod
     def of(matrix: np.ndarray) -> DenseScores:
         """(classes, classes) pixels by true and predicted class."""
-        right, truth, said = np.diag(matrix).astype(float), matrix.sum(axis=1), matrix.sum(axis=0)
-        there = truth > 0
+        right, truth, predicted = np.diag(matrix).astype(float), matrix.sum(axis=1), matrix.sum(axis=0)
+        known = truth > 0
         iou = np.full(len(matrix), np.nan)
-        iou[there] = right[there] / (truth + said - right)[there]
-        return DenseScores(
-            float(iou[there].mean()),
-            float((right[there] / truth[there]).mean()),
-            float(right.sum() / matrix.sum()),
-            iou,
-        )
+        iou[known] = right[known] / (truth + predicted - right)[known]
+        recall = (right[known] / truth[known]).mean()
+        return DenseScores(float(iou[known].mean()), float(recall), float(right.sum() / matrix.sum()), iou)
 
 
 def jackknife(groups: np.ndarray, score: Callable[[np.ndarray], float]) -> float:
-    """Standard error of the score of a sum over groups, (G, …), by leaving out each group in turn (nan for one group)."""
+    """Standard error of a score of the sum over G groups, by leaving out each group in turn; nan for one group."""
     count = len(groups)
     if count < 2:
         return float("nan")
@@ -200,26 +207,17 @@ def jackknife(groups: np.ndarray, score: Callable[[np.ndarray], float]) -> float
 # ---------------------------------------------------------------- logistic regression
 
 
-def fit(
-    features: np.ndarray,
-    targets: np.ndarray,
-    l2: float,
-    *,
-    start: tuple[np.ndarray, np.ndarray] | None = None,
-    most: int = 300,
-    tolerance: float = 3e-4,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(M, C), (M, classes) → weight (C, classes) and bias (classes,): the minimum of
+def fit(cells: Cells, l2: float, *, start: Head | None = None, most: int = 300, tolerance: float = 3e-4) -> Head:
+    """The head that minimizes Σ targets · −log softmax(features @ weight + bias) / Σ targets + l2 / 2 · ‖weight‖².
 
-    Σ targets · −log softmax(features @ weight + bias) / Σ targets + l2 / 2 · ‖weight‖², to within a gradient of
-    `tolerance` times the first one; the bias is not penalized. By L-BFGS.
+    L-BFGS, until the gradient is `tolerance` times the first one or after `most` steps. The bias is not penalized.
     """
-    shape = (features.shape[1] + 1, targets.shape[1])
+    shape = (cells.features.shape[1] + 1, cells.targets.shape[1])
     point = np.zeros(shape) if start is None else np.vstack([start[0], start[1]])
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weight, bias = flat.reshape(shape)[:-1], flat.reshape(shape)[-1]
-        loss, gradient = _cross_entropy(features, targets, weight, bias)
+        loss, gradient = _cross_entropy(cells, weight, bias)
         gradient[:-1] += l2 * weight
         return loss + l2 / 2 * float(np.square(weight).sum()), gradient.ravel()
 
@@ -230,15 +228,15 @@ def fit(
 def minimize(
     objective: Callable[[np.ndarray], tuple[float, np.ndarray]], point: np.ndarray, *, most: int, tolerance: float
 ) -> np.ndarray:
-    """Where a smooth convex function, given with its gradient, is smallest. L-BFGS with ten pairs and backtracking.
+    """The minimizer of a smooth convex function given with its gradient. L-BFGS with ten pairs and backtracking.
 
     Source: Nocedal & Wright, Numerical Optimization, 2nd edition, algorithms 7.4 and 3.1.
     """
     value, gradient = objective(point)
-    enough = tolerance * max(float(np.linalg.norm(gradient)), 1e-12)
+    small = tolerance * max(float(np.linalg.norm(gradient)), 1e-12)
     steps: list[tuple[np.ndarray, np.ndarray, float]] = []  # (change of point, change of gradient, 1 / their product)
     for _ in range(most):
-        if np.linalg.norm(gradient) <= enough:
+        if np.linalg.norm(gradient) <= small:
             break
         direction = -_inverse_hessian(steps, gradient)
         slope = float(gradient @ direction)
@@ -248,7 +246,7 @@ def minimize(
             if new_value <= value + 1e-4 * rate * slope:
                 break
             rate /= 2
-        else:  # no descent left in this precision
+        else:  # no further descent at this precision
             break
         change, turn = rate * direction, new_gradient - gradient
         if change @ turn > 1e-12 * (turn @ turn):
@@ -271,10 +269,9 @@ def _inverse_hessian(steps: Sequence[tuple[np.ndarray, np.ndarray, float]], grad
     return result
 
 
-def _cross_entropy(
-    features: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """The mean loss over the labeled area, and its gradient (C + 1, classes), in float64 but for the products."""
+def _cross_entropy(cells: Cells, weight: np.ndarray, bias: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean loss over the labeled area, and its gradient (C + 1, classes). Products are float32, sums float64."""
+    features, targets = cells
     logits = features @ weight.astype(np.float32) + bias.astype(np.float32)
     logits -= logits.max(axis=1, keepdims=True)
     likely = np.exp(logits)
@@ -283,7 +280,3 @@ def _cross_entropy(
     loss = float((targets * (np.log(sums) - logits)).sum(dtype=np.float64)) / area
     error = (likely / sums * labeled - targets) / np.float32(area)
     return loss, np.vstack([features.T @ error, error.sum(axis=0, keepdims=True)]).astype(np.float64)
-
-
-def _joined(parts: Sequence[Cells]) -> Cells:
-    return Cells(np.concatenate([part.features for part in parts]), np.concatenate([part.targets for part in parts]))

@@ -1,4 +1,4 @@
-"""A backbone from any file, and what it says of images: maps and pooled vectors."""
+"""A backbone from any file of weights, and its features of images: maps and pooled vectors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import paddle
 
-from passl_densecl.config import DEPTHS, BackboneOptions
+from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader
 from passl_densecl.errors import InputError
 from passl_densecl.models import ResNetBackbone, build_backbone, normalize
 from passl_densecl.models.resnet import initialize
 from passl_densecl.tensors import to_tensor
-from passl_densecl.weights import load_strict, read_backbone, recorded_backbone, weights_file
-
-RANDOM = "random"
+from passl_densecl.weights.files import weights_file
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.recorded import recorded_backbone
 
 Backbone = Callable[[paddle.Tensor], paddle.Tensor]
 """Normalized float32 images (B, 3, height, width) → map (B, C, H, W)."""
@@ -30,7 +30,7 @@ class Features(NamedTuple):
 
     vectors: np.ndarray  # (N, C) float32
     labels: np.ndarray  # (N,) int64, -1 throughout when the set has none
-    bad: list[int]  # indices of images that could not be decoded; another one, label and all, stands in
+    bad: list[int]  # indices of images that could not be decoded; each is replaced by another one with its label
 
 
 def load_backbone(
@@ -40,18 +40,17 @@ def load_backbone(
     seed: int = 0,
     encoder: Literal["query", "key"] = "query",
 ) -> ResNetBackbone:
-    """A backbone in eval mode, from weights or, for the word "random", as initialized with `seed`.
+    """A backbone in eval mode, with weights from a file or, for the word "random", initialized with `seed`.
 
     Args:
         path: a checkpoint folder, a run folder (its newest checkpoint) or a weight file of any kind that
             ``passl_densecl.weights`` reads; or "random".
-        options: the depth is needed for "random", and must agree with that of weights when it is given. Strides that
-            are None are those of the file's identity card, or of the run in whose folder the weights lie, else the
-            published ones.
-        encoder: which one of a pre-training checkpoint.
+        options: "random" needs a depth; a depth given for weights must agree with them. Strides that are None come from
+            the file's identity card, else from the config of the run folder, else they are the published ones.
+        encoder: which encoder of a pre-training checkpoint.
 
     Raises:
-        InputError: nothing there, no backbone in it, of another depth, or "random" without a depth.
+        InputError: no such file, no backbone in it, another depth, or "random" without a depth.
     """
     if os.fspath(path) == RANDOM:
         depth = options.depth
@@ -59,12 +58,12 @@ def load_backbone(
             raise InputError(f"random weights need a depth, one of {', '.join(map(str, DEPTHS))}; got {depth}")
         backbone = build_backbone(options.resolve(depth), seed)
     else:
+        from passl_densecl.weights.read import read_backbone
+
         file = weights_file(path)
         taken = read_backbone(file, encoder=encoder)
         if options.depth not in (None, taken.depth):
-            raise InputError(
-                f"{file} holds a ResNet-{taken.depth}, expected ResNet-{options.depth}: leave the depth out"
-            )
+            raise InputError(f"{file} holds a ResNet-{taken.depth}, expected ResNet-{options.depth}: omit the depth")
         backbone = build_backbone(options.resolve(taken.depth, recorded_backbone(file)), seed=None)
         load_strict(backbone, taken.backbone, source=file)
     backbone.eval()
@@ -72,10 +71,10 @@ def load_backbone(
 
 
 def untrained_like(backbone: ResNetBackbone, seed: int = 0) -> ResNetBackbone:
-    """The backbone as it was before any training: same depth and strides, weights as initialized with `seed`."""
+    """An untrained backbone of the same depth and strides, initialized with `seed`."""
     fresh = copy.deepcopy(backbone)
     for name, parameter in fresh.named_parameters():
-        if len(parameter.shape) == 1:  # of BatchNorm: weight and variance are 1, bias and mean 0
+        if len(parameter.shape) == 1:  # BatchNorm: weight and variance become 1, bias and mean 0
             one = name.endswith((".weight", "._variance"))
             parameter.set_value(np.full(parameter.shape, float(one), "float32"))
     initialize(fresh.named_parameters(), seed)
@@ -105,18 +104,18 @@ def pooled_features(
     world_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """The average over the positions of the backbone's map, for every image; what k-NN and linear evaluation look at.
+    """The backbone's map averaged over positions, for every image: the input of k-NN and linear evaluation.
 
     Args:
-        transforms: must give all images one size; random ones draw as in epoch 0 with seed 0.
+        transforms: must give all images the same size; random ones draw as in epoch 0 with seed 0.
         num_workers: processes that decode; ``data.loader.choose_workers`` picks a number.
-        rank, world_size: of several processes, which take an unbroken part of the images each; there must be as many
-            images as processes.
+        rank, world_size: of several processes, each of which takes a contiguous part of the images; there must be at
+            least one image per process.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
-        InputError: the transforms leave images of different sizes.
-        RunError: neither an image nor any of its stand-ins can be decoded, or the memory ran out.
+        InputError: the transforms give images of different sizes.
+        RunError: neither an image nor any of its replacements can be decoded, or memory ran out.
     """
     loader = EvaluationLoader(
         image_set, transforms, batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers
@@ -144,8 +143,7 @@ STAGES = ("stem", "stage 1", "stage 2", "stage 3", "stage 4")
 
 @paddle.no_grad()
 def stage_maps(backbone: ResNetBackbone, images: paddle.Tensor) -> list[paddle.Tensor]:
-    """uint8 RGB (B, height, width, 3) → five float32 maps (B, C, H, W): of the stem before its max-pooling, and of the
-    four stages."""
+    """uint8 RGB (B, height, width, 3) → five float32 maps (B, C, H, W): the stem before max-pooling, and each stage."""
     features = backbone.relu(backbone.bn1(backbone.conv1(normalize(images))))
     maps = [features]
     features = backbone.maxpool(features)

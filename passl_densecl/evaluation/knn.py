@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbor classification: how well classes lie together, with nothing trained.
+"""Weighted k-nearest-neighbor classification on frozen features.
 
 Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4.
 """
@@ -14,14 +14,14 @@ _SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
 
 
 class Neighbors(NamedTuple):
-    """The k nearest of a bank for each of M vectors, nearest first."""
+    """The k nearest vectors of a bank for each of M vectors, nearest first."""
 
-    similarity: np.ndarray  # (M, k) float32 cosines; -inf where the bank was too small
+    similarity: np.ndarray  # (M, k) float32 cosines; -inf where the bank has fewer than k vectors
     labels: np.ndarray  # (M, k) int64
 
     @staticmethod
     def merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
-        """The k nearest of several banks together; of equal cosines the earlier bank's come first."""
+        """The k nearest of several banks together; for equal cosines the earlier bank comes first."""
         similarity = np.concatenate([part.similarity for part in parts], axis=1)
         labels = np.concatenate([part.labels for part in parts], axis=1)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
@@ -39,7 +39,7 @@ def knn_accuracy(
     """(N, C), (N,), (M, C), (M,) → top-1, a share from 0 to 1.
 
     Each of the k training vectors with the largest cosine votes for its label with weight exp(cosine / temperature);
-    of equal sums the smaller label wins. Labels are integers from 0.
+    for equal sums the smaller label wins. Labels are integers from 0.
 
     Raises:
         ValueError: k is not from 1 to N, sizes do not fit, or a label is negative.
@@ -55,7 +55,7 @@ def knn_accuracies(
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
 ) -> dict[int, float]:
-    """What :func:`knn_accuracy` gives, for several k at the cost of the largest."""
+    """As :func:`knn_accuracy`, for several k at the cost of the largest."""
     if len(train_features) != len(train_labels) or len(val_features) != len(val_labels):
         raise ValueError(
             f"{len(train_features)} and {len(val_features)} vectors, "
@@ -69,32 +69,32 @@ def knn_accuracies(
     train_labels, val_labels = np.asarray(train_labels), np.asarray(val_labels)
     if min(train_labels.min(), val_labels.min()) < 0:
         raise ValueError("a label is negative: the images are not labeled")
-    found = nearest(train_features, train_labels, val_features, max(ks))
-    return {k: float((vote(found, k, temperature) == val_labels).mean()) for k in ks}
+    neighbors = nearest(train_features, train_labels, val_features, max(ks))
+    return {k: float((vote(neighbors, k, temperature) == val_labels).mean()) for k in ks}
 
 
 def nearest(train_features: np.ndarray, train_labels: np.ndarray, val_features: np.ndarray, k: int) -> Neighbors:
-    """(N, C), (N,), (M, C) → the k nearest by cosine; a bank of fewer than k is filled up with cosines of -inf."""
+    """(N, C), (N,), (M, C) → the k nearest by cosine; a bank of fewer than k vectors is padded with cosines of -inf."""
     bank = _unit(train_features)  # (N, C)
     labels = np.asarray(train_labels, np.int64)
-    own = min(k, len(bank))
+    kept = min(k, len(bank))
     chunk = max(1, _SIMILARITIES_AT_ONCE // len(bank))
     parts = []
     for start in range(0, len(val_features), chunk):
         similarity = _unit(val_features[start : start + chunk]) @ bank.T  # (chunk, N)
-        some = np.argpartition(-similarity, own - 1, axis=1)[:, :own]
+        some = np.argpartition(-similarity, kept - 1, axis=1)[:, :kept]
         parts.append(Neighbors(np.take_along_axis(similarity, some, axis=1), labels[some]))
     similarity = np.full((len(val_features), k), -np.inf, np.float32)
-    names = np.zeros((len(val_features), k), np.int64)
-    similarity[:, :own] = np.concatenate([part.similarity for part in parts])
-    names[:, :own] = np.concatenate([part.labels for part in parts])
-    return Neighbors.merge([Neighbors(similarity, names)], k)
+    padded = np.zeros((len(val_features), k), np.int64)
+    similarity[:, :kept] = np.concatenate([part.similarity for part in parts])
+    padded[:, :kept] = np.concatenate([part.labels for part in parts])
+    return Neighbors.merge([Neighbors(similarity, padded)], k)
 
 
 def vote(neighbors: Neighbors, k: int, temperature: float) -> np.ndarray:
     """(M,) int64: the label with the largest sum of weights among each vector's k nearest."""
     closeness, labels = neighbors.similarity[:, :k], neighbors.labels[:, :k]
-    # Relative to the closest, which changes no decision and cannot overflow at a low temperature.
+    # Relative to the closest: no decision changes, and a low temperature cannot overflow.
     weights = np.exp((closeness - closeness[:, :1]).astype(np.float64) / temperature)
     votes = np.zeros((len(labels), int(labels.max()) + 1))
     np.add.at(votes, (np.arange(len(labels))[:, None], labels), weights)
@@ -102,6 +102,6 @@ def vote(neighbors: Neighbors, k: int, temperature: float) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """(N, C) → float32, rows of length 1 (a zero row stays)."""
+    """(N, C) → float32 unit rows; zero rows stay zero."""
     vectors = np.asarray(vectors, np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: a VOC folder, COCO's panoptic or semantic masks, or any two folders."""
+"""Images with a class per pixel: a VOC folder, COCO's panoptic or semantic masks, or any two folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from passl_densecl.data.images import read_file
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.multilabel import VOC_CLASSES
-from passl_densecl.text import listed, plural
+from passl_densecl.text import listed, quantity
 
 UNLABELED = -1
 VOID = 255
@@ -31,13 +31,13 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 class MaskSet:
     """N images, each with a mask, in the order of their names."""
 
-    names: tuple[str, ...]  # path of the mask below its folder, without its ending
+    names: tuple[str, ...]  # path of the mask below its folder, without suffix
     images: tuple[str, ...]
     masks: tuple[str, ...]
     classes: tuple[str, ...]
     number_of: dict[int, int] = field(repr=False)  # value in the mask → index into classes; other values are unlabeled
     segments: dict[str, dict[int, int]] | None = field(default=None, repr=False)  # panoptic: mask file → id → value
-    left_out: Counter[str] = field(default_factory=Counter)  # what of the folders is not in here, and how many
+    left_out: Counter[str] = field(default_factory=Counter)  # reason → number of files that are not used
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,7 +47,7 @@ class MaskSet:
         return decode(self.images[index])
 
     def mask(self, index: int) -> np.ndarray:
-        """(height, width) int16 indices into `classes`, or UNLABELED. Raises InputError when it is no such mask."""
+        """(height, width) int16 indices into `classes`, or UNLABELED. Raises InputError for another kind of file."""
         values = read_mask(self.masks[index])
         lookup = self.number_of
         if self.segments is not None:
@@ -57,40 +57,32 @@ class MaskSet:
             lookup = {one: self.number_of[kind] for one, kind in self.segments[name].items() if kind in self.number_of}
         elif values.max(initial=0) > 65535:
             raise InputError(
-                f"{self.masks[index]}: a color image, as COCO's panoptic masks are; give their JSON (--categories), or "
-                "masks of one channel"
+                f"{self.masks[index]}: a color image, like COCO's panoptic masks: give their JSON (--categories), or "
+                "masks with one channel"
             )
-        found, place = np.unique(values, return_inverse=True)
-        numbers = np.array([lookup.get(int(value), UNLABELED) for value in found], np.int16)
+        unique, place = np.unique(values, return_inverse=True)
+        numbers = np.array([lookup.get(int(value), UNLABELED) for value in unique], np.int16)
         return numbers[place].reshape(values.shape)
 
     def only(self, classes: Sequence[int]) -> MaskSet:
-        """The same images with these classes only; pixels of the others are unlabeled."""
+        """The same images with these classes only; pixels of other classes become unlabeled."""
         new = {old: number for number, old in enumerate(classes)}
         number_of = {value: new[old] for value, old in self.number_of.items() if old in new}
-        return MaskSet(
-            self.names,
-            self.images,
-            self.masks,
-            tuple(self.classes[old] for old in classes),
-            number_of,
-            self.segments,
-            self.left_out,
-        )
+        return replace(self, classes=tuple(self.classes[old] for old in classes), number_of=number_of)
 
     def describe(self) -> str:
         rest = f" ({self.without()})" if self.left_out else ""
-        return f"{len(self):,} {plural(len(self), 'image')} with masks, {len(self.classes)} classes{rest}"
+        return f"{quantity(len(self), 'image')} with masks, {len(self.classes)} classes{rest}"
 
     def without(self) -> str:
-        """What is left out, in words; empty when nothing is."""
+        """The unused files, as text; empty if there are none."""
         return ", ".join(f"{count:,} {what}" for what, count in self.left_out.items())
 
 
 def join(first: MaskSet, second: MaskSet) -> MaskSet:
-    """The images of both, the first's first, with the classes of both by their names.
+    """The images of both, in order, with the classes of both by name.
 
-    Raises InputError when only one is panoptic, or they call one value by two names.
+    Raises InputError when only one is panoptic, or one value has two names.
     """
     if (first.segments is None) != (second.segments is None):
         raise InputError("training and validation masks must both be panoptic, or neither")
@@ -100,24 +92,17 @@ def join(first: MaskSet, second: MaskSet) -> MaskSet:
         for value, number in one.number_of.items():
             if number_of.setdefault(value, classes.index(one.classes[number])) != classes.index(one.classes[number]):
                 raise InputError(
-                    f"the value {value} is {one.classes[number]!r} in one of the sets and another in the other"
+                    f"the value {value} is {one.classes[number]!r} in one set and another class in the other"
                 )
     segments = None
     if first.segments is not None and second.segments is not None:
         segments = first.segments | second.segments
-    return MaskSet(
-        first.names + second.names,
-        first.images + second.images,
-        first.masks + second.masks,
-        classes,
-        number_of,
-        segments,
-        first.left_out + second.left_out,
-    )
+    files = first.names + second.names, first.images + second.images, first.masks + second.masks
+    return MaskSet(*files, classes, number_of, segments, first.left_out + second.left_out)
 
 
 def presence(masks: MaskSet, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    """(N, classes) int64: how many pixels of each class every image has."""
+    """(N, classes) int64: the number of pixels of each class in every image."""
     counts = np.zeros((len(masks), len(masks.classes)), np.int64)
     for index in range(len(masks)):
         mask = masks.mask(index)
@@ -128,7 +113,7 @@ def presence(masks: MaskSet, progress: Callable[[int, int], None] | None = None)
 
 
 def fold_of(names: Sequence[str], folds: int, seed: int) -> np.ndarray:
-    """(N,) int: which of the equally large folds every image is in, by a hash of seed and name."""
+    """(N,) int: the fold of every image, by a hash of seed and name; folds are equally large."""
     order = sorted(range(len(names)), key=lambda index: hashlib.sha256(f"{seed}:{names[index]}".encode()).digest())
     fold = np.empty(len(names), np.int64)
     fold[order] = np.arange(len(names)) % folds
@@ -146,38 +131,39 @@ def read_folders(
     group: bool = False,
     ignore: Sequence[int] = (VOID,),
 ) -> MaskSet:
-    """Two folders whose files go by the same names but for their endings, sub-folders included.
+    """Two folders whose files have the same names up to the suffix, sub-folders included.
 
     Args:
-        masks: PNG of one channel or with a palette, whose values (indices) are classes; or COCO's panoptic ones.
-        categories: a JSON file with COCO's "categories" (id, name, supercategory), which names the values; it must hold
-            the panoptic "annotations" for panoptic masks. Without it every value that occurs is a class.
-        group: COCO's supercategories (27 of them) are the classes.
-        ignore: values that are no class.
+        masks: PNG with one channel or a palette, whose values (indices) are classes; or COCO's panoptic masks.
+        categories: a JSON file with COCO's "categories" (id, name, supercategory), which names the values; panoptic
+            masks also need its panoptic "annotations". Without it every value that occurs is a class.
+        group: COCO's 27 supercategories are the classes.
+        ignore: values that are not a class.
 
     Raises:
-        InputError: nothing fits together, or a file is not what it should be.
+        InputError: no image has a mask, or a file has another format.
     """
-    by_name = {_name(path, images): path for path in _files(Path(images), EXTENSIONS)}
-    found = {_name(path, masks): path for path in _files(Path(masks), {"png", "bmp", "tif", "tiff"})}
-    names = sorted(set(by_name) & set(found))
+    image_of = {_name(path, images): path for path in _files(Path(images), EXTENSIONS)}
+    mask_of = {_name(path, masks): path for path in _files(Path(masks), {"png", "bmp", "tif", "tiff"})}
+    names = sorted(set(image_of) & set(mask_of))
     if not names:
         raise InputError(
             f"no image under {str(images)!r} has the name of a mask under {str(masks)!r} (sub-folders included): "
-            f"{listed(sorted(by_name), 1) or 'no images'} and {listed(sorted(found), 1) or 'no masks'}"
+            f"{listed(sorted(image_of), 1) or 'no images'} and {listed(sorted(mask_of), 1) or 'no masks'}"
         )
-    left_out = +Counter({"images have no mask": len(by_name) - len(names), "masks no image": len(found) - len(names)})
-    paths = tuple(str(by_name[name]) for name in names), tuple(str(found[name]) for name in names)
+    unused = {"images have no mask": len(image_of) - len(names), "masks no image": len(mask_of) - len(names)}
+    left_out = +Counter(unused)
+    paths = tuple(str(image_of[name]) for name in names), tuple(str(mask_of[name]) for name in names)
     if categories is not None:
         titles, number_of, segments = _read_categories(Path(categories), group, ignore)
-        if not _in_color(paths[1][0]):  # semantic masks, named by a file that happens to be of panoptic ones
+        if not _in_color(paths[1][0]):  # semantic masks, named by the JSON of panoptic ones
             segments = None
         return MaskSet(tuple(names), *paths, titles, number_of, segments, left_out)
     if group:
-        raise InputError("supercategories are named by a JSON file of categories (--categories)")
+        raise InputError("supercategories need the JSON file that names them (--categories)")
     values = sorted(set[int]().union(*(np.unique(_one_channel(path)).tolist() for path in paths[1])) - set(ignore))
     if not values:
-        raise InputError(f"no mask under {str(masks)!r} has another value than those that are ignored, {list(ignore)}")
+        raise InputError(f"no mask under {str(masks)!r} has a value other than the ignored ones, {list(ignore)}")
     number_of = {value: number for number, value in enumerate(values)}
     return MaskSet(tuple(names), *paths, tuple(f"class {value}" for value in values), number_of, None, left_out)
 
@@ -185,7 +171,7 @@ def read_folders(
 def read_voc_masks(folder: str | os.PathLike[str], split: str) -> MaskSet:
     """A VOC folder (JPEGImages, SegmentationClass, ImageSets/Segmentation): 20 classes and background, 255 ignored.
 
-    Raises InputError when it is laid out otherwise.
+    Raises InputError for another layout.
     """
     root = Path(folder)
     listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -199,10 +185,8 @@ def read_voc_masks(folder: str | os.PathLike[str], split: str) -> MaskSet:
     masks = tuple(str(root / "SegmentationClass" / f"{name}.png") for name in names)
     missing = [path for path in (*images, *masks) if not os.path.isfile(path)]
     if missing or not names:
-        raise InputError(
-            f"{listing}: lists {listed([os.path.basename(path) for path in missing], 1) or 'nothing'}, "
-            f"not found under {root}"
-        )
+        absent = listed([os.path.basename(path) for path in missing], 1) or "nothing"
+        raise InputError(f"{listing}: lists {absent}, not found under {root}")
     return MaskSet(names, images, masks, ("background", *VOC_CLASSES), {value: value for value in range(21)})
 
 
@@ -240,17 +224,18 @@ def _name(path: Path, root: str | os.PathLike[str]) -> str:
 
 
 def read_mask(path: str) -> np.ndarray:
-    """(height, width) int64: the values of a gray image, the indices (not the colors) of one with a palette, and
-    R + 256·G + 65536·B of one in color. Raises UndecodableImage."""
+    """(height, width) int64: gray values, palette indices (not colors), or R + 256·G + 65536·B of a color image.
+
+    Raises UndecodableImage.
+    """
     data = read_file(path)
     pixels = cv2.imdecode(np.frombuffer(_without_palette(data), np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if pixels is None:
-        raise UndecodableImage(path, f"damaged, cut short or no image ({len(data):,} bytes)")
+        raise UndecodableImage(path, f"damaged, cut short or not an image ({len(data):,} bytes)")
     if pixels.ndim == 2:
         bits = data[24] if data.startswith(_PNG) else 8
-        return pixels.astype(np.int64) // (
-            255 // (2**bits - 1) if bits < 8 else 1
-        )  # OpenCV spreads few bits over 0..255
+        step = 255 // (2**bits - 1) if bits < 8 else 1  # OpenCV spreads fewer than 8 bits over 0..255
+        return pixels.astype(np.int64) // step
     blue, green, red = (pixels[..., channel].astype(np.int64) for channel in range(3))
     return red + 256 * green + 65536 * blue
 
@@ -264,12 +249,12 @@ def _in_color(path: str) -> bool:
 def _one_channel(path: str) -> np.ndarray:
     values = read_mask(path)
     if values.max(initial=0) > 65535:
-        raise InputError(f"{path}: a mask in colors; give the JSON that says what they mean (--categories)")
+        raise InputError(f"{path}: a mask in color: give the JSON that names its values (--categories)")
     return values
 
 
 def _without_palette(data: bytes) -> bytes:
-    """A PNG with a palette → the same indices as a gray PNG, for OpenCV gives colors only; anything else as it is."""
+    """A PNG with a palette → a gray PNG of its indices, because OpenCV reads colors only; other data is unchanged."""
     if not data.startswith(_PNG) or len(data) < 33 or data[25] != 3:
         return data
     header = data[16:25] + b"\0" + data[26:29]  # width, height, bits; color type gray; compression, filter, interlace

@@ -12,30 +12,13 @@ import numpy as np
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.svm import ABSENT, PRESENT, UNSURE
-from passl_densecl.text import plural, suggestion
+from passl_densecl.text import listed, quantity, suggestion
 
-VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+_VOC = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
+    "sofa train tvmonitor"
 )
+VOC_CLASSES = tuple(_VOC.split())
 
 
 @dataclass(frozen=True)
@@ -45,85 +28,82 @@ class MultiLabelSet:
     classes: tuple[str, ...]
 
     def describe(self) -> str:
-        """'5,011 images, 20 classes, 1.5 a image' for a log line."""
+        """ "5,011 images, 20 classes, 1.5 per image", for a log line."""
         each = (self.targets == PRESENT).sum() / len(self.images)
-        return f"{len(self.images):,} {plural(len(self.images), 'image')}, {len(self.classes)} classes, {each:.1f} an image"
+        return f"{quantity(len(self.images), 'image')}, {len(self.classes)} classes, {each:.1f} per image"
 
 
 def read_voc(folder: str | os.PathLike[str], split: str) -> MultiLabelSet:
-    """A VOC folder (JPEGImages and ImageSets/Main, as VOC2007 has them): `split` is trainval, test or the like.
+    """A VOC folder (JPEGImages and ImageSets/Main, as in VOC2007); `split` is trainval, test or another one.
 
-    ImageSets/Main/CLASS_SPLIT.txt has a line for every image: its name, and 1, -1, or 0 where the class is there but
-    difficult to see. They were made from Annotations, which are read (name and difficult of every object) where they
-    are missing.
+    ImageSets/Main/CLASS_SPLIT.txt has a line per image: its name, and 1, -1, or 0 where the class is present but
+    difficult. Where these files are missing, labels come from the objects (name, difficult) in Annotations.
 
     Raises:
-        InputError: the folder is not laid out like this, or its files disagree.
+        InputError: the folder has another layout, or its files disagree.
     """
     root = Path(folder)
     lists = root / "ImageSets" / "Main"
     if not lists.is_dir():
         raise InputError(f"{root}: expected a VOC folder with ImageSets/Main and JPEGImages, such as VOCdevkit/VOC2007")
-    found = sorted(path.name.removesuffix(f"_{split}.txt") for path in lists.glob(f"*_{split}.txt"))
-    if found:
+    classes = sorted(path.name.removesuffix(f"_{split}.txt") for path in lists.glob(f"*_{split}.txt"))
+    if classes:
         names, columns = [], []
-        for name in found:
+        for name in classes:
             rows = [line.split() for line in _lines(lists / f"{name}_{split}.txt")]
             if any(len(row) != 2 or row[1] not in ("1", "-1", "0") for row in rows):
                 raise InputError(f"{lists / f'{name}_{split}.txt'}: expected a name and 1, -1 or 0 on every line")
             if columns and names != [row[0] for row in rows]:
-                raise InputError(f"{lists}: {found[0]}_{split}.txt and {name}_{split}.txt do not list the same images")
+                raise InputError(
+                    f"{lists}: {classes[0]}_{split}.txt and {name}_{split}.txt do not list the same images"
+                )
             names, columns = [row[0] for row in rows], [*columns, [int(row[1]) for row in rows]]
         targets = np.array(columns, np.int8).T
     else:
         listing = lists / f"{split}.txt"
         if not listing.is_file():
             known = sorted({path.stem.rpartition("_")[2] for path in lists.glob("*.txt")})
-            raise InputError(
-                f"{lists}: no *_{split}.txt and no {split}.txt{suggestion(split, known)}; has {', '.join(known)}"
-            )
+            has = listed(known, len(known), quoted=False)
+            raise InputError(f"{lists}: no *_{split}.txt and no {split}.txt{suggestion(split, known)}; has {has}")
         names = [line.split()[0] for line in _lines(listing)]
-        targets, found = _from_annotations(root / "Annotations", names)
+        targets, classes = _from_annotations(root / "Annotations", names)
     paths = [os.fsencode(os.path.join("JPEGImages", name + ".jpg")) for name in names]
-    return MultiLabelSet(_image_set(str(root), paths, split), targets, tuple(found))
+    return MultiLabelSet(_image_set(str(root), paths, split), targets, tuple(classes))
 
 
 def _from_annotations(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     from xml.etree import ElementTree
 
-    seen: list[dict[str, int]] = []
+    labels: list[dict[str, int]] = []
     for name in names:
         try:
             objects = ElementTree.parse(folder / f"{name}.xml").getroot().iter("object")
         except (OSError, ValueError, ElementTree.ParseError) as error:
             raise InputError(f"{folder / f'{name}.xml'}: {error}") from None
-        found: dict[str, int] = {}
+        of_image: dict[str, int] = {}
         for one in objects:
             label = one.findtext("name", "").strip()
             easy = one.findtext("difficult", "0").strip() != "1"
-            found[label] = PRESENT if easy else found.get(label, UNSURE)
-        seen.append(found)
-    classes = sorted({label for found in seen for label in found} | set(VOC_CLASSES if _is_voc(seen) else ()))
-    targets = [[found.get(label, ABSENT) for label in classes] for found in seen]
+            of_image[label] = PRESENT if easy else of_image.get(label, UNSURE)
+        labels.append(of_image)
+    named = {label for of_image in labels for label in of_image}
+    classes = sorted(VOC_CLASSES if named <= set(VOC_CLASSES) else named)
+    targets = [[of_image.get(label, ABSENT) for label in classes] for of_image in labels]
     return np.array(targets, np.int8).reshape(len(names), len(classes)), classes
-
-
-def _is_voc(seen: list[dict[str, int]]) -> bool:
-    return {label for found in seen for label in found} <= set(VOC_CLASSES)
 
 
 def read_list(
     file: str | os.PathLike[str], root: str | os.PathLike[str], classes: Sequence[str] | None = None
 ) -> MultiLabelSet:
-    """A text file: on every line a path below `root`, a tab (or blanks, if the path has none), and the names of the classes
-    on it, parted by commas; '?' before a name says that it is not sure. A line with a path only has none of them. '#' and
-    blank lines are left out.
+    """A text file with a line per image: a path below `root`, a tab (or a blank, if the path has none), and class names
+    separated by commas. '?' before a name marks it as unsure; no names: no class is present. Blank lines and lines that
+    start with '#' are ignored.
 
     Args:
-        classes: what there is, for a test list that must agree with a training list; else all names in the file.
+        classes: of the training list, for a test list that must agree with it; None: all names in the file.
 
     Raises:
-        InputError: no such file or image, or a class that the training list has not.
+        InputError: no such file or image, or a class that the training list does not have.
     """
     rows = []
     for line in _lines(Path(file)):
@@ -134,7 +114,7 @@ def read_list(
         classes = named
     unknown = [label for label in named if label not in classes]
     if unknown:
-        raise InputError(f"{file}: {unknown[0]!r} is no class of the training list{suggestion(unknown[0], classes)}")
+        raise InputError(f"{file}: {unknown[0]!r} is not a class of the training list{suggestion(unknown[0], classes)}")
     if not rows or not classes:
         raise InputError(f"{file}: lists no image with a label; expected lines such as 'images/1.jpg dog,person'")
     targets = np.full((len(rows), len(classes)), ABSENT, np.int8)
@@ -142,9 +122,8 @@ def read_list(
     for row, (_, labels) in enumerate(rows):
         for label in labels:
             targets[row, number_of[label.lstrip("?")]] = UNSURE if label.startswith("?") else PRESENT
-    return MultiLabelSet(
-        _image_set(os.fspath(root), [os.fsencode(path) for path, _ in rows], str(file)), targets, tuple(classes)
-    )
+    images = _image_set(os.fspath(root), [os.fsencode(path) for path, _ in rows], str(file))
+    return MultiLabelSet(images, targets, tuple(classes))
 
 
 def _image_set(root: str, paths: list[bytes], source: str) -> ImageSet:

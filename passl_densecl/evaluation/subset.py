@@ -1,4 +1,4 @@
-"""A small part of a labeled set, for semi-supervised evaluation: as many images of every class, the same for everybody."""
+"""A small, class-balanced and reproducible part of a labeled set, for semi-supervised evaluation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from passl_densecl.errors import InputError
 
 
 def balanced_subset(images: ImageSet, share: float, seed: int = 0) -> np.ndarray:
-    """Indices, ascending, of about `share` of the images, with equally many of every class (all of a class that has fewer).
+    """Ascending indices of about `share` of the images, equally many per class (all images of smaller classes).
 
-    Images are taken in the order of a hash of seed and path below the root, so the choice depends on neither the machine
-    nor the other images, and for one seed a smaller share is a part of a larger one.
+    Images are taken in the order of a hash of seed and path below the root. The choice depends on neither the machine
+    nor the other images, and for one seed a smaller share is a subset of a larger one.
 
     Raises:
         InputError: the share is not above 0 and at most 1.
@@ -33,6 +33,6 @@ def balanced_subset(images: ImageSet, share: float, seed: int = 0) -> np.ndarray
 
 
 def list_lines(images: ImageSet, indices: np.ndarray) -> bytes:
-    """A list file of some images (a path and a class number on a line), as `data.train.list_file` reads it."""
+    """A list file of some images (path and class number per line), as `data.train.list_file` reads it."""
     assert images.labels is not None
     return b"".join(b"%s %d\n" % (images.relative_path(index), images.labels[index]) for index in indices.tolist())

@@ -1,9 +1,9 @@
-"""Linear SVMs on frozen features, one a class: the protocol of VOC07, with all images and with few.
+"""Linear SVMs on frozen features, one per class: the protocol of VOC07, with all images and in the low-shot setting.
 
-Source: Goyal et al., Scaling and Benchmarking Self-Supervised Visual Representation Learning, ICCV 2019, appendix; and as
-their benchmark and those after it run it: vectors of length 1, LinearSVC with squared hinge loss, positives weighted 2, at
-most 2,000 iterations. Average precision is the area under the precision-recall curve after precision has been made to fall
-(VOC 2010 and later, and their VOC07 figures too), not the mean of 11 points.
+Source: Goyal et al., Scaling and Benchmarking Self-Supervised Visual Representation Learning, ICCV 2019, appendix, with
+the details of their benchmark: unit vectors, LinearSVC with squared hinge loss, positives weighted 2, at most 2,000
+iterations. Average precision is the area under the precision-recall curve made monotonic (VOC 2010 and later, and their
+VOC07 figures), not the mean of 11 points.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COSTS = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
 FOLDS = 3
 PRESENT, ABSENT, UNSURE = 1, -1, 0
-"""Entries of a target matrix. Unsure ones (VOC's "difficult") train as absent and are left out of the test."""
+"""Entries of a target matrix. Unsure ones (VOC's "difficult") train as absent and are excluded from the test."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,11 @@ class SvmResult:
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
-    """(N,) bool, (N,) → the area under the precision-recall curve, where precision is at each recall the best that any
-    higher recall has. Of equal scores the later image is ranked first. Raises ValueError when none is present."""
+    """(N,) bool, (N,) → the area under the precision-recall curve.
+
+    Precision at each recall is the best one at any higher recall. For equal scores the later image is ranked first.
+    Raises ValueError when no image is positive.
+    """
     present = np.asarray(present, bool)
     if not present.any():
         raise ValueError("average precision needs at least one positive")
@@ -55,8 +58,10 @@ def svm_accuracy(
     costs: Sequence[float] = COSTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> SvmResult:
-    """(N, C), (N, classes), (M, C), (M, classes) → average precision of each class, its cost chosen by 3-fold
-    cross-validation (by sklearn's average precision, as the protocol does) on the training images.
+    """(N, C), (N, classes), (M, C), (M, classes) → average precision of each class.
+
+    The cost is chosen per class by 3-fold cross-validation on the training images, by sklearn's average precision as in
+    the protocol.
 
     Raises:
         InputError: scikit-learn is not installed, or a class has too few positives.
@@ -89,16 +94,16 @@ def low_shot_accuracy(
 ) -> dict[int, np.ndarray]:
     """k → (samples, costs) mean average precision with k positives and (classes − 1)·k negatives of each class.
 
-    The protocol reports the cost whose mean over the samples is best on the test images: an upper bound, since with k = 1
-    nothing is left to choose by. Samples depend on the seed only, not on the vectors.
+    The protocol reports the cost whose mean over the samples is best on the test images. That is an upper bound: with
+    k = 1 no image is left to choose by. Samples depend on the seed only, not on the vectors.
 
     Raises:
-        InputError: scikit-learn is not installed, or a class has fewer positives or negatives than the largest k wants.
+        InputError: scikit-learn is not installed, or a class has fewer positives or negatives than the largest k needs.
     """
     _check(train_targets, test_targets, max(shots))
     classes = train_targets.shape[1]
     train, test = unit(train), unit(test)
-    found = {k: np.zeros((samples, len(costs))) for k in shots}
+    precision = {k: np.zeros((samples, len(costs))) for k in shots}
     done = 0
     for k in shots:
         for sample in range(samples):
@@ -107,23 +112,23 @@ def low_shot_accuracy(
                 target = np.where(train_targets[rows, number] == PRESENT, 1, -1)
                 for column, cost in enumerate(costs):
                     svm = _fitted(train[rows], target, cost)
-                    found[k][sample, column] += _test(svm, test, test_targets[:, number]) / classes
+                    precision[k][sample, column] += _test(svm, test, test_targets[:, number]) / classes
             done += 1
             if progress is not None:
                 progress(done, len(shots) * samples)
-    return found
+    return precision
 
 
 def draw(target: np.ndarray, positives: int, negatives: int, seed: Sequence[int]) -> np.ndarray:
-    """Rows of one class's column: so many where it is present and so many (or all, when there are fewer) where absent."""
+    """Random rows of one class's targets: `positives` present ones and at most `negatives` absent ones."""
     rng = np.random.default_rng(list(seed))
     present, absent = np.flatnonzero(target == PRESENT), np.flatnonzero(target == ABSENT)
-    some = rng.choice(absent, min(negatives, len(absent)), replace=False)
-    return np.concatenate([rng.choice(present, positives, replace=False), some])
+    without = rng.choice(absent, min(negatives, len(absent)), replace=False)
+    return np.concatenate([rng.choice(present, positives, replace=False), without])
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """(N, C) → float64, rows of length 1 (a zero row stays)."""
+    """(N, C) → float64 unit rows; zero rows stay zero."""
     vectors = np.asarray(vectors, np.float64)
     return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-5)
 
@@ -135,18 +140,12 @@ def _choose_cost(train: np.ndarray, target: np.ndarray, costs: Sequence[float]) 
     if len(costs) == 1:
         return costs[0]
     folds = list(StratifiedKFold(FOLDS).split(train, target))
-    means = [
-        np.mean(
-            [
-                average_precision_score(
-                    target[out], _fitted(train[rows], target[rows], cost).decision_function(train[out])
-                )
-                for rows, out in folds
-            ]
-        )
-        for cost in costs
-    ]
-    return costs[int(np.argmax(means))]
+
+    def precision(cost: float, rows: np.ndarray, out: np.ndarray) -> float:
+        svm = _fitted(train[rows], target[rows], cost)
+        return float(average_precision_score(target[out], svm.decision_function(train[out])))
+
+    return max(costs, key=lambda cost: np.mean([precision(cost, *fold) for fold in folds]))
 
 
 def _fitted(vectors: np.ndarray, target: np.ndarray, cost: float) -> Any:
@@ -158,7 +157,7 @@ def _fitted(vectors: np.ndarray, target: np.ndarray, cost: float) -> Any:
         C=cost, class_weight={1: 2, -1: 1}, loss="squared_hinge", tol=1e-4, dual=dual, max_iter=2000, random_state=0
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops at 2,000 iterations, finished or not
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops at 2,000 iterations, converged or not
         return svm.fit(vectors, target)
 
 
@@ -168,7 +167,7 @@ def _test(svm: Any, vectors: np.ndarray, target: np.ndarray) -> float:
 
 
 def _check(train_targets: np.ndarray, test_targets: np.ndarray, positives: int) -> None:
-    """Before minutes of work: is there scikit-learn, and enough of every class?"""
+    """Raise InputError, before minutes of work, without scikit-learn or when a class has too few images."""
     try:
         import sklearn  # noqa: F401
     except ImportError:
@@ -177,9 +176,9 @@ def _check(train_targets: np.ndarray, test_targets: np.ndarray, positives: int) 
     for name, counts, least in (("positives", present, positives), ("negatives", absent, FOLDS)):
         if counts.min() < least:
             raise InputError(
-                f"class number {int(counts.argmin())} has {int(counts.min())} training {name}, expected at least {least}: "
-                "add images, or leave the class out (or ask for fewer shots)"
+                f"class number {counts.argmin()} has {counts.min()} training {name}, expected at least {least}: "
+                "add images, leave the class out, or ask for fewer shots"
             )
-    if not (test_targets == PRESENT).any(axis=0).all():
-        missing = int(np.flatnonzero(~(test_targets == PRESENT).any(axis=0))[0])
-        raise InputError(f"class number {missing} is on no test image: its average precision does not exist")
+    missing = np.flatnonzero(~(test_targets == PRESENT).any(axis=0))
+    if len(missing):
+        raise InputError(f"class number {missing[0]} is on no test image: its average precision is not defined")

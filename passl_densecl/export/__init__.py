@@ -1,5 +1,5 @@
-"""Trained networks for other engines: Paddle's inference model and ONNX, run and compared before they get their name.
+"""Trained networks for other runtimes (paddle.inference, onnxruntime). Each export is run and compared first.
 
-Nothing is imported here, so that a mistake in a path or in weights shows before the seconds that Paddle takes:
-``read_network`` of ``network`` reads, ``export`` of ``write`` writes.
+This module imports nothing, so that a wrong path or wrong weights are reported before Paddle's slow import:
+``network.read_network`` reads, ``write.export`` writes.
 """

@@ -1,4 +1,4 @@
-"""The exported network as a Paddle layer: what Paddle's format is traced from, and what every engine is compared with."""
+"""The exported network as a Paddle layer: the source of Paddle's format and the reference for every runtime."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from paddle import nn
 
 from passl_densecl.export.network import Network
 from passl_densecl.models import build_backbone, normalize
-from passl_densecl.weights import load_strict
+from passl_densecl.weights.load import load_strict
 
 
 class StageLayer(nn.Layer):

@@ -1,4 +1,4 @@
-"""What is exported: a network up to one of its stages, read from any weights. No Paddle is needed here."""
+"""A network up to one of its stages, read from any weights, for export. Needs no Paddle."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ import passl_densecl
 from passl_densecl.config import BackboneOptions, BackboneSpec, PretrainConfig
 from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
-from passl_densecl.weights import (
-    Extraction,
-    read_backbone,
-    read_model,
-    recorded_backbone,
-    recorded_classes,
-    recorded_config,
-    weights_file,
-)
+from passl_densecl.transforms import MEAN, STD
+from passl_densecl.weights.files import weights_file
+from passl_densecl.weights.names import Extraction
+from passl_densecl.weights.read import read_backbone, read_model
+from passl_densecl.weights.recorded import recorded_backbone, recorded_classes, recorded_config
 
-# ImageNet's statistics of RGB values from 0 to 255, as the networks are trained with.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+PIXEL_MEAN, PIXEL_STD = (tuple(round(255 * value, 3) for value in values) for values in (MEAN, STD))  # of 0..255
 
 Stage = Literal["backbone", "pooled", "classifier", "global", "dense"]
 InputKind = Literal["uint8", "float32"]
@@ -39,28 +33,28 @@ INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
 STAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "backbone": ("feature_map", ("batch", "channels", "rows", "columns"), "the backbone's last map"),
     "pooled": ("features", ("batch", "channels"), "the map's average over its positions"),
-    "classifier": ("logits", ("batch", "classes"), "one number a class, before softmax"),
-    "global": ("vector", ("batch", "dim"), "the global neck's vector, of length 1"),
-    "dense": ("vectors", ("batch", "dim", "rows", "columns"), "the dense neck's vectors, of length 1 at each position"),
+    "classifier": ("logits", ("batch", "classes"), "one number per class, before softmax"),
+    "global": ("vector", ("batch", "dim"), "the global projection head's unit vector"),
+    "dense": ("vectors", ("batch", "dim", "rows", "columns"), "the dense projection head's unit vector per position"),
 }
 HEADS = {"classifier": "fc", "global": "global_head", "dense": "dense_head"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network up to `stage`. Every format is written from these values, every comparison is with them."""
+    """A trained network up to `stage`: the source of every format and of every comparison."""
 
     stage: str
     backbone: BackboneSpec
-    num_grid: int | None  # dense: the map is pooled to so many cells a side
+    num_grid: int | None  # dense: the map is pooled to this many cells per side
     arrays: dict[str, np.ndarray]  # backbone.* and, where the stage has one, fc.*, global_head.* or dense_head.*
-    classes: tuple[str, ...]  # in the order of the logits; empty when they are not recorded
+    classes: tuple[str, ...]  # in the order of the logits; empty when not recorded
     source: Path
     kind: str  # what the source is
-    recorded: bool  # strides and grid are as the weights' card or their run's config says, not assumed
+    recorded: bool  # strides come from the weights' card or config; False: they are assumed
 
     def info(self, kind: InputKind) -> dict[str, Any]:
-        """Everything that a reader of the exported file must know, as plain data."""
+        """What users of the exported file must know, as plain data."""
         output, axes, meaning = STAGES[self.stage]
         values, input_axes = INPUTS[kind]
         return {
@@ -72,8 +66,8 @@ class Network:
             "num_grid": self.num_grid,
             "input": {"name": INPUT_NAME, "dtype": kind, "axes": list(input_axes), "values": values},
             "output": {"name": output, "dtype": "float32", "axes": list(axes), "values": meaning},
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(PIXEL_MEAN),
+            "std": list(PIXEL_STD),
             "classes": list(self.classes),
             "source": self.source.name,
             "source_sha256": sha256_of(self.source),
@@ -90,13 +84,13 @@ def read_network(
     """The network in a checkpoint, a run folder or a weight file of any kind that ``passl_densecl.weights`` reads.
 
     Args:
-        stage: where it ends. None takes "classifier" when there is one in the file, else "backbone". "global" and "dense"
-            need a pre-training checkpoint, which holds the necks.
-        encoder: which one of a pre-training checkpoint.
-        options: strides other than those that the weights' identity card or their run's config says.
+        stage: where the network ends. None: "classifier" if the file has one, else "backbone". "global" and "dense"
+            need a pre-training checkpoint, which holds the projection heads.
+        encoder: which encoder of a pre-training checkpoint.
+        options: strides that replace those of the weights' identity card or of their run's config.
 
     Raises:
-        InputError: nothing there, no backbone in it, or not what `stage` needs.
+        InputError: no such file, no backbone in it, or not the part that `stage` needs.
     """
     file = weights_file(path)
     taken = read_backbone(file, encoder=encoder)
@@ -112,19 +106,19 @@ def read_network(
 
 
 def _head(file: Path, taken: Extraction, stage: str, encoder: str) -> dict[str, np.ndarray]:
-    """What follows the backbone, under its attribute's name. Raises InputError when the file does not hold it."""
+    """The stage's layers after the backbone, by attribute name. Raises InputError when the file does not hold them."""
     if stage not in HEADS:
         return {}
     held = read_model(file)
     before = "" if stage == "classifier" else f"{encoder}_encoder."
     head = f"{before}{HEADS[stage]}."
-    found = {name.removeprefix(before): np.asarray(held[name], np.float32) for name in held if name.startswith(head)}
-    if not found:
+    arrays = {name.removeprefix(before): np.asarray(held[name], np.float32) for name in held if name.startswith(head)}
+    if not arrays:
         needs = "a classifier" if stage == "classifier" else "a whole pre-training checkpoint"
         is_moco = stage == "dense" and f"{before}global_head.0.weight" in held
-        other = "a MoCo-v2 checkpoint, without a dense neck" if is_moco else f"a {taken.kind}"
+        other = "a MoCo-v2 checkpoint, without a dense projection head" if is_moco else f"a {taken.kind}"
         raise InputError(f"{file}: stage {stage} needs {needs}; this is {other}: choose another stage")
-    return found
+    return arrays
 
 
 def _grid(file: Path) -> int | None:

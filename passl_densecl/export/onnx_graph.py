@@ -1,7 +1,7 @@
 """A network as an ONNX graph, written node by node from its arrays.
 
-Not through a converter: paddle2onnx has no release that works with Paddle 2.6 and 3.3 alike, and a ResNet is a few kinds
-of nodes. The operators are those of opset 13 (2020), which every current engine reads; the values are the source's bits.
+Written without a converter: no release of paddle2onnx works with both Paddle 2.6 and 3.3, and a ResNet has few kinds of
+nodes. Operators are of opset 13 (2020), which every current runtime reads; values are bit-identical to the source's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from passl_densecl.export.network import INPUT_NAME, MEAN, STAGES, STD, InputKind, Network
+from passl_densecl.export.network import INPUT_NAME, PIXEL_MEAN, PIXEL_STD, STAGES, InputKind, Network
 
 OPSET = 13
 IR_VERSION = 7  # the file format that came with opset 13
@@ -29,28 +29,20 @@ def onnx_model(network: Network, kind: InputKind) -> onnx.ModelProto:
     graph.node("Identity", [_stage(graph, network, _backbone(graph, network, images))], name)
     shape = ["batch", "height", "width", 3] if kind == "uint8" else ["batch", 3, "height", "width"]
     dtype = TensorProto.UINT8 if kind == "uint8" else TensorProto.FLOAT
-    proto = helper.make_graph(
-        graph.nodes,
-        f"resnet{network.backbone.depth}_{network.stage}",
-        [helper.make_tensor_value_info(INPUT_NAME, dtype, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, _output_shape(network, axes))],
-        graph.initializers,
-    )
+    given = helper.make_tensor_value_info(INPUT_NAME, dtype, shape)
+    result = helper.make_tensor_value_info(name, TensorProto.FLOAT, _output_shape(network, axes))
+    title = f"resnet{network.backbone.depth}_{network.stage}"
+    proto = helper.make_graph(graph.nodes, title, [given], [result], graph.initializers)
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     info = network.info(kind)
-    model = helper.make_model(
-        proto,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="passl_densecl",
-        producer_version=info["written_by"].split()[-1],
-    )
+    model.producer_name, model.producer_version = info["written_by"].split()
     helper.set_model_props(model, {key: _as_text(value) for key, value in info.items()})
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def _as_text(value: Any) -> str:
-    """ONNX metadata are texts: a word as it is, everything else as JSON."""
+    """ONNX metadata are strings: text stays as it is, everything else becomes JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -131,13 +123,13 @@ class _Graph:
         return self.constant(name, self.arrays[name])
 
     def conv(self, x: str, at: str, stride: int = 1) -> str:
-        """A convolution that keeps the size but for its stride, with its bias where there is one."""
+        """A convolution with "same" padding, and its bias where there is one."""
         window = self.arrays[f"{at}.weight"].shape[-1]
         inputs = [x, *(self.weight(f"{at}.{part}") for part in ("weight", "bias") if f"{at}.{part}" in self.arrays)]
         return self.node("Conv", inputs, at, kernel_shape=[window] * 2, strides=[stride] * 2, pads=[window // 2] * 4)
 
     def conv_norm(self, x: str, conv: str, norm: str, stride: int) -> str:
-        """Convolution and BatchNorm with its running statistics, unfused: engines fuse them, readers find the weights."""
+        """Convolution and BatchNorm with running statistics. Not fused: runtimes do that, and weights stay readable."""
         values = [self.weight(f"{norm}.{part}") for part in ("weight", "bias", "_mean", "_variance")]
         return self.node("BatchNormalization", [self.conv(x, conv, stride), *values], norm, epsilon=BATCH_NORM_EPSILON)
 
@@ -152,9 +144,9 @@ class _Graph:
 
     def normalize(self, images: str) -> str:
         """uint8 (B, height, width, 3), 0..255 → float32 (B, 3, height, width), by ImageNet's mean and deviation."""
-        std = np.asarray(STD, np.float32)
+        std = np.asarray(PIXEL_STD, np.float32)
         scale = self.constant("normalize.scale", 1 / std)
-        shift = self.constant("normalize.shift", -np.asarray(MEAN, np.float32) / std)
+        shift = self.constant("normalize.shift", -np.asarray(PIXEL_MEAN, np.float32) / std)
         x = self.node("Cast", [images], "normalize.float", to=TensorProto.FLOAT)
         x = self.node("Add", [self.node("Mul", [x, scale], "normalize.scaled"), shift], "normalize.shifted")
         return self.node("Transpose", [x], "normalize", perm=[0, 3, 1, 2])
@@ -183,14 +175,9 @@ class _Graph:
         whole = self.node("Sub", [times("last", grid + 1), one], f"{at}.last.product_minus_one")
         last = self.node("Div", [whole, number], f"{at}.last")  # ⌈(g+1)·N/cells⌉ − 1
         position = self.node("Range", [zero, size, one], f"{at}.position")  # (N,)
-        outside = self.node(
-            "Or",
-            [
-                self.node("Less", [position, first], f"{at}.before"),
-                self.node("Greater", [position, last], f"{at}.after"),
-            ],
-            f"{at}.outside",
-        )
+        before = self.node("Less", [position, first], f"{at}.before")
+        after = self.node("Greater", [position, last], f"{at}.after")
+        outside = self.node("Or", [before, after], f"{at}.outside")
         inside = self.node("Cast", [self.node("Not", [outside], f"{at}.inside")], f"{at}.mask", to=TensorProto.FLOAT)
         axes = self.constant(f"{at}.axes", np.asarray([1], np.int64))
         return self.node("Div", [inside, self.node("ReduceSum", [inside, axes], f"{at}.count")], at)

@@ -1,4 +1,4 @@
-"""Write a network for another engine, run it there, compare, and only then give the result its name."""
+"""Write a network for another runtime, run it there, compare the outputs, and only then give the file its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import paddle
 
 from passl_densecl.errors import InputError
 from passl_densecl.export.layer import StageLayer
-from passl_densecl.export.network import INPUT_NAME, MEAN, STD, InputKind, Network
+from passl_densecl.export.network import INPUT_NAME, PIXEL_MEAN, PIXEL_STD, InputKind, Network
 from passl_densecl.export.target import FORMATS, check_output, require
 from passl_densecl.tensors import to_tensor
 
@@ -24,8 +24,8 @@ TOLERANCE = 1e-4  # of the largest output; float32 with sums in another order st
 PROGRAM, INFO = "inference", "info.json"
 
 
-class Engine(NamedTuple):
-    """An exported model, loaded by the engine that it is for."""
+class Runtime(NamedTuple):
+    """An exported model, loaded by the runtime of its format."""
 
     run: Callable[[np.ndarray], np.ndarray]  # images → output
     output: str  # the output's name there
@@ -47,13 +47,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and how it did."""
+    """The files of an export and its comparisons."""
 
     out: Path
     files: tuple[Path, ...]  # in `out`, or `out` itself
     info: dict[str, Any]
     differences: tuple[Difference, ...]
-    checked: np.ndarray | None  # the engine's output for the photo that was given
+    checked: np.ndarray | None  # the runtime's output for the given photo
 
     @property
     def worst(self) -> Difference:
@@ -69,17 +69,17 @@ def export(
     size: int = 224,
     photo: np.ndarray | None = None,
 ) -> Report:
-    """Write `network` to `out`, having run it with the format's engine on several batch and image sizes.
+    """Write `network` to `out` after running it in the format's runtime on several batch and image sizes.
 
     Args:
-        out: a folder to make (paddle: program, parameters, info.json) or a file ending in .onnx.
+        out: a new folder (paddle: program, parameters, info.json) or a file ending in .onnx.
         kind: "uint8" takes images as they are decoded and normalizes inside; "float32" takes normalized images.
-        size: about how many pixels a side the images have on which it is tried; the written model takes any.
-        photo: uint8 RGB (height, width, 3), also tried.
+        size: approximate side of the test images in pixels; the written model accepts any size.
+        photo: uint8 RGB (height, width, 3), another test image.
 
     Raises:
         InputError: `out` exists or cannot be written, a package is missing, or the exported model's outputs differ from
-            the network's by more than ``TOLERANCE`` of the largest. Nothing is left behind then.
+            the network's by more than ``TOLERANCE`` of the largest. Then nothing is left on disk.
     """
     out = Path(out)
     require(format)
@@ -90,15 +90,15 @@ def export(
     with _unfinished(out) as temporary:
         if format == "paddle":
             write_paddle(layer, temporary, kind)
-            engine = paddle_engine(temporary)
+            runtime = paddle_runtime(temporary)
         else:
             write_onnx(network, temporary, kind)
-            engine = onnx_engine(temporary)
-        differences, checked = compare(engine, layer, kind, size, photo)
+            runtime = onnx_runtime(temporary)
+        differences, checked = compare(runtime, layer, kind, size, photo)
         for difference in differences:
             _check(difference, format, out)
         if format == "paddle":
-            info["output"]["name"] = engine.output  # Paddle chooses it
+            info["output"]["name"] = runtime.output  # Paddle chooses it
             info["paddle"] = paddle.__version__
             (temporary / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, out)
@@ -107,18 +107,18 @@ def export(
 
 
 def _check(difference: Difference, format: str, out: Path) -> None:
-    """Raise InputError when an exported model gives other outputs than its network, or such as are no numbers."""
-    if not difference.relative <= TOLERANCE:  # so written, NaN does not pass
+    """Raise InputError when an exported model's outputs differ from its network's, or are not finite."""
+    if not difference.relative <= TOLERANCE:  # written so that NaN fails
         raise InputError(
-            f"{out}: not written: for images {list(difference.images)} {FORMATS[format]} gives outputs that differ from "
-            f"Paddle's network by {difference.largest:.3g} (largest output {difference.scale:.3g}); rounding makes at most "
-            f"{TOLERANCE:g} of the largest. Please report this, with the versions of both"
+            f"{out}: not written: for images {list(difference.images)} {FORMATS[format]} gives outputs that differ "
+            f"from Paddle's network by {difference.largest:.3g} (largest output {difference.scale:.3g}); rounding "
+            f"explains at most {TOLERANCE:g} of the largest. Please report this with the versions of both"
         )
 
 
 @contextlib.contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
-    """A path beside `out` for what is not finished; what is still there in the end is removed."""
+    """A temporary path beside `out`, removed at the end unless it was renamed."""
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.tmp{out.suffix}")
     try:
         yield temporary
@@ -131,7 +131,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
 
 
 def write_paddle(layer: StageLayer, folder: Path, kind: InputKind) -> None:
-    """Program and parameters as Paddle's `jit.save` writes them, into a new folder."""
+    """Write program and parameters into a new folder with Paddle's `jit.save`."""
     folder.mkdir()
     shape = [None, None, None, 3] if kind == "uint8" else [None, 3, None, None]
     paddle.jit.save(layer, str(folder / PROGRAM), input_spec=[paddle.static.InputSpec(shape, kind, INPUT_NAME)])
@@ -140,7 +140,7 @@ def write_paddle(layer: StageLayer, folder: Path, kind: InputKind) -> None:
 
 
 def _forget_call_stacks(program_file: Path) -> None:
-    """Paddle 2 keeps the source lines, with the names of folders, that made some of the operators."""
+    """Remove the source lines and folder names that Paddle 2 stores with some operators."""
     program = paddle.base.core.ProgramDesc(program_file.read_bytes())
     for block in map(program.block, range(program.num_blocks())):
         for operator in map(block.op, range(block.op_size())):
@@ -162,7 +162,7 @@ def program_file(folder: Path) -> Path:
     return next(folder / (PROGRAM + end) for end in (".json", ".pdmodel") if (folder / (PROGRAM + end)).is_file())
 
 
-def paddle_engine(folder: Path) -> Engine:
+def paddle_runtime(folder: Path) -> Runtime:
     """The written model in paddle.inference, on the CPU."""
     from paddle.inference import Config, create_predictor
 
@@ -177,48 +177,48 @@ def paddle_engine(folder: Path) -> Engine:
         predictor.run()
         return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
-    return Engine(run, predictor.get_output_names()[0])
+    return Runtime(run, predictor.get_output_names()[0])
 
 
-def onnx_engine(file: Path) -> Engine:
+def onnx_runtime(file: Path) -> Runtime:
     """The written model in onnxruntime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return Engine(lambda images: np.asarray(session.run(None, {INPUT_NAME: images})[0]), session.get_outputs()[0].name)
+    return Runtime(lambda images: np.asarray(session.run(None, {INPUT_NAME: images})[0]), session.get_outputs()[0].name)
 
 
 def compare(
-    engine: Engine, layer: StageLayer, kind: InputKind, size: int, photo: np.ndarray | None = None
+    runtime: Runtime, layer: StageLayer, kind: InputKind, size: int, photo: np.ndarray | None = None
 ) -> tuple[list[Difference], np.ndarray | None]:
-    """Run both on noise of several batch and image sizes, square and not, and on `photo`; its output comes back too."""
+    """Run both on noise of several batch and image sizes, and on `photo`, whose output is returned as well."""
     rng = np.random.default_rng(0)
     shapes = ((1, size, size), (2, size, size), (3, size + 17, max(32, size - 15)))
     batches = [("noise", rng.integers(0, 256, (*shape, 3), np.uint8)) for shape in shapes]
     batches += [] if photo is None else [("photo", photo[None])]
-    differences, found = [], None
+    differences, output = [], None
     for what, images in batches:
         given = images if kind == "uint8" else normalized(images)
         with paddle.no_grad():
             expected = layer(to_tensor(given)).numpy()
-        found = engine.run(given)
-        if found.shape != expected.shape:
+        output = runtime.run(given)
+        if output.shape != expected.shape:
             raise InputError(
-                f"the exported model gives {list(found.shape)} for {list(given.shape)}, not {list(expected.shape)}"
+                f"the exported model gives {list(output.shape)} for {list(given.shape)}, not {list(expected.shape)}"
             )
-        largest = float(np.abs(found.astype("float64") - expected).max())
+        largest = float(np.abs(output.astype("float64") - expected).max())
         differences.append(Difference(given.shape, largest, float(np.abs(expected).max()), what))
-    return differences, None if photo is None else found
+    return differences, None if photo is None else output
 
 
 def normalized(images: np.ndarray) -> np.ndarray:
     """uint8 RGB (B, height, width, 3), 0..255 → float32 (B, 3, height, width), by ImageNet's mean and deviation."""
-    scaled = (images.astype("float32") - np.asarray(MEAN, "float32")) / np.asarray(STD, "float32")
+    scaled = (images.astype("float32") - np.asarray(PIXEL_MEAN, "float32")) / np.asarray(PIXEL_STD, "float32")
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 def snippet(out: Path, format: str, info: dict[str, Any], size: int, file: str = "photo.jpg") -> str:
-    """Python lines that run what was written on one photograph, with OpenCV and the engine alone."""
+    """Python lines that run the exported model on one photograph, with only OpenCV and the runtime."""
     lines = ["import cv2"]
     if info["input"]["dtype"] == "float32":
         lines.append("import numpy as np")
@@ -230,7 +230,7 @@ def snippet(out: Path, format: str, info: dict[str, Any], size: int, file: str =
     if info["input"]["dtype"] == "uint8":
         lines.append("images = image[None]  # uint8 RGB, (1, height, width, 3)")
     else:
-        lines.append(f"image = (image - np.float32({list(MEAN)})) / np.float32({list(STD)})")
+        lines.append(f"image = (image - np.float32({list(PIXEL_MEAN)})) / np.float32({list(PIXEL_STD)})")
         lines.append("images = np.ascontiguousarray(image.transpose(2, 0, 1)[None])  # (1, 3, height, width)")
     if format == "onnx":
         lines.append(f'session = onnxruntime.InferenceSession("{out}")')

@@ -1,4 +1,4 @@
-"""A folder of images as points in the plane: near each other where the backbone finds them alike."""
+"""A folder of images as points in the plane, close to each other where their features are similar."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from passl_densecl.data.image_set import spread
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, pool
 from passl_densecl.tensors import to_tensor
-from passl_densecl.text import printable
-from passl_densecl.transforms import CenterCrop, Resize, apply
+from passl_densecl.text import and_more, printable
+from passl_densecl.transforms import apply, center_view
 from passl_densecl.visualize.pca import principal_components
 from passl_densecl.visualize.style import GRAY, INK, MARKERS, SERIES, WIDTH, at_most, heading, new_figure, styled
 
@@ -32,31 +32,31 @@ _FEWEST = 5  # images
 
 @dataclass(frozen=True)
 class Sample:
-    """N images of a folder as one vector each."""
+    """N images of a folder with one vector each."""
 
     vectors: np.ndarray  # (N, C) float32, averaged over positions
-    groups: list[str]  # N names of sub-folders; "." for images that lie in the folder itself
+    groups: list[str]  # N names of sub-folders; "." for images in the folder itself
     thumbnails: list[np.ndarray] = field(repr=False)  # N uint8 RGB
-    bad: list[str]  # images that cannot be decoded; they are left out
-    of: int  # images in the folder
+    bad: list[str]  # images that cannot be decoded; they are not in the sample
+    total: int  # images in the folder
 
 
 def pooled_sample(
     model: Backbone, images: ImageSet, most: int, size: int, progress: Callable[[int, int], None] | None = None
 ) -> Sample:
-    """At most `most` images, evenly over the folder, through the model; each a center crop of `size` pixels.
+    """Pooled features of at most `most` images, evenly over the folder; each a center crop of `size` pixels.
 
     Raises:
         InputError: fewer than five of them can be decoded.
     """
     chosen = list(spread(len(images), most))
-    look = (Resize(size=round(size * 256 / 224)), CenterCrop(size=size))
+    transforms = center_view(size)
     vectors, groups, thumbnails, bad = [], [], [], []
     waiting: list[np.ndarray] = []
-    rng = np.random.default_rng(0)  # neither of the two draws anything
+    rng = np.random.default_rng(0)  # not used by these transforms
     for number, index in enumerate(chosen):
         try:
-            view = apply(look, images.decode(index), rng)
+            view = apply(transforms, images.decode(index), rng)
         except UndecodableImage:
             bad.append(printable(images.path(index)))
         else:
@@ -71,22 +71,20 @@ def pooled_sample(
             progress(number + 1, len(chosen))
     if len(groups) < _FEWEST:
         unread = f", of which {len(bad)} cannot be decoded" if bad else ""
-        raise InputError(
-            f"{len(chosen)} images {images.source}{unread}: expected at least {_FEWEST} to show how they lie"
-        )
+        raise InputError(f"{len(chosen)} images {images.source}{unread}: expected at least {_FEWEST} images")
     return Sample(np.concatenate(vectors), groups, thumbnails, bad, len(images))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the points lie, and what the axes are."""
+    """Positions of the points, and labels of the axes."""
 
     places: np.ndarray  # (N, 2)
     labels: tuple[str, str]  # of the axes
 
 
 def lay_out(vectors: np.ndarray, method: Literal["tsne", "pca"], seed: int = 0) -> Layout:
-    """(N, C) → the plane. Vectors are first brought to length 1, as k-NN compares them. Deterministic.
+    """(N, C) → the plane. Vectors are normalized first, as in k-NN. Deterministic.
 
     Source of t-SNE: van der Maaten and Hinton, Visualizing Data using t-SNE, JMLR 9 (2008); here on 50 principal
     components, started from the first two, perplexity 30 (less for few images).
@@ -96,13 +94,13 @@ def lay_out(vectors: np.ndarray, method: Literal["tsne", "pca"], seed: int = 0) 
     """
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     if method == "pca":
-        found = principal_components(unit, 2)
-        first, second = (f"component {n + 1}: {share:.0%} of the variance" for n, share in enumerate(found.shares))
-        return Layout(found.project(unit), (first, second))
+        principal = principal_components(unit, 2)
+        first, second = (f"component {n + 1}: {share:.0%} of the variance" for n, share in enumerate(principal.shares))
+        return Layout(principal.project(unit), (first, second))
     try:
         from sklearn.manifold import TSNE
     except ImportError:
-        raise InputError("t-SNE needs scikit-learn: pip install scikit-learn; or take --method pca") from None
+        raise InputError("t-SNE needs scikit-learn: pip install scikit-learn; or use --method pca") from None
     reduced = principal_components(unit, min(50, *unit.shape)).project(unit)
     start = reduced[:, :2] / max(float(reduced[:, 0].std()), 1e-12) * 1e-4
     perplexity = min(30.0, (len(unit) - 1) / 3)
@@ -112,9 +110,9 @@ def lay_out(vectors: np.ndarray, method: Literal["tsne", "pca"], seed: int = 0) 
 
 
 def neighbor_agreement(vectors: np.ndarray, groups: list[str]) -> tuple[float, float]:
-    """How often an image's nearest neighbor (by cosine) is of its own group, and how often chance would have it.
+    """Share of images whose nearest neighbor (by cosine) is of their own group, and the share expected by chance.
 
-    Measured on the vectors, not on the plane.
+    Measured on the vectors, not in the plane.
     """
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     cosine = unit @ unit.T
@@ -127,29 +125,22 @@ def neighbor_agreement(vectors: np.ndarray, groups: list[str]) -> tuple[float, f
 
 @styled
 def draw_embedding(sample: Sample, layout: Layout, *, title: str = "", thumbnails: int = 0) -> Figure:
-    """A point for every image, colored and shaped by its sub-folder, with a legend.
+    """A point per image, with the color and marker of its sub-folder, and a legend.
 
     Args:
-        thumbnails: draw up to so many of the images themselves, where they do not cover each other.
+        thumbnails: at most this many images are drawn as well, where they do not overlap.
     """
     counts = Counter(sample.groups)
     names = sorted(counts)
     figure = new_figure(WIDTH, 6.4 if len(names) > 1 else 7.0)
     axes = figure.add_subplot()
-    several = len(names) > 1
+    size = 34 if len(sample.groups) < 400 else 16
     for number, name in enumerate(names):
-        rows = [row for row, group in enumerate(sample.groups) if group == name]
-        axes.scatter(
-            layout.places[rows, 0],
-            layout.places[rows, 1],
-            s=34 if len(sample.groups) < 400 else 16,
-            marker=MARKERS[(number + number // len(SERIES)) % len(MARKERS)],
-            color=SERIES[number % len(SERIES)],
-            edgecolors="white",
-            linewidths=0.4,
-            zorder=2,
-            label=f"{name} ({counts[name]})" if number < _LEGEND else None,
-        )
+        x, y = layout.places[[row for row, group in enumerate(sample.groups) if group == name]].T
+        marker = MARKERS[(number + number // len(SERIES)) % len(MARKERS)]
+        options = {"s": size, "color": SERIES[number % len(SERIES)], "edgecolors": "white", "linewidths": 0.4}
+        label = f"{name} ({counts[name]})" if number < _LEGEND else None
+        axes.scatter(x, y, marker=marker, zorder=2, label=label, **options)
     if thumbnails:
         _draw_thumbnails(figure, axes, sample, layout, names, thumbnails)
     axes.set_xlabel(layout.labels[0])
@@ -159,25 +150,20 @@ def draw_embedding(sample: Sample, layout: Layout, *, title: str = "", thumbnail
         axes.set_yticks([])
     else:
         axes.set_aspect("equal", adjustable="datalim")
-    shown = f"{len(sample.groups):,} of {sample.of:,}" if len(sample.groups) < sample.of else f"{sample.of:,}"
+    count = f"{sample.total:,}" if len(sample.groups) == sample.total else f"{len(sample.groups):,} of {sample.total:,}"
     note = ""
-    if several:
-        more = len(names) - _LEGEND
-        legend = axes.legend(
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-            title=f"and {more} more" if more > 0 else None,
-            handletextpad=0.2,
-        )
+    if len(names) > 1:
+        more = and_more(len(names), _LEGEND).strip() or None
+        legend = axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=more, handletextpad=0.2)
         legend.get_title().set_color(GRAY)
         share, chance = neighbor_agreement(sample.vectors, sample.groups)
-        note = f"the nearest neighbor (cosine of the pooled features) is of the same sub-folder for {share:.0%}; chance {chance:.0%}"
-    heading(figure, f"{shown} images{f' · {title}' if title else ''}", note)
+        note = f"nearest neighbor (cosine of pooled features) in the same sub-folder: {share:.0%}; chance {chance:.0%}"
+    heading(figure, f"{count} images{f' · {title}' if title else ''}", note)
     return figure
 
 
 def _draw_thumbnails(figure: Figure, axes: Axes, sample: Sample, layout: Layout, names: list[str], most: int) -> None:
-    """Images at their points, each in a frame of its group's color; one that would cover another is left out."""
+    """Images at their points, framed in their group's color; images that would overlap another are not drawn."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     axes.margins(0.07)

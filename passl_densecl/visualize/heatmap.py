@@ -1,4 +1,4 @@
-"""How similar is every cell to one cell: of the same image, and of another."""
+"""The similarity of one cell to every other cell, of the same image and of another one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from passl_densecl.visualize.maps import cells
 from passl_densecl.visualize.style import HEAT, INK, WIDTH, heading, new_figure, show_image, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -21,10 +22,10 @@ class Similarity:
     """The cosine of one cell of the first image to every cell of each image."""
 
     cell: tuple[int, int]  # (row, column) in the first map
-    maps: tuple[np.ndarray, ...]  # for each image (H, W) float32, -1 to 1
+    maps: tuple[np.ndarray, ...]  # per image (H, W) float32, -1 to 1
 
     def best(self, image: int) -> tuple[int, int]:
-        """(row, column) of the most similar cell of an image; of the first image other than the cell itself."""
+        """(row, column) of the most similar cell of an image, in the first image other than the cell itself."""
         values = self.maps[image].copy()
         if image == 0 and values.size > 1:
             values[self.cell] = -np.inf
@@ -33,46 +34,39 @@ class Similarity:
 
 
 def similarity_to(model: Backbone, images: list[np.ndarray], point: tuple[float, float]) -> Similarity:
-    """The cell in which a point of the first image lies, compared with all cells of all images.
+    """The similarity of the cell at a point of the first image to all cells of all images.
 
     Args:
-        images: uint8 RGB (height, width, 3), in the size in which the model shall see them.
+        images: uint8 RGB (height, width, 3), in the size of the model's input.
         point: (x, y) as shares of the first image's width and height, from 0 to below 1.
 
     Raises:
         InputError: the point lies outside.
     """
     if not (0 <= point[0] < 1 and 0 <= point[1] < 1):
-        raise InputError(
-            f"the point {point[0]:g}, {point[1]:g} lies outside the image; expected shares from 0 to below 1"
-        )
+        raise InputError(f"point {point[0]:g}, {point[1]:g} is outside the image: expected shares from 0 to below 1")
     maps = [feature_map(model, image) for image in images]
     height, width = maps[0].shape[1:]
     row, column = int(point[1] * height), int(point[0] * width)
-    wanted = cells(maps[0])[row * width + column]
-    return Similarity((row, column), tuple((cells(each) @ wanted).reshape(each.shape[1:]) for each in maps))
+    chosen = cells(maps[0])[row * width + column]
+    return Similarity((row, column), tuple((cells(each) @ chosen).reshape(each.shape[1:]) for each in maps))
 
 
 @styled
 def draw_heatmap(images: list[np.ndarray], similarity: Similarity, *, names: list[str], title: str = "") -> Figure:
     """Each image, and below it the cosine of its cells to the chosen one, on a scale that both images share."""
-    from matplotlib.patches import Rectangle
-
     shares = [image.shape[1] / image.shape[0] for image in images]
     panels = 2 if len(images) == 1 else len(images)
     width = min(WIDTH, 4.4 * panels)
-    shown = [shares[0]] * 2 if len(images) == 1 else shares
-    height = (width - 1.2) / sum(shown)
+    ratios = [shares[0]] * 2 if len(images) == 1 else shares
+    height = (width - 1.2) / sum(ratios)
     rows = 1 if len(images) == 1 else 2
     figure = new_figure(width, rows * height + 1.25)
-    grid = figure.subplots(rows, panels, squeeze=False, width_ratios=shown)
+    grid = figure.subplots(rows, panels, squeeze=False, width_ratios=ratios)
     plain, heat = ([grid[0, 0]], [grid[0, 1]]) if rows == 1 else (list(grid[0]), list(grid[1]))
-    others = np.concatenate(
-        [
-            values[np.arange(values.size).reshape(values.shape) != _flat(similarity)] if number == 0 else values.ravel()
-            for number, values in enumerate(similarity.maps)
-        ]
-    )
+    first, *rest = similarity.maps
+    chosen = np.ravel_multi_index(similarity.cell, first.shape)
+    others = np.concatenate([np.delete(first, chosen), *(values.ravel() for values in rest)])
     low, high = (float(others.min()), float(others.max())) if others.size else (0.0, 1.0)
     drawn = None
     for number, (image, values) in enumerate(zip(images, similarity.maps, strict=True)):
@@ -80,35 +74,29 @@ def draw_heatmap(images: list[np.ndarray], similarity: Similarity, *, names: lis
         plain[number].set_title(names[number], fontsize=9.5)
         extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
         show_image(heat[number], np.repeat((96 + image.mean(axis=2, keepdims=True) * 0.62).astype(np.uint8), 3, axis=2))
-        drawn = heat[number].imshow(
-            values, cmap=HEAT, vmin=low, vmax=max(high, low + 1e-6), alpha=0.72, extent=extent, interpolation="nearest"
-        )
-        marks = [("white", similarity.cell, "-")] if number == 0 else []
-        marks.append((INK, similarity.best(number), "--"))
+        scale = {"cmap": HEAT, "vmin": low, "vmax": max(high, low + 1e-6)}
+        drawn = heat[number].imshow(values, alpha=0.72, extent=extent, interpolation="nearest", **scale)
+        cell = image.shape[1] / values.shape[1], image.shape[0] / values.shape[0]
         for axes in (plain[number], heat[number]):
-            for color, (row, column), line in marks:
-                cell = image.shape[1] / values.shape[1], image.shape[0] / values.shape[0]
-                corner = (column * cell[0] - 0.5, row * cell[1] - 0.5)
-                under = INK if color == "white" else "white"
-                axes.add_patch(Rectangle(corner, *cell, fill=False, ec=under, lw=2.8))
-                axes.add_patch(Rectangle(corner, *cell, fill=False, ec=color, lw=1.3, ls=line))
+            if number == 0:
+                _mark_cell(axes, similarity.cell, cell, "white", "-")
+            _mark_cell(axes, similarity.best(number), cell, INK, "--")
     assert drawn is not None
     figure.colorbar(drawn, ax=heat if rows == 1 else list(grid.ravel()), label="cosine to the chosen cell", shrink=0.9)
     last = len(images) - 1
-    found = similarity.maps[last][similarity.best(last)]
+    cosine = similarity.maps[last][similarity.best(last)]
     where = "elsewhere in the image" if last == 0 else f"in {names[last]}"
-    heading(
-        figure,
-        title,
-        f"most similar cell {where}: cosine {found:.2f}",
-        f"solid square: the chosen cell; dashed: the most similar other one; maps of {_size(similarity.maps[0])}",
-    )
+    size = f"maps of {first.shape[0]}×{first.shape[1]} cells"
+    key = f"solid square: the chosen cell; dashed: the most similar other one; {size}"
+    heading(figure, title, f"most similar cell {where}: cosine {cosine:.2f}", key)
     return figure
 
 
-def _flat(similarity: Similarity) -> int:
-    return similarity.cell[0] * similarity.maps[0].shape[1] + similarity.cell[1]
+def _mark_cell(axes: Axes, cell: tuple[int, int], size: tuple[float, float], color: str, line: str) -> None:
+    """A square around cell (row, column); `size` is its (width, height) in pixels."""
+    from matplotlib.patches import Rectangle
 
-
-def _size(values: np.ndarray) -> str:
-    return f"{values.shape[0]}×{values.shape[1]} cells"
+    corner = (cell[1] * size[0] - 0.5, cell[0] * size[1] - 0.5)
+    outline = INK if color == "white" else "white"
+    axes.add_patch(Rectangle(corner, *size, fill=False, ec=outline, lw=2.8))
+    axes.add_patch(Rectangle(corner, *size, fill=False, ec=color, lw=1.3, ls=line))

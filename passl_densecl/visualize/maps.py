@@ -1,4 +1,4 @@
-"""Where pictures look: the backbone's map, or the vectors that the dense head makes of it."""
+"""Maps for pictures: the backbone's, or the dense projection head's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Literal
 import numpy as np
 from paddle import nn
 
-from passl_densecl.config import BackboneOptions
+from passl_densecl.config import RANDOM, BackboneOptions
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation.features import RANDOM, Backbone, load_backbone
+from passl_densecl.evaluation.features import Backbone, load_backbone
 from passl_densecl.models import Encoder
-from passl_densecl.weights import find_encoder, load_strict, read_pickle, weights_file
-from passl_densecl.weights.names import unwrap
+from passl_densecl.weights.files import read_pickle, weights_file
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.names import find_encoder, unwrap
 
 FEATURES = ("backbone", "dense")
 
-# Where an encoder's backbone stands → where its dense head does.
+# prefix of an encoder's backbone → prefix of its dense head
 _HEADS = {
     "query_encoder.backbone.": "query_encoder.dense_head.",
     "key_encoder.backbone.": "key_encoder.dense_head.",
@@ -37,11 +38,11 @@ def load_map(
 ) -> Backbone:
     """Normalized images (B, 3, height, width) → map (B, C or D, H, W), in eval mode.
 
-    Arguments as of :func:`~passl_densecl.evaluation.load_backbone`; `features` chooses between the backbone's map and
-    the dense head on every cell of it (`num_grid` pools in training only: a picture wants the fine map).
+    Arguments as for :func:`~passl_densecl.evaluation.features.load_backbone`; `features` selects the backbone's map or
+    the dense head on each of its cells (`num_grid` pools in training only: pictures show the fine map).
 
     Raises:
-        InputError: as load_backbone; or dense features are asked of weights without a dense head.
+        InputError: as load_backbone; or weights without a dense head for dense features.
     """
     backbone = load_backbone(path, options, seed=seed, encoder=encoder)
     if features == "backbone":
@@ -61,17 +62,16 @@ def load_map(
 
 
 def _dense_head(arrays: Mapping[str, np.ndarray], prefix: str) -> nn.Sequential:
-    """The 1×1 convolutions of the encoder whose backbone stands behind `prefix`."""
+    """The 1×1 convolutions of the encoder whose backbone has this prefix."""
     backbone = next((known for known in _HEADS if prefix.endswith(known)), None)
     if backbone is None:
         raise InputError(
-            "holds a backbone only; dense features are in a pre-training checkpoint: "
-            "give one, or take --features backbone"
+            "holds a backbone only; dense features need a pre-training checkpoint: pass one, or use --features backbone"
         )
     start = prefix.removesuffix(backbone) + _HEADS[backbone]
     weights = {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)}
     if not weights:
-        raise InputError("has no dense head (pre-trained with loss_lambda 0: MoCo-v2); take --features backbone")
+        raise InputError("has no dense head (pre-trained with loss_lambda 0: MoCo-v2); use --features backbone")
     try:
         hidden, width = weights["0.weight"].shape[:2]
         out = weights["2.weight"].shape[0]
@@ -83,6 +83,6 @@ def _dense_head(arrays: Mapping[str, np.ndarray], prefix: str) -> nn.Sequential:
 
 
 def cells(features: np.ndarray) -> np.ndarray:
-    """(C, H, W) → (H·W, C) float32, of length 1 over C; cells row by row."""
+    """(C, H, W) → (H·W, C) float32 unit vectors, row by row."""
     flat = features.reshape(len(features), -1).T.astype(np.float32)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""Which cells of two images a backbone takes for the same: lines between nearest neighbors."""
+"""Matches between the cells of two images: lines between nearest neighbors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from passl_densecl.evaluation.correspondence import View, draw_view, grid, is_near, true_positions
+from passl_densecl.evaluation.correspondence import View, ViewSampling, grid, is_near, true_positions
 from passl_densecl.evaluation.features import Backbone, feature_map
 from passl_densecl.visualize.maps import cells
 from passl_densecl.visualize.style import HEAT, RIGHT, UNSEEN, WIDTH, WRONG, heading, new_figure, styled
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# state of a match → (label, color, line style): told apart without color, too
+# state of a match → (label, color, line style): distinguishable without color
 _STATES: dict[int, tuple[str, str, Any]] = {
     2: ("correct, within one cell", RIGHT, "solid"),
     1: ("wrong", WRONG, (0, (4, 1.6))),
     0: ("not in the other view", UNSEEN, (0, (1, 1.4))),
 }
 _DRAWS = 100
-_BEND = 0.5  # cells, at the most, that a line leaves the straight way
+_BEND = 0.5  # cells: the largest deviation of a curved line
 _GAP = 0.06  # between the images, as a share of their height
 
 
@@ -37,17 +37,17 @@ class Matches:
     similarity: np.ndarray  # (M,) float32 cosine, -1 to 1
     shape_a: tuple[int, int]  # (H, W) of map a
     shape_b: tuple[int, int]
-    mutual: bool  # each the nearest neighbor of the other; else b is a's nearest neighbor
-    # Where the images are two views of one, for every match:
-    visible: np.ndarray | None = None  # (M,) bool: the place of cell a lies in view b at all
+    mutual: bool  # both are nearest neighbors of each other; else b is a's nearest neighbor
+    # For two views of one image:
+    visible: np.ndarray | None = None  # (M,) bool: the position of cell a lies in view b
     correct: np.ndarray | None = None  # (M,) bool: and cell b is within one cell of it
-    chance: float | None = None  # the share of correct ones that cells b drawn at random would reach
+    chance: float | None = None  # share of correct matches for random cells b
 
     def __len__(self) -> int:
         return len(self.similarity)
 
     def top(self, count: int) -> Matches:
-        """The `count` most similar ones."""
+        """The `count` most similar matches."""
         rows = slice(0, count)
         names = ("cells_a", "cells_b", "similarity", "visible", "correct")
         return replace(self, **{name: None if (v := getattr(self, name)) is None else v[rows] for name in names})
@@ -58,12 +58,12 @@ def two_views(
 ) -> tuple[View, View]:
     """Two random crops of a height×width image, as large as in training, each flipped with probability `flip`.
 
-    Drawn anew until the second shows the share `common` of the first (of a hundred pairs the one that shows the most).
+    Pairs are drawn until the second view shows the share `common` of the first; the best of a hundred pairs at most.
     """
-    rng = np.random.default_rng(seed)
+    rng, sampling = np.random.default_rng(seed), ViewSampling(size, flip=flip)
     best, most = None, -1.0
     for _ in range(_DRAWS):
-        views = draw_view(rng, height, width, size, flip=flip), draw_view(rng, height, width, size, flip=flip)
+        views = sampling.draw(rng, height, width), sampling.draw(rng, height, width)
         shared = float(true_positions(*views, (16, 16), (16, 16))[1].mean())
         if shared > most:
             best, most = views, shared
@@ -85,11 +85,10 @@ def match_images(
     """Nearest neighbors among the cells of the backbone's maps of two images, by cosine.
 
     Args:
-        image_a, image_b: uint8 RGB (height, width, 3), in the size in which the backbone shall see them.
-        threshold: leave out pairs that are less similar; -1 to 1.
-        mutual: only pairs in which each is the nearest of the other; otherwise the nearest in b for every cell of a,
-            which is what the dense loss takes.
-        views: how the images were cut from one, when they were: tells which matches are correct.
+        image_a, image_b: uint8 RGB (height, width, 3), in the size of the backbone's input.
+        threshold: drop less similar pairs; -1 to 1.
+        mutual: only mutual nearest neighbors; False: the nearest cell in b for every cell of a, as in the dense loss.
+        views: the crops of one image that a and b are, if they are: they show which matches are correct.
     """
     map_a, map_b = feature_map(backbone, image_a), feature_map(backbone, image_b)  # (C, H, W)
     shape_a, shape_b = (map_a.shape[1], map_a.shape[2]), (map_b.shape[1], map_b.shape[2])
@@ -101,8 +100,8 @@ def match_images(
     if threshold is not None:
         kept &= similarity >= threshold
     order = every[kept][np.argsort(-similarity[kept], kind="stable")]
-    found = Matches(order, to_b[order], similarity[order], shape_a, shape_b, mutual)
-    return found if views is None else _judged(found, *views)
+    matches = Matches(order, to_b[order], similarity[order], shape_a, shape_b, mutual)
+    return matches if views is None else _judged(matches, *views)
 
 
 def _judged(matches: Matches, view_a: View, view_b: View) -> Matches:
@@ -124,44 +123,44 @@ def draw_matches(
     top: int | None = None,
     width: float = WIDTH,
 ) -> Figure:
-    """Both images side by side with a line for every match; `save_figure(figure, path)` writes it.
+    """Both images side by side with a line for every match.
 
-    Lines are colored by similarity; for two views of one image by whether they are correct, with a line style for each.
-    The images are uint8 RGB, as they were matched; the second is drawn as high as the first.
+    Lines are colored by similarity; for two views of one image by correctness, with a line style for each state. The
+    images are uint8 RGB, as they were matched; the second is drawn as high as the first.
 
     Args:
-        title: the first line above the picture; counts stand below it. None for a picture without any words above.
-        top: draw only so many, the most similar ones; the counts are always of all.
+        title: the first line above the picture, followed by the counts. None: no text above.
+        top: draw only this many, the most similar ones; the counts are always of all.
         width: of the figure, in inches.
     """
     height, width_a = image_a.shape[:2]
     width_b = round(image_b.shape[1] * height / image_b.shape[0])
     gap = round(height * _GAP)
-    scale = max(1.0, 480 / height)  # enlarged cell by cell it would be a mosaic
+    scale = max(1.0, 480 / height)  # without interpolation small images would look like a mosaic
     canvas = np.full((height, width_a + gap + width_b, 3), 255, np.uint8)
     canvas[:, :width_a] = image_a
     canvas[:, width_a + gap :] = cv2.resize(image_b, (width_b, height), interpolation=cv2.INTER_AREA)
     canvas = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
-    bar = 0.9 if matches.correct is None else 0.0  # inches for the scale of similarity
+    bar = 0.9 if matches.correct is None else 0.0  # inches for the color bar
     figure = new_figure(width, (width - bar) * canvas.shape[0] / canvas.shape[1] + (0.8 if bar else 1.1))
     axes = figure.add_subplot()
     axes.imshow(canvas)
     axes.set_axis_off()
-    shown = matches if top is None else matches.top(top)
+    drawn = matches if top is None else matches.top(top)
     points_a = (grid(*matches.shape_a) + 0.5) / matches.shape_a * (height, width_a) * scale
     points_b = ((grid(*matches.shape_b) + 0.5) / matches.shape_b * (height, width_b) + (0, width_a + gap)) * scale
     for points in (points_a, points_b):
         axes.scatter(points[:, 1], points[:, 0], s=7, color="white", edgecolors="black", linewidths=0.4, alpha=0.7)
-    _draw_lines(figure, axes, points_a[shown.cells_a], points_b[shown.cells_b], shown)
-    counts = summary(matches) + (f"; the {len(shown)} most similar are drawn" if len(shown) < len(matches) else "")
+    _draw_lines(figure, axes, points_a[drawn.cells_a], points_b[drawn.cells_b], drawn)
+    counts = summary(matches) + (f"; the {len(drawn)} most similar are drawn" if len(drawn) < len(matches) else "")
     if title is not None:
         heading(figure, title, counts)
     return figure
 
 
 def as_json(matches: Matches) -> dict[str, Any]:
-    """Plain data: counts, the share of correct ones where the truth is known, and every pair."""
+    """Plain data: counts, share of correct matches if the truth is known, and every pair."""
     pairs = []
     for index in range(len(matches)):
         a, b = int(matches.cells_a[index]), int(matches.cells_b[index])
@@ -187,7 +186,7 @@ def as_json(matches: Matches) -> dict[str, Any]:
 
 
 def summary(matches: Matches) -> str:
-    """One sentence: how many, and how many of them are correct where that is known."""
+    """One sentence: the number of matches, and of correct ones if known."""
     count = matches.shape_a[0] * matches.shape_a[1]
     kind = "mutual nearest neighbors among" if matches.mutual else "nearest neighbors of"
     text = f"{len(matches)} {kind} {count} cells"
@@ -195,13 +194,13 @@ def summary(matches: Matches) -> str:
         return text
     seen = int(matches.visible.sum())
     if not seen:
-        return f"{text}; none of them lies in both views"
+        return f"{text}; none lies in both views"
     chance = "" if matches.chance is None else f" (chance {matches.chance:.0%})"
     return f"{text}; of {seen} that lie in both views {matches.correct.sum() / seen:.0%} are correct{chance}"
 
 
 def _draw_lines(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray, matches: Matches) -> None:
-    """(M, 2) and (M, 2) places (y, x) on the canvas; the most similar on top."""
+    """Draw lines between (M, 2) and (M, 2) points (y, x) of the canvas; the most similar on top."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -211,30 +210,28 @@ def _draw_lines(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray
 
     if matches.correct is not None and matches.visible is not None:
         states = np.where(matches.correct, 2, np.where(matches.visible, 1, 0))
-        looks = [_STATES[state][1:] for state in states]
+        styles = [_STATES[state][1:] for state in states]
         legend = [
             Line2D([], [], color=color, ls=line, lw=2.2, label=f"{(states == state).sum()} {label}")
             for state, (label, color, line) in _STATES.items()
         ]
-        figure.legend(
-            handles=legend, loc="outside lower center", ncols=3 if figure.get_figwidth() > 6 else 1, handlelength=3
-        )
+        columns = 3 if figure.get_figwidth() > 6 else 1
+        figure.legend(handles=legend, loc="outside lower center", ncols=columns, handlelength=3)
         order = np.lexsort((matches.similarity, states))
     else:
         low, high = (matches.similarity.min(), matches.similarity.max()) if len(matches) else (0.0, 1.0)
         scale = ScalarMappable(Normalize(low, max(high, low + 1e-6)), colormaps[HEAT])
-        looks = [(tuple(color), "solid") for color in scale.to_rgba(matches.similarity)]
+        styles = [(tuple(color), "solid") for color in scale.to_rgba(matches.similarity)]
         figure.colorbar(scale, ax=axes, shrink=0.8, pad=0.01, label="cosine similarity")
         order = np.argsort(matches.similarity)
     columns, rows = matches.shape_a[1], matches.shape_a[0]
     cell = axes.get_ylim()[0] / rows
     for index in order:
-        (y0, x0), (y1, x1), (color, style) = starts[index], ends[index], looks[index]
-        # Lines of one row would cover each other: every column's line takes another way through the middle.
+        (y0, x0), (y1, x1), (color, style) = starts[index], ends[index], styles[index]
+        # Lines of one row would overlap: each column's line has another curvature.
         bend = 2 * _BEND * cell * ((matches.cells_a[index] % columns + 0.5) / columns - 0.5)
-        path = Path(
-            [(x0, y0), ((x0 + x1) / 2, (y0 + y1) / 2 + 2 * bend), (x1, y1)], [Path.MOVETO, Path.CURVE3, Path.CURVE3]
-        )
+        points = [(x0, y0), ((x0 + x1) / 2, (y0 + y1) / 2 + 2 * bend), (x1, y1)]
+        path = Path(points, [Path.MOVETO, Path.CURVE3, Path.CURVE3])
         for edge, line, width, alpha in (("white", "solid", 2.8, 0.5), (color, style, 1.5, 1.0)):
             axes.add_patch(PathPatch(path, fill=False, edgecolor=edge, ls=line, lw=width, alpha=alpha))
         axes.scatter([x0, x1], [y0, y1], s=26, color=[color], edgecolors="black", linewidths=0.6, zorder=3)

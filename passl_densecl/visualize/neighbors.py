@@ -1,4 +1,4 @@
-"""Images beside their nearest neighbors: what a backbone takes for alike."""
+"""Images beside their nearest neighbors."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def draw_neighbors(
     names: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """One row for each query: the image, and to its right the nearest ones with their cosines.
+    """One row per query: the image, and to its right its nearest neighbors with their cosines.
 
     Args:
         tile: index → uint8 RGB (side, side, 3), of one size for all.
-        queries: which images to show.
-        indices, cosines: (N, k) as :func:`passl_densecl.api.embeddings.nearest` gives them.
-        labels: (N,) classes; frames are then blue where a neighbor is of the query's class and orange where it is not.
-        names: what to write below the queries.
+        queries: indices of the images to show.
+        indices, cosines: (N, k) from :func:`passl_densecl.api.embeddings.nearest`.
+        labels: (N,) classes; frames are blue for neighbors of the query's class and orange for others.
+        names: text below the queries.
     """
     count = indices.shape[1]
     figure = style.new_figure((count + 1.3) * _TILE_INCHES, len(queries) * (_TILE_INCHES + 0.3) + 0.7)
-    # An empty column keeps the queries apart from their neighbors.
+    # An empty column separates the queries from their neighbors.
     grid = figure.add_gridspec(len(queries), count + 2, width_ratios=[1, 0.08, *[1] * count])
     for row, query in enumerate(queries):
-        for column, shown in enumerate([query, *indices[query].tolist()]):
+        for column, index in enumerate([query, *indices[query].tolist()]):
             axes = figure.add_subplot(grid[row, column + (column > 0)])
-            axes.imshow(tile(shown))
+            axes.imshow(tile(index))
             axes.set_xticks([])
             axes.set_yticks([])
             framed = labels is not None and column > 0
             for spine in axes.spines.values():
                 spine.set_visible(framed)
                 if labels is not None:
-                    spine.set_color(SAME if labels[shown] == labels[query] else OTHER)
+                    spine.set_color(SAME if labels[index] == labels[query] else OTHER)
                 spine.set_linewidth(3)
             if column:
                 axes.set_xlabel(f"{cosines[query, column - 1]:.2f}", fontsize=9)

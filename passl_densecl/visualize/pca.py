@@ -1,4 +1,4 @@
-"""A map in three colors: its first principal components as red, green and blue, the same for all images."""
+"""Maps as colors: their first three principal components as red, green and blue, the same for all images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from passl_densecl.visualize.style import WIDTH, heading, new_figure, show_image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TAILS = (1, 99)  # percentiles that become 0 and 1: a few odd cells shall not take all the contrast
+_TAILS = (1, 99)  # percentiles that become 0 and 1, so that few outliers do not reduce the contrast
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Directions of largest variance of a set of vectors."""
+    """Directions of the largest variance of a set of vectors."""
 
     mean: np.ndarray  # (C,)
-    axes: np.ndarray  # (components, C) of length 1; the largest number of each is positive
+    axes: np.ndarray  # (components, C) unit vectors; the largest entry of each is positive
     shares: np.ndarray  # (components,) of the variance, 0 to 1, falling
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
@@ -32,18 +32,18 @@ class Principal:
 
 
 def principal_components(vectors: np.ndarray, count: int) -> Principal:
-    """The first `count` principal components of (N, C) vectors; of fewer dimensions the rest is zero.
+    """The first `count` principal components of (N, C) vectors; missing dimensions are zero.
 
-    Deterministic, signs included: eigenvectors are turned so that their largest number is positive.
+    Deterministic, signs included: the largest entry of each eigenvector is positive.
     """
     vectors = np.asarray(vectors, np.float64)
     mean = vectors.mean(axis=0)
-    centerd = vectors - mean
-    tall = len(centerd) >= centerd.shape[1]
-    small = centerd.T @ centerd if tall else centerd @ centerd.T
-    values, found = np.linalg.eigh(small)
+    centered = vectors - mean
+    tall = len(centered) >= centered.shape[1]
+    small = centered.T @ centered if tall else centered @ centered.T
+    values, eigenvectors = np.linalg.eigh(small)
     order = np.argsort(values)[::-1][:count]
-    axes = found[:, order].T if tall else (centerd.T @ found[:, order]).T
+    axes = eigenvectors[:, order].T if tall else (centered.T @ eigenvectors[:, order]).T
     lengths = np.linalg.norm(axes, axis=1, keepdims=True)
     axes = np.where(lengths > 1e-9, axes / np.maximum(lengths, 1e-9), 0)
     axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1) < 0, -1, 1)
@@ -53,25 +53,23 @@ def principal_components(vectors: np.ndarray, count: int) -> Principal:
 
 
 def map_colors(maps: list[np.ndarray], margin: int = 0) -> tuple[list[np.ndarray], float]:
-    """Maps (C, H, W) of several images → as many RGB arrays (H, W, 3) from 0 to 1, and the share of variance they show.
+    """Maps (C, H, W) of several images → as many RGB arrays (H, W, 3) from 0 to 1, and their share of the variance.
 
     One set of components and one scale for all images, so that equal colors mean similar features throughout.
 
     Args:
-        margin: so many rows and columns of cells along the border have no part in the components and their scale.
-            Zeros that convolutions see beyond the border mark these cells, sometimes more than what the image shows.
+        margin: rows and columns along the border that are excluded from the components and their scale: zero padding
+            of the convolutions can mark these cells more than the image's content does.
 
     Raises:
         InputError: fewer than four cells in all.
     """
     vectors = [cells(each) for each in maps]
-    everything = np.concatenate([cells(_inner(each, margin)) for each in maps])
-    if len(everything) < 4:
-        raise InputError(
-            f"{len(everything)} cells in all are too few for three components: raise --size or lower --margin"
-        )
-    principal = principal_components(everything, 3)
-    low, high = np.percentile(principal.project(everything), _TAILS, axis=0)
+    inner = np.concatenate([cells(_inner(each, margin)) for each in maps])
+    if len(inner) < 4:
+        raise InputError(f"{len(inner)} cells are too few for three components: raise --size or lower --margin")
+    principal = principal_components(inner, 3)
+    low, high = np.percentile(principal.project(inner), _TAILS, axis=0)
     colors = [
         np.clip((principal.project(each) - low) / np.maximum(high - low, 1e-9), 0, 1).reshape(*one.shape[1:], 3)
         for each, one in zip(vectors, maps, strict=True)
@@ -95,7 +93,7 @@ def draw_colors(
     columns: int = 4,
     margin: int = 0,
 ) -> Figure:
-    """Every image, and its map in colors below it."""
+    """Every image with its map as colors below it."""
     columns = min(columns, len(images))
     bands = -(-len(images) // columns)
     width = min(WIDTH, 2.9 * columns + 0.4)
@@ -117,7 +115,7 @@ def draw_colors(
 
 
 def describe(colors: list[np.ndarray], share: float, margin: int = 0) -> tuple[str, str]:
-    """Two lines: what the colors are, and how to read them."""
+    """Two lines of text: the meaning of the colors, and how to read them."""
     sizes = sorted({f"{color.shape[0]}×{color.shape[1]}" for color in colors})
     border = f"; components without {margin} {plural(margin, 'cell')} along the border" if margin else ""
     return (

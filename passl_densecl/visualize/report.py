@@ -1,4 +1,4 @@
-"""Everything about one run on one page: a single HTML file without scripts and without anything to fetch."""
+"""A report of one run: a single HTML file without scripts or external files."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from passl_densecl.config import Config, LinearConfig, PretrainConfig, dump_config
+from passl_densecl.config import RANDOM, Config, LinearConfig, PretrainConfig, dump_config
 from passl_densecl.data.datasets import ImageSet, UndecodableImage, scan_images
 from passl_densecl.data.image_set import spread
 from passl_densecl.errors import InputError
-from passl_densecl.text import printable
+from passl_densecl.text import and_more, printable
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize
 from passl_densecl.visualize.curves import draw_panel, key_figures, panels_of
-from passl_densecl.visualize.runs import LOG, Run
+from passl_densecl.visualize.runs import LOG, RecordedRun
 from passl_densecl.visualize.style import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PAIRS = 4  # augmented pairs that are shown
-_IMAGES = 2  # of which correspondences and colors are shown
-_WIDTH = 5.0  # inches: of a figure whose letters a telephone shows in a legible size
-_SEED = 0  # of the two views of an image
+_PAIRS = 4  # number of augmented pairs
+_IMAGES = 2  # number of images with correspondences and colors
+_WIDTH = 5.0  # inches: of figures that stay legible on a telephone
+_SEED = 0  # of the two crops of an image
 _WARNINGS = 20
 
 _STYLE = """
@@ -53,7 +53,8 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; bo
 th { font-weight: 500; color: var(--soft); width: 42%; }
 figcaption { padding-top: .3rem; }
 td { font-variant-numeric: tabular-nums; }
-details { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .5rem .8rem; margin: .6rem 0; }
+details { background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
+details { padding: .5rem .8rem; margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 500; }
 pre { margin: .6rem 0 0; font-size: .82rem; line-height: 1.4; white-space: pre-wrap; overflow-wrap: anywhere; }
 .table { white-space: pre; overflow-x: auto; }
@@ -63,19 +64,19 @@ pre { margin: .6rem 0 0; font-size: .82rem; line-height: 1.4; white-space: pre-w
 
 @dataclass(frozen=True)
 class Sources:
-    """What the pictures of a report are made from."""
+    """Sources of a report beside the run folder."""
 
-    root: str | None = None  # images instead of those that the config names
-    results: tuple[tuple[str, dict[str, Any]], ...] = ()  # (name, object) of results that lie outside the run folder
+    root: str | None = None  # images to use instead of the config's
+    results: tuple[tuple[str, dict[str, Any]], ...] = ()  # (name, object) of results outside the run folder
 
 
 def build_report(
-    run: Run, sources: Sources = Sources(), progress: Callable[[str], None] | None = None
+    run: RecordedRun, sources: Sources = Sources(), progress: Callable[[str], None] | None = None
 ) -> tuple[str, list[str]]:
-    """The page, and why parts of it are missing, where some are.
+    """The page, and a reason for each missing part.
 
-    A part that cannot be made (images that are not on this machine, no checkpoint yet) says so in its place; it never
-    takes the others with it.
+    A part that cannot be made (images not on this machine, no checkpoint yet) is replaced by the reason; the others are
+    not affected.
     """
     missing: list[str] = []
     parts: list[str] = []
@@ -95,7 +96,7 @@ def build_report(
 PARTS = 9  # of a report
 
 
-def _sections(run: Run, sources: Sources) -> list[tuple[str, Callable[[], Iterable[str]]]]:
+def _sections(run: RecordedRun, sources: Sources) -> list[tuple[str, Callable[[], Iterable[str]]]]:
     return [
         ("Key figures", lambda: _key_figures(run)),
         ("Evaluation", lambda: _results(run, sources)),
@@ -109,9 +110,9 @@ def _sections(run: Run, sources: Sources) -> list[tuple[str, Callable[[], Iterab
     ]
 
 
-def _page(run: Run, body: str) -> str:
+def _page(run: RecordedRun, body: str) -> str:
     title = _text(f"{run.name} · report")
-    # The policy makes the promise of one file hold: a browser neither fetches nor runs anything for this page.
+    # This policy guarantees a single file: browsers neither fetch nor run anything for this page.
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -136,7 +137,7 @@ def _page(run: Run, body: str) -> str:
 """
 
 
-def _what(run: Run) -> str:
+def _what(run: RecordedRun) -> str:
     config = run.config
     if config is None:
         return f"{run.state()}; no config.yaml in the folder"
@@ -150,27 +151,27 @@ def _what(run: Run) -> str:
 # --- the parts -----------------------------------------------------------------------------------------------------
 
 
-def _key_figures(run: Run) -> Iterator[str]:
+def _key_figures(run: RecordedRun) -> Iterator[str]:
     yield _table(key_figures(run))
     if run.config is not None and isinstance(run.config, PretrainConfig):
         yield _soft(
-            "The losses rise until the queue holds real keys and then fall; judge by k-NN, linear accuracy and "
-            "correspondences, not by the loss."
+            "The losses rise until the queue holds real keys and then fall. They are not a reliable measure: compare "
+            "k-NN, linear accuracy and correspondences."
         )
 
 
-def _results(run: Run, sources: Sources) -> Iterator[str]:
+def _results(run: RecordedRun, sources: Sources) -> Iterator[str]:
     for name, content in [*run.results.items(), *sources.results]:
         yield f"<h3>{_text(name)}</h3>\n"
         every = {key: value for key, value in content.items() if key != "table"}
-        if isinstance(content.get("table"), str):  # of tools/evaluate.py, as it was printed
+        if isinstance(content.get("table"), str):  # as printed by tools/evaluate.py
             yield f'<pre class="table">{_text(content["table"])}</pre>\n'
             yield f"<details><summary>Options and every figure</summary>{_table(_flattened(every))}</details>\n"
         else:
             yield _table(_flattened(content))
 
 
-def _curves(run: Run) -> Iterator[str]:
+def _curves(run: RecordedRun) -> Iterator[str]:
     if not run.metrics:
         raise InputError("nothing is logged yet")
     yield '<div class="grid">\n'
@@ -182,11 +183,11 @@ def _curves(run: Run) -> Iterator[str]:
     yield _soft("Bold: mean over neighboring logged steps; pale: as logged.")
 
 
-def _schedule(run: Run) -> Iterator[str]:
+def _schedule(run: RecordedRun) -> Iterator[str]:
     if run.config is None:
         raise InputError("no config.yaml in the run folder")
     if run.steps_per_epoch is None:
-        raise InputError("the steps in an epoch are known from the first checkpoint on")
+        raise InputError("the number of steps per epoch is unknown before the first checkpoint")
     from passl_densecl.visualize.schedule import describe, draw_schedule, plan
 
     planned = plan(run.config, run.steps_per_epoch)
@@ -196,7 +197,7 @@ def _schedule(run: Run) -> Iterator[str]:
     yield f'<div class="one">\n{_figure(figure, f"{what} over the epochs of the run", caption)}</div>\n'
 
 
-def _views(run: Run, sources: Sources) -> Iterator[str]:
+def _views(run: RecordedRun, sources: Sources) -> Iterator[str]:
     config = run.config
     if not isinstance(config, PretrainConfig):
         return
@@ -216,33 +217,33 @@ def _views(run: Run, sources: Sources) -> Iterator[str]:
     )
 
 
-def _matches(run: Run, sources: Sources) -> Iterator[str]:
+def _matches(run: RecordedRun, sources: Sources) -> Iterator[str]:
     config = _needed(run)
-    from passl_densecl.evaluation import load_backbone
+    from passl_densecl.evaluation.features import load_backbone
     from passl_densecl.visualize.match import draw_matches, match_images, summary, two_views
 
     trained = load_backbone(run.path)
-    random = load_backbone("random", config.model.backbone.as_options())
+    random = load_backbone(RANDOM, config.model.backbone.as_options())
     size = _size(config)
     yield '<div class="grid wide">\n'
     for name, image in _photographs(config, sources):
         views = two_views(image.shape[0], image.shape[1], size, _SEED)
         a, b = (view.render(image) for view in views)
         for title, backbone in (("This run", trained), ("Random weights", random)):
-            found = match_images(backbone, a, b, views=views)
-            caption = f"{title}: {summary(found)}."
-            figure = draw_matches(a, b, found, title=None, width=_WIDTH)
+            matches = match_images(backbone, a, b, views=views)
+            caption = f"{title}: {summary(matches)}."
+            figure = draw_matches(a, b, matches, title=None, width=_WIDTH)
             yield _figure(figure, f"Matches between two crops of {name}", caption, photographs=True)
     yield "</div>\n"
     yield _soft(
-        f"Two random crops of an image, {size} px each; lines join cells of the backbone's map that are each other's nearest "
-        "neighbor. A few images illustrate; for a number over many there is tools/evaluate.py."
+        f"Two random crops of an image, {size} px each; lines connect cells of the backbone's map that are mutual "
+        "nearest neighbors. These are examples; tools/evaluate.py measures the share over many images."
     )
 
 
-def _colors(run: Run, sources: Sources) -> Iterator[str]:
+def _colors(run: RecordedRun, sources: Sources) -> Iterator[str]:
     config = _needed(run)
-    from passl_densecl.evaluation import feature_map
+    from passl_densecl.evaluation.features import feature_map
     from passl_densecl.visualize.maps import load_map
     from passl_densecl.visualize.pca import describe, draw_colors, map_colors
 
@@ -261,32 +262,33 @@ def _colors(run: Run, sources: Sources) -> Iterator[str]:
     yield "</div>\n"
 
 
-def _warnings(run: Run) -> Iterator[str]:
+def _warnings(run: RecordedRun) -> Iterator[str]:
     try:
         lines = (run.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
-    found = list(dict.fromkeys(line for line in lines if line.startswith("warning ")))
-    if found:
-        more = f"\n… and {len(found) - _WARNINGS:,} more" if len(found) > _WARNINGS else ""
-        yield f'<pre class="note">{_text(chr(10).join(found[:_WARNINGS]) + more)}</pre>'
+    warnings = list(dict.fromkeys(line for line in lines if line.startswith("warning ")))
+    if warnings:
+        more = and_more(len(warnings), _WARNINGS)
+        text = "\n".join(warnings[:_WARNINGS]) + (f"\n…{more}" if more else "")
+        yield f'<pre class="note">{_text(text)}</pre>'
 
 
-def _settings(run: Run) -> Iterator[str]:
+def _settings(run: RecordedRun) -> Iterator[str]:
     if run.config is not None:
         yield f"<details open><summary>config.yaml</summary><pre>{_text(dump_config(run.config))}</pre></details>"
     if run.environment:
         yield f"<details open><summary>environment.json</summary>{_table(_flattened(run.environment))}</details>"
 
 
-# --- what they are made from ---------------------------------------------------------------------------------------
+# --- sources ----------------------------------------------------------------------------------------------------
 
 
-def _needed(run: Run) -> Config:
-    """The config, of a run that has weights. Raises InputError."""
+def _needed(run: RecordedRun) -> Config:
+    """The config of a run that has weights. Raises InputError."""
     if run.config is None:
         raise InputError("no config.yaml in the run folder")
-    from passl_densecl.weights import weights_file
+    from passl_densecl.weights.files import weights_file
 
     try:
         weights_file(run.path)
@@ -302,25 +304,25 @@ def _images(config: Config, sources: Sources) -> ImageSet:
         data = config.data.val if isinstance(config, LinearConfig) else config.data
         return scan_images(data.root, data.list_file)
     except InputError as error:
-        raise InputError(f"{error}. Give the images with --root DIR") from None
+        raise InputError(f"{error}. Pass the images with --root DIR") from None
 
 
 def _photographs(config: Config, sources: Sources) -> list[tuple[str, np.ndarray]]:
-    """(name, pixels) of a few images, from all over the set."""
+    """(name, pixels) of a few images, evenly over the set."""
     images = _images(config, sources)
-    found: list[tuple[str, np.ndarray]] = []
+    decoded: list[tuple[str, np.ndarray]] = []
     for index in spread(len(images), 10 * _IMAGES):
         try:
-            found.append((printable(Path(images.path(index)).name), images.decode(index)))
+            decoded.append((printable(Path(images.path(index)).name), images.decode(index)))
         except UndecodableImage:
             continue
-    if not found:
-        raise InputError(f"none of the images {images.source} that were tried can be decoded")
-    return [found[index] for index in spread(len(found), _IMAGES)]
+    if not decoded:
+        raise InputError(f"none of the sampled images {images.source} can be decoded")
+    return [decoded[index] for index in spread(len(decoded), _IMAGES)]
 
 
 def _size(config: Config) -> int:
-    """Twice the size in training, for a finer map; of 160 pixels at least, so that there is something to see."""
+    """Twice the size in training, for a finer map, from 160 to 448 pixels."""
     transforms = config.data.val_transforms if isinstance(config, LinearConfig) else config.data.transforms
     sizes = [each.size for each in transforms if isinstance(each, (RandomResizedCrop, CenterCrop))]
     return max(160, min(448, 2 * (sizes[-1] if sizes else 224)))
@@ -330,7 +332,7 @@ def _size(config: Config) -> int:
 
 
 def _text(value: object) -> str:
-    """Text as text, whatever is in it."""
+    """Any value as escaped text."""
     return html.escape(printable(str(value)), quote=True)
 
 
@@ -351,7 +353,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _flattened(content: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """(dotted name, value) of everything in an object."""
+    """(dotted name, value) of all entries of an object."""
     rows: list[tuple[str, str]] = []
     for key, value in content.items():
         if isinstance(value, dict):

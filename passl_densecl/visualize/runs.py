@@ -1,4 +1,4 @@
-"""What a run folder tells: its config, metrics as far as they are written, environment, results. No Paddle is needed."""
+"""Reads a run folder, finished or not: config, metrics, environment, results. Needs no Paddle."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import numpy as np
 from passl_densecl.config import Config, load_config
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
+from passl_densecl.text import listed
 
-_LARGEST = 1e300  # what is no smaller is no measurement, and overflows in a figure
+_LARGEST = 1e300  # larger values are not measurements and overflow in a figure
 CONFIG, METRICS, ENVIRONMENT, LOG = "config.yaml", "metrics.jsonl", "environment.json", "train.log"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder as read; it may still be running."""
+class RecordedRun:
+    """The content of a run folder; the run may still be going on."""
 
     path: Path
     name: str  # of the folder
     config: Config | None
     metrics: list[dict[str, Any]] = field(repr=False)  # the objects of metrics.jsonl, by step
-    unread: int  # lines of it that are no object with a step: the one being written
+    unread: int  # number of its lines that are not an object with a step, such as one being written
     steps_per_epoch: int | None
     environment: dict[str, Any] = field(repr=False)
-    results: dict[str, dict[str, Any]] = field(repr=False)  # file name → what an evaluation wrote into the folder
+    results: dict[str, dict[str, Any]] = field(repr=False)  # file name → content, of evaluations in the folder
 
     @property
     def last_step(self) -> int:
@@ -35,11 +36,11 @@ class Run:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run, where they are known."""
+        """Steps of the whole run, if known."""
         return self.config.epochs * self.steps_per_epoch if self.config and self.steps_per_epoch else None
 
     def state(self) -> str:
-        """How far it is: "finished, 18 epochs" or "step 310 of 5,310"."""
+        """Progress of the run: "finished: 18 epochs, 5,310 steps" or "at step 310 of 5,310"."""
         if not self.metrics:
             return "no step logged yet"
         total = self.total_steps
@@ -48,52 +49,46 @@ class Run:
         return f"at step {self.last_step:,}" + (f" of {total:,}" if total else "")
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values) of a metric, where it was logged as a finite number."""
+        """(steps, values) of a metric wherever it was logged as a finite number."""
         rows = [(row["step"], row[key]) for row in self.metrics if _is_number(row.get(key))]
         steps, values = zip(*rows, strict=True) if rows else ((), ())
         return np.asarray(steps, np.float64), np.asarray(values, np.float64)
 
     def keys(self) -> list[str]:
-        """Names of all metrics, in the order of their first appearance."""
+        """Names of all metrics, in order of first appearance."""
         return list(dict.fromkeys(key for row in self.metrics for key in row))
 
 
-def read_run(path: Path, *, need_metrics: bool = True) -> Run:
+def read_run(path: Path, *, need_metrics: bool = True) -> RecordedRun:
     """Read a run folder.
 
     Raises:
-        InputError: no such folder, no run folder, or (with `need_metrics`) nothing logged yet.
+        InputError: no such folder, not a run folder, or (with `need_metrics`) nothing logged yet.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such folder; expected a run folder, output_dir/NAME of its config")
     if not path.is_dir():
-        raise InputError(f"{path}: this is a file; give the run folder that it lies in")
+        raise InputError(f"{path}: this is a file; pass its run folder")
     if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
         inside = [entry.name for entry in sorted(path.iterdir()) if (entry / METRICS).is_file()]
-        hint = f"; it holds runs: {', '.join(inside[:3])}" if inside else ""
-        raise InputError(f"{path}: no run folder: neither {METRICS} nor {CONFIG} is in it{hint}")
+        hint = f"; it holds runs: {listed(inside, quoted=False)}" if inside else ""
+        raise InputError(f"{path}: not a run folder: neither {METRICS} nor {CONFIG} is in it{hint}")
     config = load_config(path / CONFIG) if (path / CONFIG).is_file() else None
     metrics, unread = _read_metrics(path / METRICS)
     if need_metrics and not metrics:
         every = f"; the run logs every {config.log_every_steps} steps" if config else ""
-        raise InputError(f"{path}: nothing logged in {METRICS} yet{every}. Try again when it has made some steps")
-    return Run(
-        path,
-        path.resolve().name,
-        config,
-        metrics,
-        unread,
-        _steps_per_epoch(path),
-        _read_object(path / ENVIRONMENT),
-        _results(path),
+        raise InputError(f"{path}: nothing logged in {METRICS} yet{every}. Try again after some steps")
+    environment = _read_object(path / ENVIRONMENT)
+    return RecordedRun(
+        path, path.resolve().name, config, metrics, unread, _steps_per_epoch(path), environment, _results(path)
     )
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     if not path.is_file():
         return [], 0
-    found: dict[tuple[float, tuple[str, ...]], dict[str, Any]] = {}
+    rows: dict[tuple[float, tuple[str, ...]], dict[str, Any]] = {}
     unread = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -102,14 +97,14 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
             unread += bool(line.strip())
             continue
         if isinstance(row, dict) and _is_number(row.get("step")):
-            found[row["step"], tuple(row)] = row  # a step that was written twice counts once
+            rows[row["step"], tuple(row)] = row  # a step that was written twice counts once
         else:
             unread += 1
-    return sorted(found.values(), key=lambda row: row["step"]), unread
+    return sorted(rows.values(), key=lambda row: row["step"]), unread
 
 
 def _steps_per_epoch(path: Path) -> int | None:
-    """As a checkpoint of the run says, or as its name `epoch_0010` and its step tell."""
+    """From a checkpoint's state, or from its name `epoch_0010` and its step."""
     for file in sorted(path.glob("checkpoints/*/state.json")):
         state = _read_object(file)
         value = state.get("steps_per_epoch")
@@ -123,7 +118,7 @@ def _steps_per_epoch(path: Path) -> int | None:
 
 
 def _results(path: Path) -> dict[str, dict[str, Any]]:
-    """Every JSON file in the folder but environment.json: what evaluations were told to write there."""
+    """Every JSON file in the folder except environment.json: results of evaluations."""
     files = [file for file in sorted(path.glob("*.json")) if file.name != ENVIRONMENT]
     return {file.name: content for file in files if (content := _read_object(file))}
 
@@ -143,7 +138,7 @@ def _is_number(value: object) -> bool:
 def read_result(path: Path) -> dict[str, Any]:
     """The object in a JSON file of results. Raises InputError."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give the JSON that an evaluation wrote")
+        raise InputError(f"{path}: no such file; pass the JSON of an evaluation")
     content = _read_object(path)
     if not content:
         raise InputError(f"{path}: expected a JSON object of results")
@@ -161,12 +156,12 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def config_and_run(path: Path) -> tuple[Config, Run | None]:
+def config_and_run(path: Path) -> tuple[Config, RecordedRun | None]:
     """The experiment that a config file or a run folder describes. Raises InputError."""
     path = Path(path)
     if path.is_dir():
         run = read_run(path, need_metrics=False)
         if run.config is None:
-            raise InputError(f"{path}: this run folder holds no {CONFIG}")
+            raise InputError(f"{path}: this run folder has no {CONFIG}")
         return run.config, run
     return load_config(path), None

@@ -1,4 +1,4 @@
-"""Learning rate and λ over a run, before it is run. No Paddle is needed."""
+"""Learning rate and λ over a run, before it starts. Needs no Paddle."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_POINTS = 4000  # of a curve; no picture has more pixels
+_POINTS = 4000  # per curve; no picture has more pixels
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop sets at each of some steps, in the order of the steps."""
+    """Values that the training loop sets at N steps."""
 
     steps: np.ndarray  # (N,) int64, from 0
     lr: np.ndarray  # (N,)
@@ -31,29 +31,29 @@ class Plan:
 
 
 def plan(config: Config, steps_per_epoch: int) -> Plan:
-    """Learning rate and λ as the training loop computes them.
+    """Learning rate and λ as in the training loop.
 
     Raises:
-        InputError: not one whole step in an epoch.
+        InputError: an epoch has no complete step.
     """
     if steps_per_epoch < 1:
-        raise InputError(f"{steps_per_epoch} steps in an epoch: fewer images than batch_size {config.batch_size}")
+        raise InputError(f"{steps_per_epoch} steps per epoch: fewer images than batch_size {config.batch_size}")
     total = steps_per_epoch * config.epochs
     steps = np.unique(np.linspace(0, total - 1, min(total, _POINTS)).round().astype(np.int64))
     breaks = [np.arange(config.epochs) * steps_per_epoch, [config.schedule.warmup_epochs * steps_per_epoch]]
     if isinstance(config, PretrainConfig):
         breaks.append([config.model.loss_lambda_warmup_steps])
-    # Just before and at every place where something may jump, so that a jump is drawn as one.
+    # The steps around every possible jump, so that a jump is drawn as one.
     sharp = np.concatenate([np.floor(np.concatenate(breaks)) + shift for shift in (-1, 0, 1)]).astype(np.int64)
     steps = np.unique(np.concatenate([steps, sharp[(sharp >= 0) & (sharp < total)]]))
-    lr = [
-        config.base_lr * config.schedule(int(s), steps_per_epoch=steps_per_epoch, epochs=config.epochs) for s in steps
-    ]
+    factors = [config.schedule(int(s), steps_per_epoch=steps_per_epoch, epochs=config.epochs) for s in steps]
     loss_lambda = None
     if isinstance(config, PretrainConfig):
         model = config.model
         loss_lambda = np.where(steps >= model.loss_lambda_warmup_steps, model.loss_lambda, 0.0)
-    return Plan(steps, np.asarray(lr), loss_lambda, steps_per_epoch, config.epochs)
+    return Plan(
+        steps, np.asarray([config.base_lr * factor for factor in factors]), loss_lambda, steps_per_epoch, config.epochs
+    )
 
 
 @styled
@@ -70,9 +70,8 @@ def draw_schedule(config: Config, planned: Plan, *, title: str | None = "", widt
     top.set_ylabel("learning rate")
     top.set_ylim(0, float(planned.lr.max()) * 1.12)
     top.set_xlim(0, planned.epochs)
-    steps = top.secondary_xaxis(
-        "top", functions=(lambda e: e * planned.steps_per_epoch, lambda s: s / planned.steps_per_epoch)
-    )
+    per_epoch = planned.steps_per_epoch
+    steps = top.secondary_xaxis("top", functions=(lambda epoch: epoch * per_epoch, lambda step: step / per_epoch))
     steps.set_xlabel("step")
     steps.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     warmup = config.schedule.warmup_epochs

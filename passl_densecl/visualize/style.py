@@ -1,7 +1,7 @@
-"""What all pictures share: colors, lettering, and how they are written.
+"""Shared by all pictures: colors, fonts, and writing files.
 
-Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for color-blind eyes, and never
-carry a meaning alone: line style or marker says it as well.
+Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which color-blind people can distinguish. Line
+style or marker repeats the meaning of every color.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ RIGHT, WRONG, UNSEEN = BLUE, ORANGE, GRAY
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, INK)
 LINES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-HEAT = "viridis"  # from dark to bright for every eye
+HEAT = "viridis"  # monotonic in brightness
 
 FORMATS = (".png", ".svg", ".pdf", ".jpg")
-WIDTH = 9.0  # inches: on a page that is 900 pixels wide the letters keep their size
+WIDTH = 9.0  # inches: 900 pixels
 DPI = 100
 
-# Letters for names in other scripts, where they are installed; the first holds nearly everything else.
+# Fonts for names in other scripts, where installed; the first one covers nearly everything else.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei")
 _SETTINGS: dict[str, Any] = {
     "font.size": 10,
@@ -63,10 +63,10 @@ _SETTINGS: dict[str, Any] = {
     "legend.fontsize": 9,
     "legend.frameon": False,
     "figure.dpi": DPI,
-    "text.parse_math": False,  # a dollar in a file name is a dollar
-    "svg.hashsalt": "passl_densecl",  # equal pictures, equal files
+    "text.parse_math": False,  # a dollar in a file name stays a dollar
+    "svg.hashsalt": "passl_densecl",  # equal pictures give equal files
 }
-# Numbers that a format would take from the clock or the installation.
+# Metadata that would depend on the clock or the installation.
 _METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None, "Creator": None},
@@ -78,7 +78,7 @@ T = TypeVar("T")
 
 
 def need_matplotlib() -> None:
-    """Raises InputError, with the line that installs it, where matplotlib is missing."""
+    """Raise InputError, with the install command, when matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -86,14 +86,14 @@ def need_matplotlib() -> None:
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """A function that draws, within the settings of this module, whatever the user's matplotlibrc says."""
+    """Run a drawing function with the settings of this module, independent of the user's matplotlibrc."""
 
     @wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         need_matplotlib()
         import matplotlib
 
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it announces that it looks for fonts
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports its search for fonts
         with matplotlib.rc_context(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Glyph .* missing from")
             matplotlib.rcdefaults()
@@ -112,7 +112,7 @@ def _installed_fonts() -> tuple[str, ...]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, without pyplot: no window, no global state, any thread."""
+    """An empty figure, sizes in inches. Without pyplot: no window, no global state, any thread."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -120,21 +120,21 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_output(path: Path, endings: tuple[str, ...] = FORMATS, option: str = "--output") -> None:
-    """Before minutes of work: the folder is there and the ending is one that can be written. Raises InputError."""
+    """Raise InputError, before minutes of work, for a missing folder or a name with another ending."""
     if path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: the name must end in {' or '.join(endings)}")
     if not path.parent.is_dir():
         raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
-        raise InputError(f"{option} {path}: this is a folder; give the name of a file in it")
+        raise InputError(f"{option} {path}: this is a folder; pass the name of a file in it")
 
 
 @styled
 def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
-    """Write a figure in the format that the ending names, whole or not at all; equal figures give equal bytes.
+    """Write a figure in the format of the path's ending, completely or not at all; equal figures give equal bytes.
 
     Raises:
-        InputError: another ending, no such folder, or it cannot be written there.
+        InputError: another ending, no such folder, or a failed write.
     """
     check_output(path)
     picture = _rendered(figure, path.suffix.lower(), dpi)
@@ -144,7 +144,7 @@ def save_figure(figure: Figure, path: Path, dpi: int | None = None) -> None:
 
 @styled
 def data_uri(figure: Figure, *, photographs: bool = False, dpi: int = 144) -> str:
-    """The figure inside a `data:` address, for a page that needs no other file: PNG, or JPEG where it shows photographs."""
+    """The figure as a `data:` URL, for a page without other files: PNG, or JPEG for photographs."""
     kind = "jpeg" if photographs else "png"
     data = _rendered(figure, ".jpg" if photographs else ".png", dpi)
     return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
@@ -158,16 +158,16 @@ def _rendered(figure: Figure, ending: str, dpi: int | None) -> bytes:
 
 
 def heading(figure: Figure, *texts: str | None) -> None:
-    """The lines above everything, wrapped to fit: what is seen, the number, how to read it."""
+    """Lines of text above the figure, wrapped to its width."""
     import textwrap
 
-    letters = int(figure.get_figwidth() * 12)  # of this size, on average
+    letters = int(figure.get_figwidth() * 12)  # average width at this font size
     lines = [textwrap.fill(printable(text), letters) for text in texts if text]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
 
 
 def show_image(axes: Axes, image: np.ndarray) -> None:
-    """uint8 RGB (height, width, 3) without ticks, scales or frame."""
+    """Show uint8 RGB (height, width, 3) without ticks, scales or frame."""
     axes.imshow(image, interpolation="bicubic" if max(image.shape[:2]) < 256 else "antialiased")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -176,13 +176,13 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def frame(axes: Axes, color: str, line: Any = "solid", width: float = 2.5) -> None:
-    """A frame around an image."""
+    """Draw a frame around an image."""
     for spine in axes.spines.values():
         spine.set(visible=True, edgecolor=color, linestyle=line, linewidth=width)
 
 
 def at_most(image: np.ndarray, side: int) -> np.ndarray:
-    """The image, reduced where its longer side is more than `side` pixels: pictures are small, photographs are not."""
+    """The image, reduced to a longer side of at most `side` pixels."""
     scale = side / max(image.shape[:2])
     if scale >= 1:
         return image

@@ -1,4 +1,4 @@
-"""What training sees: pairs of augmented views, from the same random draws as in the run, beside the whole images."""
+"""Pairs of augmented views, from the same random draws as in the run, beside the whole images."""
 
 from __future__ import annotations
 
@@ -13,36 +13,26 @@ from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage
 from passl_densecl.data.loader import epoch_order
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import Crop, RandomResizedCrop
-from passl_densecl.visualize.style import (
-    FIRST,
-    INK,
-    LINES,
-    SECOND,
-    at_most,
-    frame,
-    heading,
-    new_figure,
-    show_image,
-    styled,
-)
+from passl_densecl.visualize import style
+from passl_densecl.visualize.style import FIRST, INK, LINES, SECOND
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _TILE = 1.41  # inches
-_ORIGINAL = 512  # pixels of the longer side, at the most, that a picture needs
+_ORIGINAL = 512  # pixels: longer side of the drawn image, at most
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the two views of it that one epoch takes."""
+    """An image and its two views in one epoch."""
 
     index: int  # of the image in its set
-    original: np.ndarray | None  # uint8 RGB, perhaps reduced; None when the file is bad and another one stands in
+    original: np.ndarray | None  # uint8 RGB, perhaps reduced; None when another image replaces a bad one
     query: np.ndarray  # uint8 RGB (size, size, 3)
     key: np.ndarray
-    crops: tuple[Crop, Crop] | None  # in pixels of the original as drawn; None where the transforms cut none at first
+    crops: tuple[Crop, Crop] | None  # in pixels of `original`; None unless the first transform crops
 
 
 def training_pairs(
@@ -52,11 +42,11 @@ def training_pairs(
     epoch: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pair]:
-    """The first `count` pairs of an epoch (counted from 1, as in the log), pixel for pixel as training sees them.
+    """The first `count` pairs of an epoch (counted from 1, as in the log), pixel for pixel as in training.
 
     Raises:
-        InputError: an epoch that the run does not have, or fewer images than that.
-        RunError: neither an image nor any of its stand-ins can be decoded.
+        InputError: an epoch that the run does not have, or too few images.
+        RunError: neither an image nor any of its replacements can be decoded.
     """
     if not 1 <= epoch <= config.epochs:
         raise InputError(f"--epoch {epoch}: the run has epochs 1 to {config.epochs}")
@@ -76,33 +66,31 @@ def training_pairs(
 def _original(
     config: PretrainConfig, images: ImageSet, epoch: int, index: int
 ) -> tuple[np.ndarray | None, tuple[Crop, Crop] | None]:
-    """The whole image, no larger than a picture needs, and the two rectangles that are cut from it."""
+    """The whole image, reduced for the picture, and its two crops."""
     try:
         image = images.decode(index)
     except UndecodableImage:
         return None, None
-    small = at_most(image, _ORIGINAL)
+    small = style.at_most(image, _ORIGINAL)
     first = config.data.transforms[0]
     if not isinstance(first, RandomResizedCrop):
         return small, None
     scale = small.shape[0] / image.shape[0]
-    # The crop is the first thing that a view's own random stream gives; see PairDataset.
-    drawn = (
-        first.draw(np.random.default_rng([config.seed, epoch, index, view]), image.shape[0], image.shape[1])
-        for view in (0, 1)
-    )
+    # The crop is the first draw of a view's random stream; see PairDataset.
+    rngs = (np.random.default_rng([config.seed, epoch, index, view]) for view in (0, 1))
+    drawn = (first.draw(rng, image.shape[0], image.shape[1]) for rng in rngs)
     query, key = (Crop(*(round(side * scale) for side in crop)) for crop in drawn)
     return small, (query, key)
 
 
-@styled
+@style.styled
 def draw_pairs(pairs: list[Pair], *, title: str | None = "", columns: int = 2) -> Figure:
     """A grid of (image with both crops, query view, key view), `columns` of them side by side."""
     from matplotlib.gridspec import GridSpec
 
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = new_figure(columns * (3 * _TILE + 0.25), rows * (_TILE + 0.06) + (0.35 if title is None else 0.95))
+    figure = style.new_figure(columns * (3 * _TILE + 0.25), rows * (_TILE + 0.06) + (0.35 if title is None else 0.95))
     widths = [width for column in range(columns) for width in (*([0.12] if column else []), 1, 1, 1)]
     cells = GridSpec(rows, len(widths), figure, width_ratios=widths)
     for number, pair in enumerate(pairs):
@@ -111,17 +99,14 @@ def draw_pairs(pairs: list[Pair], *, title: str | None = "", columns: int = 2) -
         original, query, key = (figure.add_subplot(cells[row, at + offset]) for offset in range(3))
         _draw_original(original, pair)
         for axes, view, color, line in ((query, pair.query, FIRST, LINES[0]), (key, pair.key, SECOND, LINES[1])):
-            show_image(axes, view)
-            frame(axes, color, line)
+            style.show_image(axes, view)
+            style.frame(axes, color, line)
         if row == 0:
-            for axes, name, color in (
-                (original, "image, crops", INK),
-                (query, "query view", FIRST),
-                (key, "key view", SECOND),
-            ):
+            titles = {"image, crops": (original, INK), "query view": (query, FIRST), "key view": (key, SECOND)}
+            for name, (axes, color) in titles.items():
                 axes.set_title(name, color=color, loc="center", fontsize=9.5)
     if title is not None:
-        heading(figure, title, "solid frame: query; dashed frame: key")
+        style.heading(figure, title, "solid frame: query; dashed frame: key")
     return figure
 
 
@@ -130,16 +115,12 @@ def _draw_original(axes: Axes, pair: Pair) -> None:
 
     if pair.original is None:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "cannot be\ndecoded; its\nneighbor\nstands in", ha="center", va="center", fontsize=9)
+        axes.text(0.5, 0.5, "cannot be\ndecoded;\nreplaced by\nits neighbor", ha="center", va="center", fontsize=9)
         return
-    show_image(axes, pair.original)
+    style.show_image(axes, pair.original)
     axes.set_anchor("C")
     for crop, color, line in zip(pair.crops or (), (FIRST, SECOND), LINES, strict=False):
         corner = (crop.left - 0.5, crop.top - 0.5)
-        for edge, width in (("white", 3.4), (color, 2.0)):
-            style = "solid" if edge == "white" else line
-            axes.add_patch(
-                Rectangle(
-                    corner, crop.width, crop.height, fill=False, edgecolor=edge, lw=width, ls=style, clip_on=False
-                )
-            )
+        for edge, width, edge_line in (("white", 3.4, "solid"), (color, 2.0, line)):
+            options = {"edgecolor": edge, "lw": width, "ls": edge_line}
+            axes.add_patch(Rectangle(corner, crop.width, crop.height, fill=False, clip_on=False, **options))

@@ -10,11 +10,11 @@ import pytest
 
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation import View, correspondence_accuracy, draw_view, is_near, true_positions
-from passl_densecl.models.resnet import MEAN, STD
-from passl_densecl.transforms import Crop
+from passl_densecl.evaluation.correspondence import View, ViewSampling, correspondence_accuracy, is_near, true_positions
+from passl_densecl.transforms import MEAN, STD, Crop
 
 SIZE, GRID = 64, 8
+PLAIN = ViewSampling(SIZE, photometric=())
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +59,33 @@ class SaysAnything:
 
 
 def test_a_backbone_that_sees_places_is_right(position_images):
-    found = correspondence_accuracy(reads_positions, position_images, pairs=40, size=SIZE, photometric=())
+    found = correspondence_accuracy(reads_positions, position_images, PLAIN, pairs=40)
     assert found.share > 0.99
     assert found.cells > 40 * 8
 
 
 def test_random_matches_reach_the_stated_chance(position_images):
-    found = correspondence_accuracy(SaysAnything(), position_images, pairs=150, size=SIZE, photometric=())
+    found = correspondence_accuracy(SaysAnything(), position_images, PLAIN, pairs=150)
     assert found.chance == pytest.approx(4 / GRID**2, rel=0.25)  # about 2×2 cells lie within one cell
     assert found.share == pytest.approx(found.chance, abs=0.012)
 
 
 def test_the_shortcut_reaches_what_is_stated_for_it(position_images):
-    shortcut = correspondence_accuracy(says_where_in_the_view, position_images, pairs=60, size=SIZE, photometric=())
+    shortcut = correspondence_accuracy(says_where_in_the_view, position_images, PLAIN, pairs=60)
     assert shortcut.share == shortcut.same_place
     assert shortcut.same_place > 2 * shortcut.chance  # which is why chance alone would flatter
 
 
 def test_a_constant_backbone_knows_nothing(position_images):
-    found = correspondence_accuracy(says_nothing, position_images, pairs=100, size=SIZE, photometric=())
+    found = correspondence_accuracy(says_nothing, position_images, PLAIN, pairs=100)
     assert found.share < found.chance + 0.01
 
 
 def test_same_pairs_for_a_seed_and_any_batch_size(position_images):
     def measure(seed, **options):
-        return correspondence_accuracy(reads_positions, position_images, pairs=10, size=SIZE, seed=seed, **options)
+        return correspondence_accuracy(
+            reads_positions, position_images, ViewSampling(SIZE), pairs=10, seed=seed, **options
+        )
 
     assert measure(5) == measure(5) == measure(5, batch_size=3)
     assert measure(5).cells != measure(6).cells
@@ -91,7 +93,7 @@ def test_same_pairs_for_a_seed_and_any_batch_size(position_images):
 
 def test_no_common_place_is_said(position_images):
     with pytest.raises(InputError, match="no place in common"):
-        correspondence_accuracy(reads_positions, position_images, pairs=1, size=SIZE, seed=11, scale=(0.001, 0.001))
+        correspondence_accuracy(reads_positions, position_images, ViewSampling(SIZE, (0.001, 0.001)), pairs=1, seed=11)
 
 
 def test_positions_of_a_shifted_and_a_flipped_view():
@@ -126,7 +128,7 @@ def test_the_pixels_are_where_the_geometry_says(position_images):
     rng = np.random.default_rng(1)
     flips = set()
     for _ in range(12):
-        view = draw_view(rng, height, width, SIZE)
+        view = PLAIN.draw(rng, height, width)
         flips.add(view.flipped)
         places = rng.uniform(0.1, 0.9, (20, 2))
         pixels = view.render(image)[(places[:, 0] * SIZE).astype(int), (places[:, 1] * SIZE).astype(int)]
@@ -141,9 +143,7 @@ def test_the_standard_error_is_the_spread_over_draws_of_pairs(position_images):
     """Pairs, not cells, are drawn: cells of one pair stand or fall together."""
 
     def measure(seed):
-        return correspondence_accuracy(
-            says_where_in_the_view, position_images, pairs=24, size=SIZE, seed=seed, photometric=()
-        )
+        return correspondence_accuracy(says_where_in_the_view, position_images, PLAIN, pairs=24, seed=seed)
 
     found = [measure(seed) for seed in range(12)]
     spread = np.std([one.share for one in found], ddof=1)

@@ -7,7 +7,6 @@ import pytest
 
 from passl_densecl.config import BackboneOptions
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation import load_backbone
 from passl_densecl.evaluation.dense_probe import (
     Cells,
     DenseScores,
@@ -20,6 +19,7 @@ from passl_densecl.evaluation.dense_probe import (
     jackknife,
     minimize,
 )
+from passl_densecl.evaluation.features import load_backbone
 
 
 def test_targets_are_shares_around_the_centers():
@@ -61,7 +61,7 @@ def test_the_fit_is_scikit_learns():
     labels = rng.integers(0, 3, 300)
     features = (rng.standard_normal((3, 6))[labels] + rng.standard_normal((300, 6))).astype(np.float32)
     targets = np.eye(3, dtype=np.float32)[labels]
-    weight, bias = fit(features, targets, 0.01, tolerance=1e-7, most=1000)
+    weight, bias = fit(Cells(features, targets), 0.01, tolerance=1e-7, most=1000)
     other = LogisticRegression(C=1 / (300 * 0.01), tol=1e-10, max_iter=5000).fit(features, labels)
     np.testing.assert_allclose(weight.T, other.coef_, atol=1e-3)
     np.testing.assert_allclose(bias - bias.mean(), other.intercept_ - other.intercept_.mean(), atol=1e-3)
@@ -74,10 +74,8 @@ def test_shares_weigh_as_much_as_their_area():
     shares = rng.random(60).astype(np.float32)
     mixed = np.stack([shares, 1 - shares], axis=1) * rng.random((60, 1)).astype(np.float32)
     twice = np.concatenate([mixed * [1, 0], mixed * [0, 1]]).astype(np.float32)
-    one, other = (
-        fit(features, mixed, 0.01, tolerance=1e-6),
-        fit(np.concatenate([features, features]), twice, 0.01, tolerance=1e-6),
-    )
+    cells = Cells(features, mixed), Cells(np.concatenate([features, features]), twice)
+    one, other = (fit(each, 0.01, tolerance=1e-6) for each in cells)
     np.testing.assert_allclose(one[0], other[0], atol=1e-3)
 
 
@@ -128,7 +126,7 @@ def test_confusion_counts_every_labeled_pixel_once():
     maps = [np.array([[[0.0, 1], [1, 1]]], np.float32), np.zeros((1, 2, 2), np.float32), np.ones((1, 2, 2), np.float32)]
     seen = {}
     found = confusion(
-        lambda i: (maps[i], masks[i]), probe, [0, 1, 2], seen=lambda index, one: seen.update({index: one})
+        lambda i: (maps[i], masks[i]), probe, [0, 1, 2], on_prediction=lambda index, one: seen.update({index: one})
     )
     assert found.tolist() == [[[1, 1], [0, 1]], [[0, 0], [4, 0]], [[0, 1], [0, 0]]]
     assert seen[0].tolist() == [[0, 1], [1, 1]]
@@ -160,5 +158,5 @@ def test_too_many_cells_are_thinned_and_none_are_named():
     features, mask = np.zeros((2, 10, 10), np.float32), np.zeros((50, 50), np.int16)
     parts = gather_cells(lambda index: (features, mask), range(4), 2, most=120)
     assert [len(part.features) for part in parts] == [30] * 4
-    with pytest.raises(InputError, match="no labeled pixel"):
+    with pytest.raises(InputError, match="have no labeled pixel"):
         gather_cells(lambda index: (features, mask - 1), range(2), 2)

@@ -12,8 +12,7 @@ import pytest
 from passl_densecl.config import BackboneOptions, BackboneSpec, dump_config, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation import feature_map, load_backbone, pooled_features, untrained_like
-from passl_densecl.evaluation.features import stage_maps
+from passl_densecl.evaluation.features import feature_map, load_backbone, pooled_features, stage_maps, untrained_like
 from passl_densecl.models import build_backbone
 from passl_densecl.transforms import CenterCrop
 from passl_densecl.weights import write_pickle

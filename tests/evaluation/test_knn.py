@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from passl_densecl.evaluation import knn, knn_accuracies, knn_accuracy
-from passl_densecl.evaluation.knn import Neighbors, nearest, vote
+from passl_densecl.evaluation import knn
+from passl_densecl.evaluation.knn import Neighbors, knn_accuracies, knn_accuracy, nearest, vote
 
 
 def by_hand(train, train_labels, val, val_labels, k, temperature):

@@ -72,7 +72,7 @@ def test_list_files(voc, tmp_path):
     test.write_text("JPEGImages/000002.jpg person\n")
     assert read_list(test, voc, found.classes).targets.tolist() == [[-1, -1, 1]]
     test.write_text("JPEGImages/000002.jpg persn\n")
-    with pytest.raises(InputError, match="'persn' is no class of the training list; did you mean 'person'"):
+    with pytest.raises(InputError, match="'persn' is not a class of the training list; did you mean 'person'"):
         read_list(test, voc, found.classes)
     test.write_text("JPEGImages/4.jpg dog\n")
     with pytest.raises(InputError, match=r"lists 'JPEGImages/4\.jpg', which is not under"):

@@ -78,7 +78,7 @@ def write_metrics(folder: Path, rows: list[dict[str, float]], tail: str = "") ->
 def run_dir(photos, tmp_path_factory) -> Path:
     """A finished run on the synthetic photographs, with the checkpoint of an untrained ResNet-18 DenseCL."""
     from passl_densecl.models import DenseCL
-    from passl_densecl.reliability.checkpoint import Checkpoints
+    from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot
     from passl_densecl.weights.card import run_card
 
     config = pretrain_config(photos, tmp_path_factory.mktemp("output"))
@@ -91,7 +91,7 @@ def run_dir(photos, tmp_path_factory) -> Path:
     state = {"task": "pretrain", "steps_per_epoch": STEPS_PER_EPOCH}
     steps = STEPS_PER_EPOCH * EPOCHS
     card = run_card(config, epoch=EPOCHS, step=steps)
-    Checkpoints(folder, 1).save("epoch_0006", steps, model.state_dict(), {}, state, card=card)
+    Checkpoints(folder, 1).save("epoch_0006", Snapshot(steps, model.state_dict(), {}, state, card))
     return folder
 
 

@@ -57,7 +57,7 @@ def test_steps_of_an_epoch_come_from_a_checkpoint_s_name_where_it_does_not_say_t
     ("prepare", "message"),
     [
         (lambda path: None, "no such folder"),
-        (lambda path: path.mkdir(), "neither metrics.jsonl nor config.yaml"),
+        (lambda path: path.mkdir(), "not a run folder: neither metrics.jsonl nor config.yaml"),
         (lambda path: write_metrics(path / "inner", metrics(1)), "it holds runs: inner"),
         (lambda path: path.write_text("x"), "this is a file"),
         (lambda path: write_metrics(path, []), "nothing logged in metrics.jsonl yet"),
@@ -90,6 +90,22 @@ def test_the_panels_show_what_was_logged_with_the_chance_line(run_dir):
     assert math.isclose(4.174, math.log(65), abs_tol=1e-3)
     assert any("λ = 0" in text.get_text() for text in axes[1].texts)
     assert not any("λ = 0" in text.get_text() for text in axes[0].texts)
+
+
+def test_a_further_loss_term_is_drawn_by_its_name(run_dir, tmp_path):
+    rows = [row | {"pixel_loss": 2.0 - row["step"] / 20, "pixel_top1": row["step"] / 40} for row in metrics(30)]
+    write_metrics(tmp_path, rows)
+    run = read_run(tmp_path)
+    panels = {panel.key: panel.title for panel in panels_of([run])}
+    terms = ("global", "dense", "pixel")
+    assert list(panels)[:6] == [f"{term}_loss" for term in terms] + [f"{term}_top1" for term in terms]
+    assert panels["pixel_loss"] == "Pixel loss"
+    assert panels["pixel_top1"] == "Pixel head: positive beats all negatives"
+    axes = draw_curves([run]).axes
+    assert axes[2].get_title(loc="left") == "Pixel loss"
+    np.testing.assert_allclose(axes[2].lines[0].get_ydata(), [row["pixel_loss"] for row in rows])
+    assert any("chance" in text.get_text() for text in axes[2].texts)
+    assert dict(key_figures(run))["Pixel loss"] == "0.50 nats (chance 4.17)"
 
 
 def test_runs_are_compared_with_a_look_for_each(run_dir, tmp_path):

@@ -28,10 +28,10 @@ def test_the_sample_follows_the_folder(photos):
     sample = pooled_sample(mean_color, scan_images(photos), 12, 32, lambda *step: steps.append(step))
     assert sample.vectors.shape == (12, 3)
     assert set(sample.groups) == {f"class_{n}" for n in range(4)}
-    assert sample.of == 40
+    assert sample.total == 40
     assert steps[-1] == (12, 12)
     assert all(thumbnail.shape == (32, 32, 3) for thumbnail in sample.thumbnails)
-    from passl_densecl.evaluation import pooled_features
+    from passl_densecl.evaluation.features import pooled_features
     from passl_densecl.transforms import CenterCrop, Resize
 
     whole = pooled_sample(mean_color, scan_images(photos), 40, 32)
@@ -84,7 +84,7 @@ def test_without_scikit_learn_the_line_that_installs_it_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InputError, match="pip install scikit-learn; or take --method pca"):
+    with pytest.raises(InputError, match="pip install scikit-learn; or use --method pca"):
         lay_out(two_groups()[0], "tsne")
     assert lay_out(two_groups()[0], "pca").labels[0].endswith("of the variance")
 

@@ -37,7 +37,7 @@ def test_the_cell_under_the_point_is_compared_with_all():
 
 @pytest.mark.parametrize("point", [(1.0, 0.5), (0.5, 1.0), (-0.1, 0.5)])
 def test_a_point_outside_is_refused(point):
-    with pytest.raises(InputError, match="outside the image"):
+    with pytest.raises(InputError, match="is outside the image"):
         similarity_to(pixels, [picture(4, 4, 0)], point)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from passl_densecl.config import BackboneOptions, BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation import load_backbone
+from passl_densecl.evaluation.features import load_backbone
 from passl_densecl.models import DenseCL, Encoder
 from passl_densecl.visualize.maps import cells, load_map
 from passl_densecl.weights import write_pickle

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from passl_densecl.config import BackboneSpec
-from passl_densecl.evaluation import View
+from passl_densecl.evaluation.correspondence import View
 from passl_densecl.transforms import Crop
 from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
 from passl_densecl.visualize.style import RIGHT, UNSEEN, WRONG
@@ -128,7 +128,7 @@ def test_top_limits_the_lines_and_not_the_counts():
 
 
 def test_two_views_have_a_common_part_and_follow_the_seed():
-    from passl_densecl.evaluation import true_positions
+    from passl_densecl.evaluation.correspondence import true_positions
 
     for seed in range(20):
         views = two_views(300, 200, 224, seed)
@@ -192,7 +192,7 @@ def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, pho
     options = ["--weights", str(weights), "--all", "--size", "64", "--output", str(tmp_path / "m.png")]
     assert tool.main(["match", photo, photo, *options]) == 0
     assert "6 nearest neighbors of 6 cells" in capsys.readouterr().out  # 64×85 pixels, stride 32: 2×3
-    assert tool.main(["match", photo, photo, *options, "--stem_stride", "2"]) == 0
+    assert tool.main(["match", photo, photo, *options, "--stem-stride", "2"]) == 0
     assert "24 nearest neighbors of 24 cells" in capsys.readouterr().out
 
 

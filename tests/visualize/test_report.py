@@ -19,7 +19,7 @@ from tests.visualize.conftest import metrics, write_metrics
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PRINTED = """top-1, 3,925 images, bank of 9,469, 96 px          random      densecl_s0
 ─────────────────────────────────────────  ──────────────  ──────────────
-20-NN                                      38.88 ± 0.78 %  60.25 ± 0.78 %"""  # too wide for a telephone: it scrolls in its place
+20-NN                                      38.88 ± 0.78 %  60.25 ± 0.78 %"""  # too wide for a telephone: it scrolls
 NASTY = "<script>alert(1)</script>&\"'"
 
 
@@ -133,7 +133,7 @@ def test_parts_that_cannot_be_made_say_why_and_take_no_other_with_them(run_dir, 
         "Correspondences",
         "Features as colors",
     ]
-    assert "Give the images with --root DIR" in page
+    assert "Pass the images with --root DIR" in page
     assert "no checkpoint yet" in page
     assert "hidden_dim: 32" in page
 

@@ -58,5 +58,5 @@ def test_linear_evaluation_has_no_lambda():
 
 
 def test_no_step_at_all_is_refused(photos, tmp_path):
-    with pytest.raises(InputError, match="fewer images than batch_size 8"):
+    with pytest.raises(InputError, match="0 steps per epoch: fewer images than batch_size 8"):
         plan(pretrain_config(photos, tmp_path), 0)
