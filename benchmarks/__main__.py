@@ -1,6 +1,6 @@
 """Measure the project on this machine. What matters is a ratio: two things timed in turn, in the same run.
 
-data      from image files to two augmented views, on one core: against torchvision or Pillow, and against decoding alone
+data      from image files to two augmented views, on one core: against torchvision or Pillow, and decoding alone
 loss      the contrastive loss and its gradient: against concatenating all logits, in time and memory
 step      one training step: DenseCL against MoCo-v2; also several processes, plain torch, where the time goes
 loader    batches from worker processes: against one core without them, and whether memory stays flat
@@ -19,44 +19,37 @@ from pathlib import Path
 import passl_densecl
 from benchmarks import data, loader, loss, step
 from benchmarks.measure import machine
-from passl_densecl.cli.command import command
-from passl_densecl.errors import InputError
+from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.options import check_folders
 
 VERBS = {"data": data, "loss": loss, "step": step, "loader": loader}
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, module in VERBS.items():
         verb = verbs.add_parser(name, help=module.__doc__, description=module.__doc__)
-        module.arguments(verb)
+        module.add_options(verb)
         verb.add_argument("--json", type=Path, metavar="F", help="also write every figure there")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 @command
-def main() -> int:
-    args = arguments()
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise InputError(f"--json {args.json}: no folder {str(args.json.parent)!r}; make it first")
+def main(words: list[str] | None = None) -> int:
+    args = parse_arguments(words)
+    check_folders(json=args.json)
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     before = machine()
     text, figures = VERBS[args.verb].run(args)
     print(text)
     if before["load_average"] > 0.3:
-        print(
-            f"\nnote     others use this machine (load average {before['load_average']:.1f}): wall times are disturbed"
-        )
+        load = f"load average {before['load_average']:.1f}"
+        print(f"\nnote     others use this machine ({load}): wall times are disturbed")
     if args.json is not None:
-        whole = {
-            "benchmark": args.verb,
-            "version": passl_densecl.__version__,
-            "options": options,
-            "machine": before,
-            **figures,
-        }
-        args.json.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        run = {"benchmark": args.verb, "version": passl_densecl.__version__, "options": options, "machine": before}
+        content = json.dumps({**run, **figures}, indent=1, ensure_ascii=False)
+        args.json.write_text(content + "\n", encoding="utf-8")
     return 0
 
 

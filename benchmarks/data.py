@@ -15,57 +15,38 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from benchmarks.measure import (
-    CPU,
-    Timing,
-    at_least,
-    counted,
-    interleave,
-    quotient,
-    ratio_lines,
-    summary,
-    table,
-    time_table,
-    timed,
-)
+from benchmarks.measure import CPU, Timing, interleave, quotient, ratio_lines, summary, time_table, timed
+from passl_densecl.cli.console import table
+from passl_densecl.cli.options import at_least
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage, scan_images
 from passl_densecl.data.workers import keep_freed_memory
 from passl_densecl.errors import InputError
+from passl_densecl.text import quantity
 from passl_densecl.transforms import Transform
 
 if TYPE_CHECKING:  # Pillow may be missing
     from benchmarks.recipes import Recipe
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "densecl" / "densecl_r50.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "densecl" / "densecl_r50.yaml"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     source(parser)
-    parser.add_argument(
-        "--images", type=int, default=200, metavar="N", help="so many, spread over the folder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="how often all of them are done by each (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--baseline",
-        choices=("auto", "torchvision", "pillow"),
-        default="auto",
-        help="auto, the default: torchvision where it can be imported, else the same by Pillow alone",
-    )
+    images = "so many, spread over the folder (default: %(default)s)"
+    rounds = "how often all of them are done by each (default: %(default)s)"
+    baseline = "auto, the default: torchvision where it can be imported, else the same by Pillow alone"
+    baselines = ("auto", "torchvision", "pillow")
+    parser.add_argument("--images", type=int, default=200, metavar="N", help=images)
+    parser.add_argument("--rounds", type=int, default=5, help=rounds)
+    parser.add_argument("--baseline", choices=baselines, default="auto", help=baseline)
 
 
 def source(parser: argparse.ArgumentParser) -> None:
     """The options that say which images and which transforms."""
     parser.add_argument("--root", required=True, metavar="DIR", help="a folder of images, or a pack of them")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=CONFIG,
-        metavar="C",
-        help="a pre-training config: its transforms (default: configs/densecl/densecl_r50.yaml)",
-    )
+    config = "a pre-training config: its transforms (default: configs/densecl/densecl_r50.yaml)"
+    parser.add_argument("--config", type=Path, default=CONFIG, metavar="C", help=config)
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -92,12 +73,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     results = {name: summary(values, CPU, len(images)) for name, values in timings.items()}
     own_times = timings["passl_densecl"]
     ratios = {
-        "speed_over_baseline": quotient(
-            f"images/s, passl_densecl / {baseline_name}", timings[baseline_name], own_times, CPU
-        ),
-        "speed_over_decoding": quotient(
-            "images/s, passl_densecl / decoding alone", timings["decoding alone"], own_times, CPU
-        ),
+        key: quotient(f"images/s, passl_densecl / {name}", timings[name], own_times, CPU)
+        for key, name in (("speed_over_baseline", baseline_name), ("speed_over_decoding", "decoding alone"))
     }
     from benchmarks import recipes
 
@@ -105,8 +82,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     height, width = images.decode(0).shape[:2]
     text = "\n\n".join(
         [
-            f"data     {len(images):,} images of {args.root} ({left_out} unreadable left out; the first is {width}×{height}), two views "
-            f"each; {counted(args.rounds, 'round')}; {CPU}, OpenCV on one thread",
+            f"data     {len(images):,} images of {args.root} ({left_out} unreadable left out; the first is "
+            f"{width}×{height}), two views each; {quantity(args.rounds, 'round')}; {CPU}, OpenCV on one thread",
             time_table("all images", results),
             _part_table(parts),
             ratio_lines(ratios),
@@ -130,7 +107,7 @@ def transforms_of(config: Path) -> tuple[Transform, ...]:
 
 
 def chosen(root: str, most: int) -> tuple[ImageSet, int]:
-    """At most so many images that decode, spread over the folder, and how many did not. Reads each: files are cached then."""
+    """At most so many images that decode, spread over the folder, and how many did not. Then files are in the cache."""
     everything = scan_images(root)
     indices = np.unique(np.linspace(0, len(everything) - 1, min(most, len(everything))).round().astype(int))
     good = []
@@ -166,7 +143,7 @@ def _time(act: Callable[[], None]) -> Timing:
 
 
 def _parts(recipes: Mapping[str, Recipe], images: ImageSet, rounds: int) -> dict[str, dict[str, float]]:
-    """Recipe → part → seconds of CPU an image (both views): the median of the rounds, in which the recipes take turns."""
+    """Recipe → part → CPU seconds per image (both views): the median of the rounds, in which the recipes take turns."""
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
     for _ in range(rounds):
         for name, recipe in recipes.items():
@@ -198,6 +175,6 @@ def _one_pass(recipe: Recipe, images: ImageSet) -> dict[str, float]:
 
 def _part_table(parts: Mapping[str, Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(name for one in parts.values() for name in one))
-    rows = [["CPU ms an image, by part", *parts]]
+    rows = [["CPU ms per image, by part", *parts]]
     rows += [[name, *(f"{one.get(name, 0.0) * 1000:.2f}" for one in parts.values())] for name in names]
-    return table([*rows, ["together", *(f"{sum(one.values()) * 1000:.2f}" for one in parts.values())]])
+    return table([*rows, ["sum", *(f"{sum(one.values()) * 1000:.2f}" for one in parts.values())]])

@@ -11,28 +11,24 @@ from typing import Any
 import cv2
 
 from benchmarks.data import chosen, source, transforms_of
-from benchmarks.measure import WALL, at_least, counted, own_cores, shown, spread, status_mb, table
+from benchmarks.measure import WALL, own_cores, shown, spread, status_mb
+from passl_densecl.cli.console import table
+from passl_densecl.cli.options import at_least
 from passl_densecl.data.datasets import PairDataset
 from passl_densecl.data.workers import keep_freed_memory
 from passl_densecl.errors import InputError
+from passl_densecl.text import quantity
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     source(parser)
-    parser.add_argument(
-        "--workers", default="0,1,2", metavar="N,N,…", help="numbers of worker processes to try (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--epochs", type=int, default=3, help="through one iterator, as in training (default: %(default)s)"
-    )
+    workers = "numbers of worker processes to try (default: %(default)s)"
+    epochs = "through one iterator, as in training (default: %(default)s)"
+    images = "of an epoch, spread over the folder (default: %(default)s)"
+    parser.add_argument("--workers", default="0,1,2", metavar="N,N,…", help=workers)
+    parser.add_argument("--epochs", type=int, default=3, help=epochs)
     parser.add_argument("--batch", type=int, default=32, help="images of a batch (default: %(default)s)")
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=512,
-        metavar="N",
-        help="of an epoch, spread over the folder (default: %(default)s)",
-    )
+    parser.add_argument("--images", type=int, default=512, metavar="N", help=images)
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -64,39 +60,21 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         around = (baseline[-2] + baseline[-1]) / 2  # measured before and after this number of workers
         found[number]["one_core"] = around
         found[number]["ratio"] = {
-            "what": f"images/s, {counted(number, 'worker')} / {max(1, number)} × one core",
+            "what": f"images/s, {quantity(number, 'worker')} / {max(1, number)} × one core",
             **spread([rate / (max(1, number) * around) for rate in found[number]["images_per_second"]["epochs"]]),
         }
-    cores = len(own_cores())
+    how = f"{args.epochs} epochs (the first starts the workers); {WALL}; {len(own_cores())} cores"
+    lowest, highest = f"{min(baseline):.1f}", f"{max(baseline):.1f}"
+    one_core_row = ["one core, no loader", f"{spread(baseline)['median']:.1f}", f"{lowest} – {highest}", ""]
+    head = ["", "images/s, median", "lowest – highest", "over N × one core"]
+    memory = [["resident MiB after each epoch", "main", "all workers"]]
+    for number, one in found.items():
+        memory.append([quantity(number, "worker"), *(_flow(one["resident_mb"][name]) for name in ("main", "workers"))])
     text = "\n\n".join(
         [
-            f"loader   {len(images):,} images of {args.root}, batches of {args.batch}, {args.epochs} epochs (the first starts the "
-            f"workers); {WALL}; {cores} cores",
-            table(
-                [
-                    ["", "images/s, median", "lowest – highest", "over N × one core"],
-                    [
-                        "one core, no loader",
-                        f"{spread(baseline)['median']:.1f}",
-                        f"{min(baseline):.1f} – {max(baseline):.1f}",
-                        "",
-                    ],
-                    *(_row(number, one) for number, one in found.items()),
-                ]
-            ),
-            table(
-                [
-                    ["resident MiB after each epoch", "main", "the workers together"],
-                    *(
-                        [
-                            counted(number, "worker"),
-                            _flow(one["resident_mb"]["main"]),
-                            _flow(one["resident_mb"]["workers"]),
-                        ]
-                        for number, one in found.items()
-                    ),
-                ]
-            ),
+            f"loader   {len(images):,} images of {args.root}, batches of {args.batch}, {how}",
+            table([head, one_core_row, *(_row(number, one) for number, one in found.items())]),
+            table(memory),
         ]
     )
     return text, {
@@ -142,12 +120,8 @@ def _workers() -> list[Any]:
 
 def _row(number: int, one: dict[str, Any]) -> list[str]:
     rate = one["images_per_second"]
-    return [
-        f"{counted(number, 'worker')}",
-        f"{rate['median']:.1f}",
-        f"{rate['min']:.1f} – {rate['max']:.1f}",
-        shown(one["ratio"]),
-    ]
+    median, lowest, highest = (f"{rate[key]:.1f}" for key in ("median", "min", "max"))
+    return [quantity(number, "worker"), median, f"{lowest} – {highest}", shown(one["ratio"])]
 
 
 def _flow(values: list[float]) -> str:

@@ -11,33 +11,27 @@ from benchmarks.measure import (
     CPU,
     WALL,
     Worker,
-    at_least,
-    counted,
     interleave,
     quotient,
     shown,
     summary,
-    table,
     thread_limit,
     time_table,
     workers,
 )
+from passl_densecl.cli.console import table
+from passl_densecl.cli.options import at_least
+from passl_densecl.text import quantity
 
 _HERE = "benchmarks.loss"
 _TEMPERATURE = 0.2
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--queries",
-        type=int,
-        default=1568,
-        metavar="N",
-        help="query vectors: 1568 is 32 images × 7×7 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--keys", type=int, default=65536, metavar="K", help="negatives, the queue's length (default: %(default)s)"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    queries = "query vectors: 1568 is 32 images × 7×7 (default: %(default)s)"
+    keys = "negatives, the queue's length (default: %(default)s)"
+    parser.add_argument("--queries", type=int, default=1568, metavar="N", help=queries)
+    parser.add_argument("--keys", type=int, default=65536, metavar="K", help=keys)
     parser.add_argument("--dim", type=int, default=128, metavar="D", help="length of a vector (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed pairs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the matrix kernels (default: %(default)s)")
@@ -63,8 +57,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     }
     text = "\n\n".join(
         [
-            f"loss     {args.queries:,} queries, {args.keys:,} keys, {args.dim} long; {counted(args.rounds, 'round')}, forward and backward; "
-            f"{clock}, {counted(args.threads, 'thread')}",
+            f"loss     {args.queries:,} queries, {args.keys:,} keys, {args.dim} long; "
+            f"{quantity(args.rounds, 'round')}, forward and backward; {clock}, {quantity(args.threads, 'thread')}",
             time_table("loss", results),
             table([["extra memory", "MiB"], *([name, f"{value['extra_mb']:.0f}"] for name, value in memory.items())]),
             table(

@@ -17,10 +17,13 @@ from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from passl_densecl.cli.console import table
 from passl_densecl.errors import InputError
 
 CPU = "CPU time of the process"  # what it computed, whoever else uses the machine
 WALL = "wall time"
+PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "torchvision", "numpy", "pillow")
+PACKAGES += ("opencv-python-headless", "opencv-python")
 _END_SECONDS = 10.0
 
 
@@ -78,8 +81,8 @@ def _seconds(timing: Timing, clock: str) -> float:
 class Worker:
     """A fresh process that builds a few functions and calls one of them whenever it is asked; it sleeps in between.
 
-    `build` is "module:function"; called with the arguments, in the new process, it gives the functions by name. `env` is
-    set before anything but this file is imported, and `cores` are the only ones that the process may use.
+    `build` is "module:function"; called with the arguments, in the new process, it gives the functions by name. `env`
+    is set before it is imported, and `cores` are the only ones that the process may use.
     """
 
     def __init__(
@@ -129,9 +132,8 @@ class Worker:
         except EOFError:
             self._process.join(_END_SECONDS)
             advice = "; probably the memory ran out" if self._process.exitcode == -9 else ""
-            raise RuntimeError(
-                f"the process of {self._name} ended with code {self._process.exitcode}{advice}"
-            ) from None
+            code = self._process.exitcode
+            raise RuntimeError(f"the process of {self._name} ended with code {code}{advice}") from None
         if error is not None:
             raise RuntimeError(f"in the process of {self._name}:\n{error}")
         return result
@@ -216,29 +218,13 @@ def status_mb(field: str, pid: int | str = "self") -> float:
     raise InputError(f"/proc/{pid}/status has no {field}; memory can be measured on Linux only")
 
 
-# --- words ---------------------------------------------------------------------------------------------------------
-
-
-def at_least(lowest: int, **values: int) -> None:
-    """Raises InputError for an option that is lower."""
-    for name, value in values.items():
-        if value < lowest:
-            raise InputError(f"--{name} {value}: expected at least {lowest}")
+# --- text ----------------------------------------------------------------------------------------------------------
 
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     versions = {}
-    for name in (
-        "paddlepaddle",
-        "paddlepaddle-gpu",
-        "torch",
-        "torchvision",
-        "numpy",
-        "pillow",
-        "opencv-python-headless",
-        "opencv-python",
-    ):
+    for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
@@ -258,27 +244,10 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def counted(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
-
-
 def shown(values: Mapping[str, Any], digits: int = 3) -> str:
     """ "1.013 (1.010 to 1.020)", of a spread."""
     low, high = (f"{values[key]:.{digits}f}" for key in ("min", "max"))
     return f"{values['median']:.{digits}f} ({low} to {high})"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width; the first to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
 
 
 def time_table(title: str, results: Mapping[str, Mapping[str, Any]], unit: str = "s") -> str:
@@ -288,9 +257,8 @@ def time_table(title: str, results: Mapping[str, Mapping[str, Any]], unit: str =
     for name, result in results.items():
         seconds, rate = result["seconds"], result.get("images_per_second")
         low, high = (f"{seconds[key] * scale:.3f}" for key in ("min", "max"))
-        rows.append(
-            [name, f"{seconds['median'] * scale:.3f}", f"{low} – {high}", f"{rate['median']:.1f}" if rate else ""]
-        )
+        speed = f"{rate['median']:.1f}" if rate else ""
+        rows.append([name, f"{seconds['median'] * scale:.3f}", f"{low} – {high}", speed])
     return table(rows if any(row[3] for row in rows[1:]) else [row[:3] for row in rows])
 
 

@@ -70,7 +70,7 @@ def pillow(transforms: Sequence[Transform], seed: int = 0) -> Recipe:
 
 
 def crop_box(size: tuple[int, int], transform: RandomResizedCrop, draw: random.Random) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a random crop of a (width, height), or of the largest fitting middle one after ten that do not fit."""
+    """(left, top, right, bottom) of a random crop of a (width, height), or the largest central one after 10 misfits."""
     (width, height), (lowest, highest) = size, transform.ratio
     for _ in range(10):
         area = width * height * draw.uniform(*transform.scale)

@@ -1,9 +1,9 @@
-"""The paper's question at small scale: random weights, MoCo-v2 (λ = 0) and DenseCL (λ = 0.5) with one budget, judged alike.
+"""The paper's question at small scale: random weights, MoCo-v2 (λ = 0) and DenseCL (λ = 0.5), one budget, one protocol.
 
-Every network is pre-trained with configs/small/reproduce_r18.yaml and then judged by 20-NN, a linear classifier (fast preset),
-correspondences between two crops and, where images with masks are given, by a linear segmentation head. --ablation adds
-the runs of the paper's two ablations: λ, and the grid of the dense neck. Interrupted, the same command goes on where it
-stopped: runs are resumed, finished ones and their figures are kept.
+Every network is pre-trained with configs/small/reproduce_r18.yaml and then judged by 20-NN, a linear classifier (fast
+preset), correspondences between two crops and, where images with masks are given, by a linear segmentation head.
+--ablation adds the runs of the paper's two ablations: λ, and the grid of the dense head. Interrupted, the same command
+continues where it stopped: runs are resumed, finished ones and their figures are kept.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-from passl_densecl.cli.command import command
+from passl_densecl.cli.command import Parser, command
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
+from passl_densecl.transforms import output_size
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/small/reproduce_r18.yaml"
 LAMBDAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 GRIDS = (1, 3, 5, 7, None)
@@ -71,16 +72,14 @@ def networks(ablation: str | None) -> list[Network]:
 
 
 def say_and_run(words: Iterable[object]) -> None:
-    """Show a command and run it; its failure is this script's."""
+    """Print a command and run it. Raises InputError when it fails, SystemExit when it was asked to stop."""
     shown = [str(word) for word in words]
     print("\n$ python " + shlex.join(shown), flush=True)
     code = subprocess.run([sys.executable, *shown], cwd=ROOT).returncode
     if code < 0 or code in (130, 143):  # asked to stop: the run has saved and can go on
         raise SystemExit(128 - code if code < 0 else code)
     if code:
-        raise InputError(
-            f"this command ended with exit code {code}; the lines above say why. Run again to go on from here"
-        )
+        raise InputError(f"this command ended with exit code {code}; see the lines above. Run again to continue here")
 
 
 def train(args: argparse.Namespace, network: Network, seed: int, overrides: Sequence[str]) -> None:
@@ -91,9 +90,8 @@ def train(args: argparse.Namespace, network: Network, seed: int, overrides: Sequ
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", args.processes, "--log_dir", run / "launch"]
     settings = [*overrides, *network.settings, f"seed={seed}", f"name={run.name}", f"output_dir={run.parent}"]
     options = [word for setting in settings for word in ("-o", setting)]
-    say_and_run(
-        [*(launcher if args.processes > 1 else []), "tools/train.py", "-c", CONFIG, *options, "--resume", "auto"]
-    )
+    start = launcher if args.processes > 1 else []
+    say_and_run([*start, "tools/train.py", "-c", CONFIG, *options, "--resume", "auto"])
 
 
 def measure(args: argparse.Namespace, verb: str, network: Network, seed: int) -> Path:
@@ -106,18 +104,8 @@ def measure(args: argparse.Namespace, verb: str, network: Network, seed: int) ->
     weights = ["--weights", folder, "--seed", 0]
     if network.settings is None:  # its own seed draws the weights
         model = base().model
-        weights = [
-            "--weights",
-            "random",
-            "--depth",
-            model.depth,
-            "--stem_stride",
-            model.stem_stride,
-            "--last_stride",
-            model.last_stride,
-            "--seed",
-            seed,
-        ]
+        strides = ["--stem-stride", model.stem_stride, "--last-stride", model.last_stride]
+        weights = ["--weights", "random", "--depth", model.depth, *strides, "--seed", seed]
     labeled = ["--train", args.data / "train", "--val", args.data / "val", "--size", args.size]
     words = {
         "knn": [*labeled, "--k", K],
@@ -160,11 +148,9 @@ def markdown(rows: dict[str, dict[str, list[Figure]]], verbs: Sequence[str], see
     lines = ["| | " + " | ".join(MEASURES[verb] for verb in verbs) + " |", "|---" * (len(verbs) + 1) + "|"]
     for title, values in rows.items():
         lines.append(f"| {title} | " + " | ".join(shown(values[verb]) for verb in verbs) + " |")
-    spread = (
-        f"mean ± standard deviation over {seeds} seeds"
-        if seeds > 1
-        else "one seed; ± one standard error over the images, which says nothing of other seeds"
-    )
+    spread = f"mean ± standard deviation over {seeds} seeds"
+    if seeds == 1:
+        spread = "one seed; ± one standard error over the images, which says nothing about other seeds"
     return "\n".join([*lines, "", f"({spread})", ""])
 
 
@@ -206,7 +192,7 @@ def reproduce(args: argparse.Namespace) -> None:
     config = base()
     images = scan_images(str(args.data / "train"))
     args.epochs = args.epochs or config.epochs
-    args.size = args.size or config.data.transforms[0].size  # type: ignore[union-attr]
+    args.size = args.size or output_size(config.data.transforms)
     half = len(images) // config.batch_size * args.epochs // 2
     overrides = [
         f"data.root={args.data / 'train'}",
@@ -230,36 +216,33 @@ def reproduce(args: argparse.Namespace) -> None:
         title: {verb: [one._asdict() for one in each] for verb, each in values.items()}
         for title, values in rows.items()
     }
-    (args.output / f"{name}.json").write_text(
-        json.dumps({"seeds": args.seeds, "epochs": args.epochs, "results": found}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+    content = {"seeds": args.seeds, "epochs": args.epochs, "results": found}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    (args.output / f"{name}.json").write_text(text, encoding="utf-8")
     draw(rows, verbs, args.output / f"{name}.png")
     print(f"\n{table}\ntable    {args.output / name}.md, .json\npicture  {args.output / name}.png")
 
 
-def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    processes = min(2, os.cpu_count() or 1)
+    masks = "'--images A --masks B --val-images C --val-masks D'"
+    dense = f"images with masks, as options of `evaluate.py dense`: {masks}"
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="labeled images: DIR/train and DIR/val")
     parser.add_argument("--output", type=Path, default=Path("output/reproduce"), help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--epochs", type=int, help="default: as the config says")
     parser.add_argument("--size", type=int, help="pixels of the crops (default: as the config says)")
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="default: %(default)s")
+    parser.add_argument("--processes", type=int, default=processes, help="default: %(default)s")
     parser.add_argument("--ablation", choices=("lambda", "grid"), help="these runs instead of the three")
-    parser.add_argument(
-        "--dense",
-        metavar="OPTIONS",
-        help="images with masks, as options of `evaluate.py dense`: "
-        "'--images A --masks B --val_images C --val_masks D'",
-    )
-    parser.add_argument("--dense_size", type=int, default=256, help="shorter side there (default: %(default)s)")
+    parser.add_argument("--dense", metavar="OPTIONS", help=dense)
+    parser.add_argument("--dense-size", type=int, default=256, help="shorter side there (default: %(default)s)")
     return parser.parse_args(words)
 
 
 @command
-def main() -> int:
-    args = arguments()
+def main(words: list[str] | None = None) -> int:
+    args = parse_arguments(words)
     for part in ("train", "val"):
         if not (args.data / part).is_dir():
             raise InputError(f"--data {args.data}: no folder {part!r} in it; expected train/CLASS/… and val/CLASS/…")
@@ -267,7 +250,3 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     reproduce(args)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

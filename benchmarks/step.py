@@ -14,21 +14,21 @@ from benchmarks.measure import (
     WALL,
     Timing,
     Worker,
-    at_least,
-    counted,
     interleave,
     own_cores,
     quotient,
     ratio_lines,
     summary,
-    table,
     thread_limit,
     time_table,
     together,
     workers,
 )
+from passl_densecl.cli.console import table
+from passl_densecl.cli.options import at_least
 from passl_densecl.config import DEPTHS
 from passl_densecl.errors import InputError
+from passl_densecl.text import quantity
 
 _TRAINING = "benchmarks.training"
 _NAMES = {
@@ -39,26 +39,18 @@ _NAMES = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--depth", type=int, default=50, help=f"of the ResNet: {', '.join(map(str, DEPTHS))} (default: %(default)s)"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    depth = f"of the ResNet: {', '.join(map(str, DEPTHS))} (default: %(default)s)"
+    rounds = "timed steps of each; 0 measures the memory only (default: %(default)s)"
+    threads = "of the kernels (not with --processes: one each) (default: %(default)s)"
+    processes = "also: N micro-batches by one process on one core, and by N processes on N cores"
+    parser.add_argument("--depth", type=int, default=50, help=depth)
     parser.add_argument("--size", type=int, default=224, help="pixels a side (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="images of one micro-batch (default: %(default)s)")
-    parser.add_argument("--queue_len", type=int, default=65536, help="keys in the queue (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="timed steps of each; 0 measures the memory only (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of the kernels (not with --processes: one each) (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="also: N micro-batches by one process on one core, and by N processes on N cores",
-    )
+    parser.add_argument("--queue-len", type=int, default=65536, help="keys in the queue (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help=rounds)
+    parser.add_argument("--threads", type=int, default=1, help=threads)
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help=processes)
     parser.add_argument("--torch", action="store_true", help="also: the same step in plain torch, in both layouts")
     parser.add_argument("--profile", action="store_true", help="also: where the time of a step goes")
 
@@ -68,8 +60,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     sizes = (args.depth, args.size, args.batch, args.queue_len)
     clock = CPU if args.threads == 1 else WALL
     text = [
-        f"step     ResNet-{args.depth}, {args.size} px, batch {args.batch}, queue {args.queue_len:,}, {counted(args.rounds, 'round')}; "
-        f"{clock}, {counted(args.threads, 'thread')}"
+        f"step     ResNet-{args.depth}, {args.size} px, batch {args.batch}, queue {args.queue_len:,}, "
+        f"{quantity(args.rounds, 'round')}; {clock}, {quantity(args.threads, 'thread')}"
     ]
     data: dict[str, Any] = {"clock": clock, "results": {}, "ratios": {}}
     ratios = data["ratios"]
@@ -93,9 +85,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     text.append(ratio_lines(ratios))
     if args.profile:
         data["profile"] = _profile(sizes, args.rounds, args.threads)
-        rows = [
-            [name, f"{part['seconds'] * 1000:.1f}", f"{part['share']:.1%}"] for name, part in data["profile"].items()
-        ]
+        parts = data["profile"].items()
+        rows = [[name, f"{part['seconds'] * 1000:.1f}", f"{part['share']:.1%}"] for name, part in parts]
         text.append(table([["part of a DenseCL step", "ms", "share"], *rows]) + f"\n(medians; {WALL})")
     return "\n\n".join(text), data
 
@@ -109,9 +100,9 @@ def _check(args: argparse.Namespace) -> None:
     at_least(1 if args.torch or args.profile or args.processes > 1 else 0, rounds=args.rounds)
     at_least(args.batch * args.processes, queue_len=args.queue_len)
     if args.processes > len(own_cores()):
-        raise InputError(f"--processes {args.processes}: only {len(own_cores())} cores are there, one each is needed")
+        raise InputError(f"--processes {args.processes}: only {len(own_cores())} cores, and each needs one")
     if args.torch and importlib.util.find_spec("torch") is None:
-        raise InputError("--torch: torch is not installed here; `pip install torch`, or leave the option out")
+        raise InputError("--torch: torch is not installed here; `pip install torch`, or omit the option")
 
 
 def _compared(args: argparse.Namespace, sizes: tuple[int, ...]) -> dict[str, list[Timing]]:
@@ -145,9 +136,8 @@ def _processes(args: argparse.Namespace, sizes: tuple[int, ...]) -> dict[str, An
         for number in range(count)
     ]
     with workers(alone, *group):
-        timings = interleave(
-            {"one": partial(together, [alone], "step"), "several": partial(together, group, "step")}, args.rounds
-        )
+        contestants = {"one": partial(together, [alone], "step"), "several": partial(together, group, "step")}
+        timings = interleave(contestants, args.rounds)
     names = {"one": "1 process, 1 core", "several": f"{count} processes, {count} cores"}
     return {
         "how": f"{count} micro-batches of {args.batch} a step; every process pinned to a core of its own "

@@ -53,7 +53,7 @@ def resnet(depth: int) -> tuple[nn.Sequential, int]:
 
 
 class Encoder(nn.Module):
-    """Backbone and both necks."""
+    """Backbone and both projection heads."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -98,12 +98,12 @@ def build(
         with torch.no_grad():
             for key, query in zip(key_encoder.parameters(), query_encoder.parameters(), strict=True):
                 key.lerp_(query, 1 - _MOMENTUM)
-            key_globe, key_features, key_dense, key_mean = key_encoder(floats(key_bytes))
+            key_vector, key_features, key_dense, key_mean = key_encoder(floats(key_bytes))
         global_vector, features, dense, _ = query_encoder(floats(query_bytes))
         with torch.no_grad():
             matches = (features.transpose(1, 2) @ key_features).argmax(2)  # (B, S)
             positive = key_dense.gather(2, matches.unsqueeze(1).expand(-1, _DIM, -1))  # (B, D, S)
-        global_loss = _contrast(global_vector, key_globe, global_queue)
+        global_loss = _contrast(global_vector, key_vector, global_queue)
         dense_loss = _contrast(
             dense.transpose(1, 2).reshape(-1, _DIM), positive.transpose(1, 2).reshape(-1, _DIM), dense_queue
         )
@@ -112,7 +112,7 @@ def build(
         loss.backward()
         optimizer.step()
         rows = (pointer + torch.arange(batch)) % queue_len
-        global_queue[rows], dense_queue[rows] = key_globe, key_mean
+        global_queue[rows], dense_queue[rows] = key_vector, key_mean
         pointer = (pointer + batch) % queue_len
         return float(loss)
 

@@ -1,4 +1,4 @@
-"""The training step of engine/pretrain.py, that function itself, on images of noise. Imported in fresh processes only."""
+"""The training step, engine/pretrain.py's own functions, on images of noise. Imported in fresh processes only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import paddle
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
-from passl_densecl.engine.optim import build_optimizer
-from passl_densecl.engine.pretrain import build_model, forward_backward
+from passl_densecl.engine.learner import Learner
+from passl_densecl.engine.pretrain import build_model, encode_keys, forward_backward
 from passl_densecl.models import densecl
 from passl_densecl.models.batch_norm import ChainedStatistics
 from passl_densecl.tensors import to_tensor
 
-RECIPE = Path(__file__).resolve().parents[2] / "configs" / "densecl" / "densecl_r50.yaml"
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "densecl" / "densecl_r50.yaml"
 
 
 class Step:
@@ -46,10 +46,8 @@ class Step:
         assert isinstance(config, PretrainConfig)
         self._config = config
         self.model = build_model(config, queue_len)
-        self.model.train()
-        self.optimizer = build_optimizer(config.optimizer, self.model)
-        self._scaler = paddle.amp.GradScaler(enable=False)
-        self._parallel = dist.parallel(self.model)
+        self._learner = Learner.build(self.model, config)
+        self.optimizer = self._learner.optimizer
         self._statistics = ChainedStatistics(self.model, micro_batches // dist.world_size())
         noise = np.random.default_rng(0).integers(0, 256, (2, config.batch_size, size, size, 3), dtype=np.uint8)
         self._query, self._key = (to_tensor(images[dist.own_rows(config.batch_size)]) for images in noise)
@@ -57,21 +55,13 @@ class Step:
 
     def __call__(self) -> float:
         with self._statistics.step():
-            keys, reports = forward_backward(
-                self._config,
-                self.model,
-                self._parallel,
-                self._scaler,
-                self._query,
-                self._key,
-                step=self._done,
-                loss_lambda=self._config.model.loss_lambda,
-            )
+            keys = encode_keys(self._config, self.model, self._key, self._done)
+            losses = forward_backward(self._config, self._learner, self._query, keys, self._config.model.loss_lambda)
         self.optimizer.step()
         self.optimizer.clear_grad()
         self.model.enqueue(keys)
         self._done += 1
-        return float(paddle.stack(reports)[:, 0].mean())
+        return float(paddle.stack([each["loss"] for each in losses]).mean())
 
 
 def pair(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Callable[[], float]]:
@@ -133,7 +123,7 @@ def profile(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Call
     parts.wrap(model, "update_key_encoder", "key encoder: moving average")
     for name, encoder in (("key", model.key_encoder), ("query", model.query_encoder)):
         parts.wrap(encoder.backbone, "forward", f"{name} encoder: backbone forward")
-        parts.wrap(encoder, "forward", f"{name} encoder: necks forward")
+        parts.wrap(encoder, "forward", f"{name} encoder: heads forward")
     parts.wrap(densecl, "normalize", "bytes to normalized floats")
     parts.wrap(densecl, "match", "dense loss: match")
     parts.wrap(densecl, "gather_matches", "dense loss: match")

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from benchmarks import reproduce
+from passl_densecl.cli import evaluate
 from passl_densecl.config import load_config
 from passl_densecl.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module
-
-
-reproduce = load("reproduce")
-evaluate = load("evaluate")
 RESULTS = {  # as each verb's JSON has them, after the baselines that it may hold
     "knn": {"top1": {"20": 0.5}, "standard_error": {"20": 0.01}},
     "linear": {"top1": 0.6, "standard_error": 0.02},
@@ -70,7 +54,7 @@ def options(images: Path, tmp_path: Path, *more: str) -> argparse.Namespace:
         (tmp_path / "data").mkdir(exist_ok=True)
         if not (tmp_path / "data" / part).exists():
             (tmp_path / "data" / part).symlink_to(images, target_is_directory=True)
-    return reproduce.arguments(["--data", str(tmp_path / "data"), "--output", str(tmp_path), *more])
+    return reproduce.parse_arguments(["--data", str(tmp_path / "data"), "--output", str(tmp_path), *more])
 
 
 def test_three_networks_with_one_budget(photos, tmp_path, started):
@@ -111,12 +95,11 @@ def test_the_grid_without_pooling_is_the_main_run():
     assert [network.folder for network in networks] == ["grid_1", "grid_3", "grid_5", "grid_7", "lambda_0.5"]
 
 
-def test_the_commands_are_understood(photos, tmp_path, started, monkeypatch):
+def test_the_commands_are_understood(photos, tmp_path, started):
     reproduce.reproduce(options(photos, tmp_path, "--dense", "--images a --masks b", "--processes", "2"))
     for words in started:
         if words[0] == "tools/evaluate.py":
-            monkeypatch.setattr(sys, "argv", words)
-            assert evaluate.arguments().verb == words[1]
+            assert evaluate.parse_arguments(words[1:]).verb == words[1]
     launched = next(words for words in started if "tools/train.py" in words)
     assert launched[:4] == ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
     assert launched[-2:] == ["--resume", "auto"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Speed and memory against baselines. `--help` lists the options; the code is benchmarks/."""
+"""Speed and memory against baselines. The code is in benchmarks/."""
 
 import sys
 from pathlib import Path

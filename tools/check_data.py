@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Decode every image of a folder and list those that cannot be read. `--help` lists the options; the code is passl_densecl/cli/check_data."""
+"""Decode every image of a folder and list those that cannot be read. The code is in passl_densecl/cli/check_data."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert weights between the names and formats of seven projects. `--help` lists the options; the code is passl_densecl/cli/convert."""
+"""Convert weights between the names and formats of seven projects. The code is in passl_densecl/cli/convert."""
 
 import sys
 from pathlib import Path

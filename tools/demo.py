@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The whole way on real photographs, in minutes on a CPU. `--help` lists the options; the code is passl_densecl/cli/demo."""
+"""The whole way on real photographs, in minutes on a CPU. The code is in passl_densecl/cli/demo."""
 
 import sys
 from pathlib import Path

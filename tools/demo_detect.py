@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""FCOS from pre-trained and from random weights on a small COCO data set. `--help` lists the options; the code is passl_densecl/cli/demo_detect."""
+"""FCOS from pre-trained and random weights on a small COCO set. The code is in passl_densecl/cli/demo_detect."""
 
 import sys
 from pathlib import Path

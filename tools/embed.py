@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Features of a folder of images as a table. `--help` lists the options; the code is passl_densecl/cli/embed."""
+"""Features of a folder of images as a table. The code is in passl_densecl/cli/embed."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Judge backbones: k-NN, linear, SVM, dense probe, correspondence. `--help` lists the options; the code is passl_densecl/cli/evaluate."""
+"""Judge backbones: k-NN, linear, SVM, dense probe, correspondence. The code is in passl_densecl/cli/evaluate."""
 
 import sys
 from pathlib import Path

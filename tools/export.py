@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a backbone or classifier for inference: Paddle or ONNX. `--help` lists the options; the code is passl_densecl/cli/export."""
+"""Write a backbone or classifier for inference: Paddle or ONNX. The code is in passl_densecl/cli/export."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Take the backbone out of a checkpoint. `--help` lists the options; the code is passl_densecl/cli/extract."""
+"""Take the backbone out of a checkpoint. The code is in passl_densecl/cli/extract."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The size and cost of a model. `--help` lists the options; the code is passl_densecl/cli/info."""
+"""The size and cost of a model. The code is in passl_densecl/cli/info."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pack a folder of images into one LMDB file. `--help` lists the options; the code is passl_densecl/cli/pack."""
+"""Pack a folder of images into one LMDB file. The code is in passl_densecl/cli/pack."""
 
 import sys
 from pathlib import Path

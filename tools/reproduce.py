@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Random weights, MoCo-v2 and DenseCL at one budget. `--help` lists the options; the code is benchmarks/."""
+"""Random weights, MoCo-v2 and DenseCL at one budget. The code is in benchmarks/."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pre-train a backbone, or evaluate one linearly, as the config says. `--help` lists the options; the code is passl_densecl/cli/train."""
+"""Pre-train a backbone, or evaluate one linearly, as the config says. The code is in passl_densecl/cli/train."""
 
 import sys
 from pathlib import Path

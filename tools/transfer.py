@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare or check a detector's or segmenter's config for these weights. `--help` lists the options; the code is passl_densecl/cli/transfer."""
+"""Prepare or check a detector's or segmenter's config for these weights. The code is in passl_densecl/cli/transfer."""
 
 import sys
 from pathlib import Path

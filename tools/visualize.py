@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures: views, schedules, curves, correspondences, reports. `--help` lists the options; the code is passl_densecl/cli/plot."""
+"""Pictures: views, schedules, curves, correspondences, reports. The code is in passl_densecl/cli/plot."""
 
 import sys
 from pathlib import Path

@@ -4,87 +4,67 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from passl_densecl.cli.command import command
+from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.console import print_first, progress
+from passl_densecl.cli.options import add_list_options, add_workers_option, check_folders, worker_count
 from passl_densecl.data.check import Report, check_images
 from passl_densecl.data.datasets import ImageSet, scan_images
-from passl_densecl.data.workers import available_cores
 from passl_densecl.errors import InputError
-from passl_densecl.text import one_line, plural
+from passl_densecl.text import megabytes, one_line, quantity
 
 SHOWN = 10  # bad images that are named on the terminal
 DEFAULT_OUTPUT = "bad_images.txt"
+OUTPUT = (
+    f"where the paths of bad images go, relative to DIR, each after a '# reason' (default: {DEFAULT_OUTPUT}, "
+    "written only when there are any)"
+)
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
         description="Decode every image of a set; say what is in it and which images cannot be read.",
-        epilog="Exit code 0: all are fine; 1: some are bad; 2: a mistake to mend, named in the message.",
+        epilog="Exit code 0: all are fine; 1: some are bad; 2: invalid input, named in the message.",
     )
     parser.add_argument("root", metavar="DIR", help="a folder of images, or an .lmdb packed from one")
-    parser.add_argument("--list_file", metavar="F", help="only the images that this text file lists")
-    parser.add_argument("--labeled", action="store_true", help="labels follow the paths in F; check them as well")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="F.txt",
-        help=f"where the paths of bad images go, relative to DIR, each after a '# reason' (default: {DEFAULT_OUTPUT}, "
-        "written only when there are any)",
-    )
-    return parser.parse_args(arguments)
+    add_list_options(parser)
+    add_workers_option(parser)
+    parser.add_argument("--output", type=Path, metavar="F.txt", help=OUTPUT)
+    return parser.parse_args(words)
 
 
 def check(args: argparse.Namespace) -> bool:
     """Print the report and write the list; True when all images are fine."""
-    workers = available_cores() if args.workers is None else args.workers
-    if workers < 1:
-        raise InputError(f"--workers {workers}: expected at least 1")
-    output = args.output or Path(DEFAULT_OUTPUT)
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: the folder {output.parent} does not exist; create it first")
+    workers = worker_count(args)
+    check_folders(output=args.output)
     images = scan_images(args.root, args.list_file, labeled=args.labeled)
     print(f"data     {images.describe()}", flush=True)
     began = time.perf_counter()
-    columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    with Progress(
-        *columns, TimeRemainingColumn(), transient=True, auto_refresh=False, disable=not sys.stdout.isatty()
-    ) as bar:
-        task = bar.add_task("check", total=len(images), text="")
-        drawn = 0.0
-
-        def progress(done: int, bad: int) -> None:
-            nonlocal drawn
-            if time.perf_counter() - drawn > 0.2:
-                bar.update(task, completed=done, text=f"{bad:,} bad", refresh=True)
-                drawn = time.perf_counter()
-
-        report = check_images(images, workers, progress)
+    with progress("check") as bar:
+        report = check_images(images, workers, lambda done, bad: bar(done, len(images), f"{bad:,} bad"))
     seconds = time.perf_counter() - began
     print(
-        f"checked  {len(images):,} {plural(len(images), 'image')} in {seconds:,.1f} s with {workers} "
-        f"{plural(workers, 'worker')} ({len(images) / seconds:,.0f} images/s)"
+        f"checked  {quantity(len(images), 'image')} in {seconds:,.1f} s with {quantity(workers, 'worker')} "
+        f"({len(images) / seconds:,.0f} images/s)"
     )
-    describe(report)
+    print_contents(report)
+    output = args.output or Path(DEFAULT_OUTPUT)
     if report.bad or args.output:
         write_list(output, images, report)
     if report.bad:
-        complain(images, report)
+        print_bad(images, report)
         print(f"wrote    {output}")
     return not report.bad
 
 
-def describe(report: Report) -> None:
-    """What is in the images that decode."""
+def print_contents(report: Report) -> None:
+    """Sizes, formats and colors of the images that decode."""
     if not len(report.sizes):
         return
     smallest, median, largest = (f"{width}×{height}" for width, height in report.quantiles())
-    print(f"sizes    smallest {smallest}, median {median}, largest {largest} px; {report.file_bytes / 1e6:,.1f} MB")
+    print(f"sizes    smallest {smallest}, median {median}, largest {largest} px; {megabytes(report.file_bytes)}")
     formats, colors = (
         ", ".join(f"{count:,} {name}" for name, count in found.most_common()) for found in (report.kinds, report.colors)
     )
@@ -93,13 +73,10 @@ def describe(report: Report) -> None:
         print(f"note     {report.misnamed:,} of another format than the name says; they are read all the same")
 
 
-def complain(images: ImageSet, report: Report) -> None:
+def print_bad(images: ImageSet, report: Report) -> None:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.reasons().most_common())
-    print(f"bad      {len(report.bad):,} {plural(len(report.bad), 'image')}: {reasons}")
-    for index, reason in report.bad[:SHOWN]:
-        print(f"         {one_line(images.path(index))}: {reason}")
-    if len(report.bad) > SHOWN:
-        print(f"         and {len(report.bad) - SHOWN:,} more")
+    print(f"bad      {quantity(len(report.bad), 'image')}: {reasons}")
+    print_first([f"{one_line(images.path(index))}: {reason}" for index, reason in report.bad], SHOWN)
 
 
 def write_list(output: Path, images: ImageSet, report: Report) -> None:
@@ -122,10 +99,5 @@ def write_list(output: Path, images: ImageSet, report: Report) -> None:
 
 
 @command
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_arguments(arguments)
-    return 0 if check(args) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(words: list[str] | None = None) -> int:
+    return 0 if check(parse_arguments(words)) else 1

@@ -1,40 +1,81 @@
-"""What is around the `main` of a command-line tool: exit codes, messages that stand alone, names in any script."""
+"""Around every command-line tool: exit codes, messages without traceback, any encoding, spelling of options."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
-import inspect
 import io
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TextIO
+from typing import Any, ParamSpec, TextIO
 
 from passl_densecl.errors import InputError, RunError
 
 P = ParamSpec("P")
 
+OTHER_WORDS = {"--labelled": "--labeled", "--engine": "--toolbox", "--engine-dir": "--toolbox-dir"}
 
-def command(main: Callable[P, int]) -> Callable[P, int]:
-    """A tool's `main` that turns what happens to it into an exit code, and says on stderr what the user must know.
 
-    2 for an `InputError`, 3 for a `RunError`, 130 for Ctrl-C; 141 when nobody reads any more (``| head``), which is no
-    mistake and prints nothing. Other exceptions are mistakes of this program and keep their traceback.
+class Parser(argparse.ArgumentParser):
+    """A parser that also accepts the older spellings of its options, which no help shows.
+
+    Options are spelled with hyphens and in American English; `--list_file` and `--labelled` mean `--list-file` and
+    `--labeled`.
     """
-    tool = Path(inspect.getfile(main)).name
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._current_spelling(word) for word in words], namespace)
+
+    def _current_spelling(self, word: str) -> str:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or option in self._option_string_actions:
+            return word
+        current = option.replace("_", "-")
+        current = OTHER_WORDS.get(current, current)
+        known = any(name.startswith(current) for name in self._option_string_actions)  # may be abbreviated
+        return current + equals + value if known else word
+
+
+def command(main: Callable[P, int], *, named: bool = True) -> Callable[P, int]:
+    """A tool's `main` that turns exceptions into exit codes, and prints on stderr what the user must know.
+
+    2 for an `InputError`, 3 for a `RunError`, 130 for Ctrl-C, 143 for SIGTERM; 141 when the reader of the output is
+    gone (``| head``), which is no mistake and prints nothing. Other exceptions are defects of this program and keep
+    their traceback. `named`: whether messages begin with the tool's name.
+
+    Of several processes under `paddle.distributed.launch`, the first one prints an `InputError`, which all of them have
+    in common; each prints its own `RunError` and ends at once, because leaving Paddle's process group may hang or crash
+    when the others are gone.
+    """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         print_anything()
+        name = f"{Path(sys.argv[0]).name}: " if named else ""
         try:
-            code = main(*args, **kwargs)
-            sys.stdout.flush()
+            with _exit_on_sigterm():
+                code = main(*args, **kwargs)
+                sys.stdout.flush()
             return code
-        except (InputError, RunError) as error:
-            print(f"{tool}: {error}", file=sys.stderr)
-            return 2 if isinstance(error, InputError) else 3
+        except InputError as error:
+            if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
+                print(f"{name}{error}", file=sys.stderr)
+            return 2
+        except RunError as error:
+            print(f"{name}{error}", file=sys.stderr, flush=True)
+            if _one_of_several():
+                sys.stdout.flush()
+                os._exit(3)
+            return 3
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:
@@ -47,10 +88,27 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def print_anything() -> None:
-    """From here on what a terminal's encoding has no letter for (names in Chinese, where it is Latin-1) is printed escaped."""
+    """Print characters that the terminal's encoding lacks (Chinese names in Latin-1) escaped from here on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _one_of_several() -> bool:
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that unfinished files are removed; one of several processes it ends at once."""
+    if _one_of_several() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _is_read(stream: TextIO) -> bool:

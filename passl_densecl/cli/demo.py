@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -21,15 +20,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-ROOT = Path(__file__).resolve().parents[2]
 import cv2
 import numpy as np
 
-from passl_densecl.cli.command import command
+from passl_densecl.cli.command import Parser, command
 from passl_densecl.config import LinearConfig, PretrainConfig, load_config
 from passl_densecl.data.datasets import ImageSet, decode, scan_images
 from passl_densecl.errors import InputError
+from passl_densecl.text import quantity
+from passl_densecl.transforms import CenterCrop, Resize, output_size
 
+ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN, LINEAR = "configs/demo/densecl_r18.yaml", "configs/demo/linear_r18.yaml"
 MARKER = ".made_by_demo"  # a folder with it may be emptied
 
@@ -151,10 +152,14 @@ class Split:
     root: str
     list_file: str | None = None
 
-    def options(self, section: str) -> list[str]:
-        """As -o options for a section of a config."""
-        options = ["-o", f"{section}.root={self.root}"]
-        return options if self.list_file is None else [*options, "-o", f"{section}.list_file={self.list_file}"]
+    def settings(self, section: str) -> list[str]:
+        """Overrides of a section of a config."""
+        root = [f"{section}.root={self.root}"]
+        return root if self.list_file is None else [*root, f"{section}.list_file={self.list_file}"]
+
+
+def as_options(settings: Iterable[str]) -> list[str]:
+    return [word for setting in settings for word in ("-o", setting)]
 
 
 @dataclass(frozen=True)
@@ -259,16 +264,11 @@ class Stopwatch:
 def run(*command: str) -> None:
     """Print a command as one would type it, and run it in the repository. Raises InputError when it fails."""
     print("$ " + shlex.join(["python", *command]), flush=True)
-    # The launcher imports Paddle before it imports this package, which knows that this is no problem.
+    # The launcher imports Paddle before this package, which silences the warning, is imported.
     environment = os.environ | {"PYTHONWARNINGS": "ignore:No ccache found:UserWarning", "PYTHONUNBUFFERED": "1"}
+    words, pipe = [sys.executable, *command], subprocess.PIPE
     process = subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        words, env=environment, cwd=ROOT, text=True, errors="replace", stdout=pipe, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -301,20 +301,21 @@ def script(count: int, output: str) -> list[str]:
 
 def measure(weights: str, checkpoint: str, overrides: list[str], images: Images) -> dict[str, float]:
     """What needs no training, for the weights of a checkpoint or for `random` ones; runs in a process of its own."""
-    from passl_densecl.evaluation import correspondence_accuracy, knn_accuracy, load_backbone, pooled_features
+    from passl_densecl.evaluation.correspondence import ViewSampling, correspondence_accuracy
+    from passl_densecl.evaluation.features import load_backbone, pooled_features
+    from passl_densecl.evaluation.knn import knn_accuracy
     from passl_densecl.reliability.log import set_device
-    from passl_densecl.transforms import CenterCrop, Resize
 
     warnings.filterwarnings("ignore", message="When training, we now always track")  # BatchNorm, and it is meant to
-    config = load_config(ROOT / PRETRAIN, overrides)
-    assert isinstance(config, PretrainConfig)
+    config = pretraining_config(overrides)
     set_device(config.device)
-    size = view_size(config)
+    size = output_size(config.data.transforms)
     backbone = load_backbone(checkpoint if weights != "random" else weights, config.model.backbone.as_options())
     val = scan_images(images.val.root, images.val.list_file, labeled=images.labeled)
     result = contrastive_top1(config, None if weights == "random" else checkpoint)
     for name, options in CORRESPONDENCES.items():
-        found = correspondence_accuracy(backbone, val, pairs=PAIRS, size=MAP_SCALE * size, seed=config.seed, **options)
+        sampling = ViewSampling(MAP_SCALE * size, **options)
+        found = correspondence_accuracy(backbone, val, sampling, pairs=PAIRS, seed=config.seed)
         result |= {name: found.share, f"{name}_chance": found.chance, f"{name}_same_place": found.same_place}
     if images.labeled:
         train = scan_images(images.train.root, images.train.list_file, labeled=True)
@@ -335,12 +336,12 @@ def contrastive_top1(config: PretrainConfig, checkpoint: str | None) -> dict[str
     import paddle
 
     from passl_densecl.data.loader import PairLoader
-    from passl_densecl.engine.pretrain import build_model, choose_queue_len, key_order
-    from passl_densecl.reliability.log import SilentLog
-    from passl_densecl.weights import load_strict, read_arrays, weights_file
+    from passl_densecl.engine.pretrain import build_model, choose_queue_len, encode_keys
+    from passl_densecl.weights.files import read_arrays, weights_file
+    from passl_densecl.weights.load import load_strict
 
     images = scan_images(config.data.root, config.data.list_file)
-    queue_len = choose_queue_len(config, len(images), SilentLog())
+    queue_len, _ = choose_queue_len(config, len(images))
     model = build_model(config, queue_len)
     if checkpoint is not None:
         load_strict(model, read_arrays(weights_file(checkpoint)), source=checkpoint)
@@ -349,23 +350,18 @@ def contrastive_top1(config: PretrainConfig, checkpoint: str | None) -> dict[str
     filling = math.ceil(queue_len / config.batch_size)
     # Another seed than the run's: other crops than those that it has seen last.
     loader = PairLoader(images, config.data.transforms, seed=config.seed + 1, batch_size=config.batch_size)
-    reports = []
+    found: list[dict[str, float]] = []
     with paddle.no_grad():
         for step, batch in loader.steps(0, filling + CONTRASTIVE_STEPS):
-            order = key_order(config, step)
-            keys = model.encode_keys(batch.key, micro_batch_size=config.micro_batch_size, order=order)
+            keys = encode_keys(config, model, batch.key, step)
             for start in range(0, config.batch_size if step >= filling else 0, config.micro_batch_size):
                 part = slice(start, start + config.micro_batch_size)
-                reports.append([float(value) for value in model(batch.query[part], keys.local.rows(part))])
+                losses = model(batch.query[part], keys.local.rows(part), config.model.loss_lambda)
+                found.append({name: float(value) for name, value in losses.items()})
             model.enqueue(keys)
-    _, global_top1, *dense = np.mean(reports, axis=0).tolist()
-    result = {"contrastive_global": global_top1, "contrastive_chance": 1 / (queue_len + 1)}
-    return result | ({"contrastive_dense": dense[1]} if dense else {})
-
-
-def view_size(config: PretrainConfig) -> int:
-    """The side, in pixels, of what the backbone sees in training."""
-    return next(size for transform in config.data.transforms if (size := getattr(transform, "size", None)))
+    terms = [name.removesuffix("_top1") for name in found[0] if name.endswith("_top1")]
+    shares = {f"contrastive_{term}": float(np.mean([each[f"{term}_top1"] for each in found])) for term in terms}
+    return {**shares, "contrastive_chance": 1 / (queue_len + 1)}
 
 
 # --- the summary ---------------------------------------------------------------------------------------------------
@@ -414,7 +410,7 @@ def print_summary(rows: list[Row], seconds: dict[str, float], epochs: int) -> No
         note = f"   {row.note}" if row.note else ""
         print(f"{row.name:<36}{row.random:>10.1%}{row.pretrained:>13.1%}{row.chance:>10.1%}{note}")
     print()
-    print(f"after {epochs} {'epoch' if epochs == 1 else 'epochs'} of pre-training, against random weights:")
+    print(f"after {quantity(epochs, 'epoch')} of pre-training, against random weights:")
     for answer, label in ((1, "higher"), (-1, "lower"), (0, "no clear difference")):
         names = [row.name for row in rows if verdict(row) == answer]
         if names:
@@ -438,20 +434,14 @@ def demo(output: Path, data: Path | None) -> None:
         for note in images.notes:
             print(note)
 
-    overrides = [f"output_dir={where}", *images.pretrain.options("data")[1::2]]
-    config = load_config(ROOT / PRETRAIN)
-    assert isinstance(config, PretrainConfig)
+    overrides = [f"output_dir={where}", *images.pretrain.settings("data")]
     if data is not None:
-        seen = config.epochs * 600  # images, about as many as of the photographs
-        count = len(scan_images(images.pretrain.root, images.pretrain.list_file))
-        overrides.append(f"epochs={max(1, round(seen / count))}")
-    config = load_config(ROOT / PRETRAIN, overrides)
-    assert isinstance(config, PretrainConfig)
-    options = [word for override in overrides for word in ("-o", override)]
+        overrides.append(f"epochs={epochs_for(images.pretrain)}")
+    config = pretraining_config(overrides)
     run_dir = f"{where}/{config.name}"
     weights = f"{where}/{config.name}.pdparams"
     with watch.stage("pre-training", "pre-training, without labels"):
-        run(*script(processes(config), where), "-c", PRETRAIN, *options)
+        run(*script(processes(config), where), "-c", PRETRAIN, *as_options(overrides))
     checkpoint = f"{run_dir}/checkpoints/epoch_{config.epochs:04d}"
     with watch.stage("extraction", "the backbone alone"):
         run("tools/extract_weight.py", checkpoint, "--output", weights, "--remove_prefix")
@@ -463,7 +453,7 @@ def demo(output: Path, data: Path | None) -> None:
                 linear[name] = linear_accuracy(name, source, images, where)
     picture, random_picture = f"{where}/match.png", f"{where}/match_random.png"
     size = ["--size", str(PICTURE_SIZE)]
-    untrained = ["--depth", str(config.model.depth), "--stem_stride", str(config.model.stem_stride)]
+    untrained = ["--depth", str(config.model.depth), "--stem-stride", str(config.model.stem_stride)]
     with watch.stage("pictures", "pictures: the same two views, matched by both backbones"):
         match = ["tools/visualize.py", "match", images.picture]
         run(*match, "--weights", checkpoint, "--output", picture, *size)
@@ -490,9 +480,19 @@ def demo(output: Path, data: Path | None) -> None:
         "weights": weights,
     }
     (ROOT / where / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(
-        f"picture  {picture} (with random weights: {random_picture})\nnumbers  {where}/summary.json\nweights  {weights}"
-    )
+    print(f"picture  {picture} (with random weights: {random_picture})")
+    print(f"numbers  {where}/summary.json\nweights  {weights}")
+
+
+def pretraining_config(overrides: Sequence[str] = ()) -> PretrainConfig:
+    config = load_config(ROOT / PRETRAIN, overrides)
+    assert isinstance(config, PretrainConfig)
+    return config
+
+
+def epochs_for(split: Split) -> int:
+    """So many that about as many images are seen as with the photographs, of which there are 600."""
+    return max(1, round(pretraining_config().epochs * 600 / len(scan_images(split.root, split.list_file))))
 
 
 def linear_accuracy(name: str, source: str, images: Images, where: str) -> float:
@@ -500,8 +500,8 @@ def linear_accuracy(name: str, source: str, images: Images, where: str) -> float
     config = load_config(ROOT / LINEAR)
     assert isinstance(config, LinearConfig)
     run_name = f"linear_{name}"
-    options = ["-o", f"name={run_name}", "-o", f"output_dir={where}"]
-    options += images.train.options("data.train") + images.val.options("data.val")
+    data = [*images.train.settings("data.train"), *images.val.settings("data.val")]
+    options = as_options([f"name={run_name}", f"output_dir={where}", *data])
     count = 2 if config.batch_size % 2 == 0 and (os.cpu_count() or 1) >= 2 else 1
     run(*script(count, where), "-c", LINEAR, *options, "--pretrained", source)
     best = best_checkpoint(ROOT / where / run_name)
@@ -527,33 +527,22 @@ def prepare(output: Path) -> None:
     """An empty folder. Empties one that the demo made, and refuses any other that holds something."""
     if output.is_dir() and any(output.iterdir()):
         if not (output / MARKER).is_file():
-            raise InputError(
-                f"--output {output}: this folder holds something that the demo did not make; choose another"
-            )
+            raise InputError(f"--output {output}: this folder holds files that the demo did not make; choose another")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
 
 
 @command
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Pre-train, extract, evaluate and look, on real photographs or on yours."
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/demo"), help="folder to write (default: output/demo)"
-    )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="your images, in a folder for each class or in any layout"
-    )
-    args = parser.parse_args(arguments)
+def main(words: list[str] | None = None) -> int:
+    parser = Parser(description="Pre-train, extract, evaluate and look, on real photographs or on yours.")
+    default, folder = Path("output/demo"), "your images, in a folder for each class or in any layout"
+    parser.add_argument("--output", type=Path, default=default, help=f"folder to write (default: {default})")
+    parser.add_argument("--data", type=Path, metavar="DIR", help=folder)
+    args = parser.parse_args(words)
     if args.data is not None and not args.data.is_dir():
         raise InputError(f"--data {args.data}: no such folder")
     output, data = args.output.resolve(), None if args.data is None else args.data.resolve()
     os.chdir(ROOT)  # the commands are shown and run from here
     demo(output, data)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""FCOS from pre-trained and from random weights on a small COCO data set: python tools/demo_detect.py --data ROOT --weights W"""
+"""FCOS from pre-trained and random weights on a small COCO set: python tools/demo_detect.py --data ROOT --weights W"""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-from passl_densecl.cli.command import command
+from passl_densecl.cli.command import Parser, command
 from passl_densecl.errors import InputError
 
-BASES = ROOT / "tests" / "downstream" / "bases"  # PaddleDetection's base files in short, with small images
+ROOT = Path(__file__).resolve().parents[2]
+BASES = ROOT / "tests" / "integrations" / "bases"  # PaddleDetection's base files in short, with small images
 STARTS = ("pretrained", "random")
-SHOWN = 3  # boxes drawn an image: the best ones, whatever their score
+SHOWN = 3  # boxes drawn per image: the best ones, whatever their score
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train FCOS twice on a few dozen images in COCO's layout, from pre-trained and from random weights with the "
-        "same seed, and draw both loss curves and what the detectors see. Minutes on a CPU.",
-        epilog="It runs in the environment of `make test-downstream`, which has PaddleDetection from PyPI.",
-    )
+DESCRIPTION = (
+    "Train FCOS twice on a few dozen images in COCO's layout, from pre-trained and from random weights with the same "
+    "seed, and draw both loss curves and what the detectors see. Minutes on a CPU."
+)
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    epilog = "It runs in the environment of `make test-downstream`, which has PaddleDetection from PyPI."
+    parser = Parser(description=DESCRIPTION, epilog=epilog)
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="a folder in COCO's layout")
     parser.add_argument("--weights", type=Path, required=True, metavar="W", help="a file, checkpoint or run folder")
     parser.add_argument("--output", type=Path, default=Path("output/demo_detect"), metavar="DIR")
     parser.add_argument("--epochs", type=int, default=6, help="of each training (default: 6)")
     parser.add_argument("--start", choices=STARTS, help=argparse.SUPPRESS)  # one training, in a process of its own
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def train(args: argparse.Namespace, start: str) -> None:
@@ -68,14 +71,8 @@ def train(args: argparse.Namespace, start: str) -> None:
 
 def shrink(config: dict) -> None:
     """A network and images that a CPU trains in minutes: towers of one convolution instead of four."""
-    config["FCOSHead"]["fcos_feat"] = {
-        "name": "FCOSFeat",
-        "feat_in": 256,
-        "feat_out": 256,
-        "num_convs": 1,
-        "norm_type": "gn",
-        "use_dcn": False,
-    }
+    tower = {"feat_in": 256, "feat_out": 256, "num_convs": 1, "norm_type": "gn", "use_dcn": False}
+    config["FCOSHead"]["fcos_feat"] = {"name": "FCOSFeat", **tower}
     config["TrainReader"]["batch_size"] = 4
     for reader in ("TrainReader", "EvalReader"):
         for step in config[reader]["sample_transforms"]:
@@ -87,17 +84,20 @@ def run(args: argparse.Namespace, start: str) -> list[float]:
     """Train in a process of its own; the loss of every step."""
     folder = args.output / start
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, "--data", args.data, "--weights", args.weights, "--output", args.output]
+    command = [
+        sys.executable,
+        ROOT / "tools" / "demo_detect.py",
+        "--data",
+        args.data,
+        "--weights",
+        args.weights,
+        "--output",
+        args.output,
+    ]
     command += ["--epochs", str(args.epochs), "--start", start]
     with (folder / "log.txt").open("w") as log:
-        code = subprocess.run(
-            [str(word) for word in command],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            check=False,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        ).returncode
+        environment, words = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}, [str(word) for word in command]
+        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment).returncode
     text = (folder / "log.txt").read_text(errors="replace")
     losses = [float(value) for value in re.findall(r"Epoch: .* loss: ([\d.]+)", text)]
     if code or not losses:
@@ -106,9 +106,8 @@ def run(args: argparse.Namespace, start: str) -> list[float]:
     ap = re.findall(r"IoU=0.50:0.95 \| area=   all \| maxDets=100 \] = (-?[\d.]+)", text)
     tenth = max(len(losses) // 10, 1)
     first, final = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    print(
-        f"{start:11}{len(losses)} steps, loss {first:.3f} → {final:.3f} (means of {tenth}), AP {ap[0] if ap else '?'}"
-    )
+    means = f"loss {first:.3f} → {final:.3f} (means of {tenth})"
+    print(f"{start:11}{len(losses)} steps, {means}, AP {ap[0] if ap else '?'}")
     return losses
 
 
@@ -165,30 +164,24 @@ def draw_boxes(pixels, boxes: Sequence[dict], names: dict[int, str]) -> None:  #
         score = f" {box['score']:.2f}" if "score" in box else ""
         color = (60, 220, 60) if "score" not in box else (40, 160, 255)
         cv2.rectangle(pixels, (x, y), (x + width, y + height), color, 2)
-        cv2.putText(
-            pixels, names[box["category_id"]] + score, (x, max(y - 4, 14)), cv2.FONT_HERSHEY_SIMPLEX, 0.6, color, 2
-        )
+        title, place = names[box["category_id"]] + score, (x, max(y - 4, 14))
+        cv2.putText(pixels, title, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, color, 2)
 
 
 @command
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_arguments(arguments)
+def main(words: list[str] | None = None) -> int:
+    args = parse_arguments(words)
     args.data, args.weights, args.output = (path.resolve() for path in (args.data, args.weights, args.output))
     if args.start:
         train(args, args.start)
         return 0
     from passl_densecl.integrations.prepare import prepare
 
-    done = prepare("paddledetection", args.weights, args.output, gpus=0, data=args.data, engine_dir=BASES)
+    done = prepare("paddledetection", args.weights, args.output, gpus=0, data=args.data, toolbox_dir=BASES)
     print("\n".join(done.lines()[:3]))
     curves = {start: run(args, start) for start in STARTS}
     draw_curves(curves, args.output / "curves.png")
     draw_detections(args, args.output / "detections.jpg")
-    print(
-        f"wrote    {args.output}/curves.png, detections.jpg (the {SHOWN} best boxes of each image, whatever their score)"
-    )
+    boxes = f"the {SHOWN} best boxes of each image, whatever their score"
+    print(f"wrote    {args.output}/curves.png, detections.jpg ({boxes})")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import sys
 import time
 from pathlib import Path
 
@@ -13,13 +11,14 @@ import numpy as np
 
 from passl_densecl.api.embeddings import Embeddings, check_format, embed, nearest, write, write_card, write_neighbors
 from passl_densecl.api.info import checked_view
-from passl_densecl.cli.command import command
-from passl_densecl.config import DEPTHS
+from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.console import print_first
+from passl_densecl.cli.options import add_list_options, add_weights_options, at_least
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.workers import available_cores
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
-from passl_densecl.text import plural, printable
+from passl_densecl.text import printable, quantity
 from passl_densecl.transforms import apply
 
 SHOWN = 3  # bad images that are named
@@ -28,53 +27,34 @@ TILE = 112  # pixels of an image in the picture
 MOST_WORKERS = 8
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+STAGE = (
+    "pooled: one vector per image (default); backbone: one per cell; global, dense: the same behind the projection "
+    "heads of a pre-training checkpoint"
+)
+NEIGHBORS = "also F_neighbors.csv with the K nearest images of each, and F_neighbors.png with some of them"
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
         description="Features of every image of a folder, with the file names, as a table.",
         epilog="Images that cannot be decoded are left out and named. Files appear when they are complete.",
     )
+    output = "the table: .npz, .csv or .parquet (needs pyarrow)"
+    stages = ("pooled", "backbone", "global", "dense")
+    size = "pixels of the center crop (default: as the weights' run)"
+    workers = "processes that decode, 0 for none (default: by cores)"
     parser.add_argument("root", metavar="DIR", help="a folder of images, or a pack (.lmdb)")
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="W",
-        help="a checkpoint, run folder, weight file, name of a published model, or 'random'",
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="F", help="the table: .npz, .csv or .parquet (needs pyarrow)"
-    )
-    parser.add_argument(
-        "--stage",
-        choices=("pooled", "backbone", "global", "dense"),
-        default="pooled",
-        help="pooled: one vector an image (default); backbone: one a cell; global, dense: the same behind the necks "
-        "of a pre-training checkpoint",
-    )
-    parser.add_argument(
-        "--size", type=int, metavar="N", help="pixels of the center crop (default: as the weights' run)"
-    )
-    parser.add_argument(
-        "--neighbors",
-        type=int,
-        metavar="K",
-        help="also F_neighbors.csv with the K nearest images of each, and F_neighbors.png with some of them",
-    )
-    parser.add_argument("--list_file", metavar="L", help="only the images that this text file lists, in its order")
-    parser.add_argument(
-        "--labeled", action="store_true", help="with labels: DIR/CLASS/image.jpg, or after the paths in L"
-    )
-    parser.add_argument("--encoder", choices=("query", "key"), default="query", help="of a pre-training checkpoint")
-    parser.add_argument("--depth", type=int, choices=DEPTHS, help="of random weights")
-    parser.add_argument("--stem_stride", type=int, choices=(4, 2, 1), help="default: as the run's config says, else 4")
-    parser.add_argument("--last_stride", type=int, choices=(2, 1), help="default: as the run's config says, else 2")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
-    parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode, 0 for none (default: by cores)"
-    )
+    add_weights_options(parser, note="; also the name of a published model")
+    parser.add_argument("--output", type=Path, required=True, metavar="F", help=output)
+    parser.add_argument("--stage", choices=stages, default="pooled", help=STAGE)
+    parser.add_argument("--size", type=int, metavar="N", help=size)
+    parser.add_argument("--neighbors", type=int, metavar="K", help=NEIGHBORS)
+    add_list_options(parser)
+    parser.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    parser.add_argument("--workers", type=int, metavar="N", help=workers)
     parser.add_argument("--device", metavar="D", help="cpu, gpu or gpu:1 (default: Paddle's choice)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
-    return parser.parse_args(arguments)
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -89,15 +69,8 @@ def run(args: argparse.Namespace) -> None:
     from passl_densecl.api.inference import progress_bar  # after the checks: Paddle takes seconds
     from passl_densecl.api.models import get_model
 
-    model = get_model(
-        args.weights,
-        True,
-        args.device,
-        depth=args.depth,
-        stem_stride=args.stem_stride,
-        last_stride=args.last_stride,
-        seed=args.seed,
-    )
+    strides = {"stem_stride": args.stem_stride, "last_stride": args.last_stride}
+    model = get_model(args.weights, True, args.device, depth=args.depth, **strides, seed=args.seed)
     print(f"weights  {model.info.source}: {model.info.kind}, ResNet-{model.info.depth}", flush=True)
     workers = min(available_cores(), MOST_WORKERS) if args.workers is None else args.workers
     began = time.perf_counter()
@@ -151,32 +124,22 @@ def check(args: argparse.Namespace, outputs: dict[str, Path]) -> None:
             raise InputError(f"{path} exists already; choose another --output, or replace it with --overwrite")
     if args.size is not None:
         checked_view(args.size)
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size {args.batch_size}: expected at least 1")
-    if args.workers is not None and args.workers < 0:
-        raise InputError(f"--workers {args.workers}: expected at least 0")
-    if args.neighbors is not None:
-        if args.neighbors < 1:
-            raise InputError(f"--neighbors {args.neighbors}: expected at least 1")
-        if args.stage in ("backbone", "dense"):
-            raise InputError(f"--neighbors needs one vector an image: take --stage pooled or global, not {args.stage}")
+    at_least(1, batch_size=args.batch_size, neighbors=args.neighbors)
+    at_least(0, workers=args.workers)
+    if args.neighbors is not None and args.stage in ("backbone", "dense"):
+        raise InputError(f"--neighbors needs one vector per image: use --stage pooled or global, not {args.stage}")
 
 
 def report_left_out(found: Embeddings) -> None:
     if not found.left_out:
         return
-    count = len(found.left_out)
-    print(
-        f"warning  {count:,} {plural(count, 'image')} cannot be decoded and {'is' if count == 1 else 'are'} left out:"
-    )
-    for name, reason in found.left_out[:SHOWN]:
-        print(f"         {name}: {reason}")
-    if count > SHOWN:
-        print(f"         and {count - SHOWN:,} more; the file lists them all")
+    images = quantity(len(found.left_out), "image")
+    print(f"warning  {images} cannot be decoded and {'is' if len(found.left_out) == 1 else 'are'} left out:")
+    print_first([f"{name}: {reason}" for name, reason in found.left_out], SHOWN, "; the file lists them all")
 
 
 def neighbors(args: argparse.Namespace, outputs: dict[str, Path], images: ImageSet, found: Embeddings) -> list[Path]:
-    """Write the table and, where matplotlib is there, the picture; returns what was written."""
+    """Write the table and, where matplotlib is installed, the picture; return what was written."""
     indices, cosines = nearest(found.features, args.neighbors)
     write_neighbors(outputs["neighbors"], found.names, indices, cosines)
     if found.labels is not None:
@@ -206,12 +169,6 @@ def neighbors(args: argparse.Namespace, outputs: dict[str, Path], images: ImageS
 
 
 @command
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_arguments(arguments)
-    run(args)
+def main(words: list[str] | None = None) -> int:
+    run(parse_arguments(words))
     return 0
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit like others: what is unfinished is removed
-    sys.exit(main())

@@ -4,91 +4,74 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passl_densecl.cli.command import command
+from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.options import add_override_option, at_least, check_folders
 from passl_densecl.config import QUEUE_LEN_MAX, Config, PretrainConfig, load_config
 from passl_densecl.errors import InputError
-from passl_densecl.transforms import CenterCrop, RandomResizedCrop
+from passl_densecl.transforms import output_size
 
 if TYPE_CHECKING:
     from passl_densecl.models.summary import Summary
 
-NAMES = {"global_head": "global neck", "dense_head": "dense neck", "fc": "classifier"}
+NAMES = {"global_head": "global head", "dense_head": "dense head", "fc": "classifier"}
 CLASSES = 1000
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Weights and multiply-adds (FLOPs) of a config's network.")
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="Weights and multiply-adds (FLOPs) of a config's network.")
+    classes = f"linear: of the data set, which the config cannot know (default: {CLASSES})"
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment, pre-training or linear")
-    parser.add_argument(
-        "-o",
-        "--override",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="for example model.depth=101; repeatable",
-    )
+    add_override_option(parser)
     parser.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: as the config trains)")
-    parser.add_argument(
-        "--classes", type=int, metavar="N", help=f"linear: of the data set, which the config cannot know ({CLASSES})"
-    )
+    parser.add_argument("--classes", type=int, metavar="N", help=classes)
     parser.add_argument("--json", type=Path, metavar="F.json", help="also write the figures there")
-    return parser.parse_args()
-
-
-def image_size(config: Config) -> int:
-    """Pixels a side of what the network is trained on; 224 where no transform says it."""
-    transforms = config.data.transforms if isinstance(config, PretrainConfig) else config.data.train_transforms
-    sizes = [t.size for t in transforms if isinstance(t, (RandomResizedCrop, CenterCrop))]
-    return sizes[-1] if sizes else 224
+    return parser.parse_args(words)
 
 
 def report(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.override)
-    size = image_size(config) if args.size is None else args.size
-    if size < 32:
-        raise InputError(f"--size {size}: expected at least 32 pixels")
+    at_least(32, size=args.size)
+    transforms = config.data.transforms if isinstance(config, PretrainConfig) else config.data.train_transforms
+    size = args.size or output_size(transforms)
     if args.classes is not None and (isinstance(config, PretrainConfig) or args.classes < 1):
         raise InputError(f"--classes {args.classes}: expected 1 or more, with a config of task linear")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"--json {args.json}: the folder {args.json.parent} does not exist")
-    import paddle
-
-    from passl_densecl.models.summary import summarize_linear, summarize_pretraining
-
-    paddle.set_device("cpu")
-    model = config.model
-    notes = []
-    if isinstance(config, PretrainConfig):
-        queue_len = config.model.queue_len
-        if not isinstance(queue_len, int):
-            queue_len = QUEUE_LEN_MAX
-            notes.append(
-                f"queue_len auto: {QUEUE_LEN_MAX:,} is the most that it can be; -o model.queue_len=N for yours"
-            )
-        summary = summarize_pretraining(config.model, size, queue_len)
-    else:
-        classes = args.classes or CLASSES
-        notes.append(f"{classes:,} classes{'' if args.classes else ' assumed; --classes N for yours'}")
-        summary = summarize_linear(model.backbone, size, classes)
-    notes.append("a multiply-add counts one, BatchNorm two a number; pooling, ReLU and residual sums are not counted")
-    show(summary, args.config, f"ResNet-{model.depth}", size, notes)
+    check_folders(json=args.json)
+    summary, notes = summarize(config, size, args.classes)
+    show(summary, args.config, f"ResNet-{config.model.depth}", size, notes)
     if args.json:
         tree = {
             "config": args.config,
             "overrides": args.override,
             "size": size,
-            **asdict(model.backbone),
+            **asdict(config.model.backbone),
             **asdict(summary),
             "weights": summary.weights,
             "training_multiply_adds": summary.training_multiply_adds,
             "multiply_adds": {name: part.multiply_adds for name, part in summary.parts.items()},
         }
         args.json.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def summarize(config: Config, size: int, classes: int | None) -> tuple[Summary, list[str]]:
+    """The figures of a config's network, and what was assumed."""
+    import paddle
+
+    from passl_densecl.models.summary import summarize_linear, summarize_pretraining
+
+    paddle.set_device("cpu")
+    notes = ["a multiply-add counts one, BatchNorm two per number; pooling, ReLU and residual sums are not counted"]
+    if not isinstance(config, PretrainConfig):
+        notes.insert(0, f"{classes or CLASSES:,} classes{'' if classes else ' assumed; --classes N for yours'}")
+        return summarize_linear(config.model.backbone, size, classes or CLASSES), notes
+    queue_len = config.model.queue_len
+    if not isinstance(queue_len, int):
+        queue_len = QUEUE_LEN_MAX
+        notes.insert(0, f"queue_len auto: {QUEUE_LEN_MAX:,} is the maximum; -o model.queue_len=N for yours")
+    return summarize_pretraining(config.model, size, queue_len), notes
 
 
 def show(summary: Summary, config: str, backbone: str, size: int, notes: list[str]) -> None:
@@ -104,17 +87,16 @@ def show(summary: Summary, config: str, backbone: str, size: int, notes: list[st
         row("one encoder", summary.weights // summary.encoders, everything)
         row("both encoders", summary.weights)
     row("trained", summary.trained)
-    row("a training step", None, summary.training_multiply_adds, "for one image")
+    row("a training step", None, summary.training_multiply_adds, "per image")
     for name, cost in summary.training.items():
         row(f"  {name}", None, cost)
     statistics = sum(part.statistics for part in summary.parts.values())
-    apart = [f"{statistics:,} running statistics of BatchNorm" + (" an encoder" if summary.encoders > 1 else "")]
+    extra = [f"{statistics:,} running statistics of BatchNorm" + (" per encoder" if summary.encoders > 1 else "")]
     count, length, dim = summary.queues
     if count:
-        apart.append(
-            f"{'two queues' if count == 2 else 'one queue'} of {length:,}×{dim} ({count * length * dim:,} numbers)"
-        )
-    print(f"apart    {'; '.join(apart)}")
+        queues = "two queues" if count == 2 else "one queue"
+        extra.append(f"{queues} of {length:,}×{dim} ({count * length * dim:,} numbers)")
+    print(f"besides  {'; '.join(extra)}")
     for note in notes:
         print(f"note     {note}")
 
@@ -134,10 +116,6 @@ def in_units(count: int) -> str:
 
 
 @command
-def main() -> int:
-    report(parse_arguments())
+def main(words: list[str] | None = None) -> int:
+    report(parse_arguments(words))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

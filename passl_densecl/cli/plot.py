@@ -3,241 +3,129 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from passl_densecl.cli.command import command
-from passl_densecl.config import DEPTHS, BackboneOptions, PretrainConfig
+from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.console import progress
+from passl_densecl.cli.options import add_weights_options, at_least, backbone_options
+from passl_densecl.config import PretrainConfig
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
-from passl_densecl.text import plural, printable
+from passl_densecl.text import megabytes, printable, quantity
 from passl_densecl.transforms import Resize
 from passl_densecl.visualize.style import check_output, need_matplotlib, save_figure
 
 REPORT = "report.html"
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Pictures of what training sees, how runs went and what a backbone has learned."
-    )
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description="Pictures of what training sees, how runs went and what a backbone has learned.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    _add_match(verbs)
-    _add_heatmap(verbs)
-    _add_pca(verbs)
-    _add_embedding(verbs)
-    _add_views(verbs)
-    _add_schedule(verbs)
-    _add_curves(verbs)
-    _add_report(verbs)
-    return parser.parse_args(arguments)
+    for name, (add_options, draw) in VERBS.items():
+        short, _, long = str(inspect.getdoc(draw)).partition("\n\n")
+        add_options(verbs.add_parser(name, help=short.rstrip("."), description=f"{short} {long}"))
+    return parser.parse_args(words)
 
 
-def _verb(
-    verbs: argparse._SubParsersAction, run: Callable, name: str, short: str, long: str
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=short, description=long)
-    parser.set_defaults(run=run)
-    return parser
+def match_options(parser: argparse.ArgumentParser) -> None:
+    threshold = "leave out pairs with a cosine below T, from -1 to 1"
+    one_way = "the nearest neighbor of every cell, one way, as the dense loss takes it"
+    augment = "of one image: also change colors, blur and flip, as in training"
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image2", type=Path, nargs="?", metavar="IMAGE2", help="without it: two random crops of IMAGE")
+    add_backbone_options(parser)
+    parser.add_argument("--threshold", type=float, metavar="T", help=threshold)
+    parser.add_argument("--all", action="store_true", help=one_way)
+    parser.add_argument("--top", type=int, metavar="N", help="draw only the N most similar pairs")
+    parser.add_argument("--augment", action="store_true", help=augment)
+    parser.add_argument("--json", type=Path, metavar="F.json", help="also write counts, shares and every pair there")
 
 
-def _add_match(verbs: argparse._SubParsersAction) -> None:
-    match = _verb(
-        verbs,
-        draw_match,
-        "match",
-        "lines between the cells of two images that are taken for the same",
-        "Lines between mutual nearest neighbors of two images, or of two random crops of one image, where the right "
-        "answer is known.",
-    )
-    match.add_argument("image", type=Path, metavar="IMAGE")
-    match.add_argument("image2", type=Path, nargs="?", metavar="IMAGE2", help="without it: two random crops of IMAGE")
-    _add_weights(match)
-    _add_output(match)
-    match.add_argument(
-        "--threshold", type=float, metavar="T", help="leave out pairs with a cosine below T, from -1 to 1"
-    )
-    match.add_argument(
-        "--all", action="store_true", help="the nearest neighbor of every cell, one way, as the dense loss takes it"
-    )
-    match.add_argument("--top", type=int, metavar="N", help="draw only the N most similar pairs")
-    match.add_argument(
-        "--augment", action="store_true", help="of one image: also change colors, blur and flip, as in training"
-    )
-    match.add_argument("--json", type=Path, metavar="F.json", help="also write counts, shares and every pair there")
+def heatmap_options(parser: argparse.ArgumentParser) -> None:
+    point = "a pixel of IMAGE, from its upper left corner (default: the middle)"
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image2", type=Path, nargs="?", metavar="IMAGE2")
+    parser.add_argument("--point", type=parse_point, metavar="X,Y", help=point)
+    add_backbone_options(parser)
 
 
-def _add_heatmap(verbs: argparse._SubParsersAction) -> None:
-    heatmap = _verb(
-        verbs,
-        draw_heat,
-        "heatmap",
-        "how similar every cell is to one cell",
-        "The cosine of one cell of IMAGE to all cells of IMAGE and of IMAGE2.",
-    )
-    heatmap.add_argument("image", type=Path, metavar="IMAGE")
-    heatmap.add_argument("image2", type=Path, nargs="?", metavar="IMAGE2")
-    heatmap.add_argument(
-        "--point", type=_point, metavar="X,Y", help="a pixel of IMAGE, from its upper left corner (default: the middle)"
-    )
-    _add_weights(heatmap)
-    _add_output(heatmap)
+def pca_options(parser: argparse.ArgumentParser) -> None:
+    margin = "leave N cells along the border out of the components; zero padding marks these (default: 0)"
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--margin", type=int, default=0, metavar="N", help=margin)
+    add_backbone_options(parser)
 
 
-def _add_pca(verbs: argparse._SubParsersAction) -> None:
-    pca = _verb(
-        verbs,
-        draw_pca,
-        "pca",
-        "features as colors",
-        "The first three principal components of the features of all IMAGES together, as red, green and blue.",
-    )
-    pca.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    pca.add_argument(
-        "--margin",
-        type=int,
-        default=0,
-        metavar="N",
-        help="leave N cells along the border out of the components; zero padding marks these (default: 0)",
-    )
-    _add_weights(pca)
-    _add_output(pca)
+def embedding_options(parser: argparse.ArgumentParser) -> None:
+    method, methods = "tsne needs scikit-learn (default: tsne)", ("tsne", "pca")
+    images = "at most so many, evenly over the folder (default: 1000)"
+    thumbnails = "also draw up to N of the images themselves (default: 0)"
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of images, or a pack (.lmdb)")
+    add_backbone_options(parser, features=False)
+    parser.add_argument("--method", choices=methods, default="tsne", help=method)
+    parser.add_argument("--images", type=int, default=1000, metavar="N", help=images)
+    parser.add_argument("--thumbnails", type=int, default=0, metavar="N", help=thumbnails)
 
 
-def _add_embedding(verbs: argparse._SubParsersAction) -> None:
-    embedding = _verb(
-        verbs,
-        draw_folder,
-        "embedding",
-        "the images of a folder as points in the plane",
-        "The images of a folder as points, near each other where the backbone finds them alike, colored by sub-folder.",
-    )
-    embedding.add_argument("folder", type=Path, metavar="DIR", help="a folder of images, or a pack (.lmdb)")
-    _add_weights(embedding, features=False)
-    _add_output(embedding)
-    embedding.add_argument(
-        "--method", choices=("tsne", "pca"), default="tsne", help="tsne needs scikit-learn (default: tsne)"
-    )
-    embedding.add_argument(
-        "--images", type=int, default=1000, metavar="N", help="at most so many, evenly over the folder (default: 1000)"
-    )
-    embedding.add_argument(
-        "--thumbnails", type=int, default=0, metavar="N", help="also draw up to N of the images themselves (default: 0)"
-    )
+def views_options(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="how many (default: 8)")
+    parser.add_argument("--epoch", type=int, default=1, metavar="E", help="counted from 1 (default: 1)")
+    add_root(parser)
+    add_output(parser)
 
 
-def _add_views(verbs: argparse._SubParsersAction) -> None:
-    views = _verb(
-        verbs,
-        draw_views,
-        "views",
-        "pairs of augmented views, as training sees them",
-        "The first images of an epoch with both crops and both views, from the same random draws as in the run.",
-    )
-    _add_config(views)
-    views.add_argument("--images", type=int, default=8, metavar="N", help="how many (default: 8)")
-    views.add_argument("--epoch", type=int, default=1, metavar="E", help="counted from 1 (default: 1)")
-    views.add_argument("--root", metavar="DIR", help="images instead of those that the config names")
-    _add_output(views)
+def schedule_options(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    images = "images of the set, where it is not on this machine: determines the steps"
+    parser.add_argument("--images", type=int, metavar="N", help=images)
+    add_output(parser)
 
 
-def _add_schedule(verbs: argparse._SubParsersAction) -> None:
-    schedule = _verb(
-        verbs,
-        draw_plan,
-        "schedule",
-        "learning rate and λ over a run",
-        "Learning rate and λ over a run, warm-ups marked.",
-    )
-    _add_config(schedule)
-    schedule.add_argument(
-        "--images", type=int, metavar="N", help="images of the set, where it is not on this machine: sets the steps"
-    )
-    _add_output(schedule)
+def curves_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    add_output(parser)
 
 
-def _add_curves(verbs: argparse._SubParsersAction) -> None:
-    curves = _verb(
-        verbs,
-        draw_runs,
-        "curves",
-        "losses, accuracy and speed of runs",
-        "Losses with their chance lines, top-1s, accuracy and speed of one run or of several, finished or not.",
-    )
-    curves.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    _add_output(curves)
+def report_options(parser: argparse.ArgumentParser) -> None:
+    results = "results of tools/evaluate.py to show; JSON files in the run folder are shown anyway"
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
+    add_root(parser)
+    parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="F.json", help=results)
+    parser.add_argument("--output", type=Path, metavar="F.html", help=f"default: RUN/{REPORT}")
 
 
-def _add_report(verbs: argparse._SubParsersAction) -> None:
-    report = _verb(
-        verbs,
-        draw_report,
-        "report",
-        "everything about a run on one HTML page",
-        "One HTML file that needs no other: figures, curves, views, correspondences, config and environment of a run.",
-    )
-    report.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
-    report.add_argument("--root", metavar="DIR", help="images instead of those that the config names")
-    report.add_argument(
-        "--results",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="F.json",
-        help="results of tools/evaluate.py to show; JSON files in the run folder are shown anyway",
-    )
-    report.add_argument("--output", type=Path, metavar="F.html", help=f"default: RUN/{REPORT}")
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a config file, or a run folder")
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
+def add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="images instead of those that the config names")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="F.png", help=".png, .svg, .pdf or .jpg")
 
 
-def _add_weights(parser: argparse.ArgumentParser, *, features: bool = True) -> None:
-    """What every verb needs that looks through a backbone."""
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="W",
-        help="a checkpoint folder, a run folder, a weight file, or the word 'random' for untrained weights",
-    )
+def add_backbone_options(parser: argparse.ArgumentParser, *, features: bool = True) -> None:
+    """What every verb needs that shows the features of a backbone."""
+    which = "the backbone's map, or its dense projection in a pre-training checkpoint (default: backbone)"
+    size = "shorter side of what the backbone sees, pixels; larger gives a finer map (default: 224)"
+    add_weights_options(parser, depth=" (default: 50)")
     if features:
-        parser.add_argument(
-            "--features",
-            choices=("backbone", "dense"),
-            default="backbone",
-            help="the backbone's map, or what the dense head of a pre-training checkpoint makes of it (default: backbone)",
-        )
-    parser.add_argument("--depth", type=int, choices=DEPTHS, help="of random weights (default: 50)")
-    parser.add_argument(
-        "--stem_stride", type=int, choices=(4, 2, 1), help="default: as the run's config.yaml says, else 4"
-    )
-    parser.add_argument(
-        "--last_stride", type=int, choices=(2, 1), help="default: as the run's config.yaml says, else 2"
-    )
-    parser.add_argument(
-        "--encoder", choices=("query", "key"), default="query", help="of a pre-training checkpoint (default: query)"
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=224,
-        help="shorter side of what the backbone sees, pixels; larger gives a finer map (default: 224)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of all random draws, random weights included (default: 0)")
+        parser.add_argument("--features", choices=("backbone", "dense"), default="backbone", help=which)
+    parser.add_argument("--size", type=int, default=224, help=size)
+    add_output(parser)
 
 
-def _point(text: str) -> tuple[float, float]:
+def parse_point(text: str) -> tuple[float, float]:
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError:
@@ -245,19 +133,20 @@ def _point(text: str) -> tuple[float, float]:
     return x, y
 
 
-# --- looking through a backbone ------------------------------------------------------------------------------------
+# --- features of a backbone ----------------------------------------------------------------------------------------
 
 
 def draw_match(args: argparse.Namespace) -> None:
-    check_looking(args)
+    """Lines between the cells of two images that match.
+
+    Mutual nearest neighbors of two images, or of two random crops of one image, where the right answer is known.
+    """
+    check_backbone_options(args)
     if args.threshold is not None and not -1 <= args.threshold <= 1:
         raise InputError(f"--threshold {args.threshold}: a cosine is from -1 to 1")
-    if args.top is not None and args.top < 1:
-        raise InputError(f"--top {args.top}: expected at least 1")
+    at_least(1, top=args.top)
     if args.augment and args.image2 is not None:
-        raise InputError(
-            "--augment goes with one image, of which two views are drawn; leave it out or leave IMAGE2 out"
-        )
+        raise InputError("--augment goes with one image, of which two views are drawn; omit it or omit IMAGE2")
     if args.json is not None:
         check_output(args.json, (".json",), "--json")
     from passl_densecl.evaluation.correspondence import PHOTOMETRIC  # Paddle takes seconds; a wrong option should not
@@ -287,7 +176,11 @@ def draw_match(args: argparse.Namespace) -> None:
 
 
 def draw_heat(args: argparse.Namespace) -> None:
-    check_looking(args)
+    """How similar every cell is to one cell.
+
+    The cosine of one cell of IMAGE to all cells of IMAGE and of IMAGE2.
+    """
+    check_backbone_options(args)
     pictures = [decode(str(path)) for path in (args.image, args.image2) if path is not None]
     height, width = pictures[0].shape[:2]
     x, y = args.point or (width // 2, height // 2)
@@ -307,34 +200,38 @@ def draw_heat(args: argparse.Namespace) -> None:
 
 
 def draw_pca(args: argparse.Namespace) -> None:
-    check_looking(args)
-    if args.margin < 0:
-        raise InputError(f"--margin {args.margin}: expected 0 or more")
+    """Features as colors.
+
+    The first three principal components of the features of all IMAGES together, as red, green and blue.
+    """
+    check_backbone_options(args)
+    at_least(0, margin=args.margin)
     pictures = [decode(str(path)) for path in args.images]
-    from passl_densecl.evaluation import feature_map
+    from passl_densecl.evaluation.features import feature_map
     from passl_densecl.visualize.pca import draw_colors, map_colors
 
     model = model_of(args)
     images = [resized(picture, args.size) for picture in pictures]
     maps = []
-    with progress_bar("features") as progress:
+    with progress("features") as bar:
         for number, image in enumerate(images):
             maps.append(feature_map(model, image))
-            progress(number + 1, len(images))
+            bar(number + 1, len(images))
     colors, share = map_colors(maps, args.margin)
-    print(
-        f"pca      three components hold {share:.1%} of the variance of {sum(c.shape[0] * c.shape[1] for c in colors)} cells"
-    )
+    cells = sum(each.shape[0] * each.shape[1] for each in colors)
+    print(f"pca      three components hold {share:.1%} of the variance of {cells} cells")
     names = [path.name for path in args.images]
     save(draw_colors(images, colors, share, names=names, title=weights_name(args), margin=args.margin), args.output)
 
 
 def draw_folder(args: argparse.Namespace) -> None:
-    check_looking(args)
-    if args.images < 5:
-        raise InputError(f"--images {args.images}: expected at least 5")
-    if args.thumbnails < 0:
-        raise InputError(f"--thumbnails {args.thumbnails}: expected 0 or more")
+    """The images of a folder as points in the plane.
+
+    They are near each other where their features are similar, and colored by sub-folder.
+    """
+    check_backbone_options(args)
+    at_least(5, images=args.images)
+    at_least(0, thumbnails=args.thumbnails)
     if args.method == "tsne":
         from importlib.util import find_spec
 
@@ -346,40 +243,38 @@ def draw_folder(args: argparse.Namespace) -> None:
     args.features = "backbone"
     model = model_of(args)
     print(f"data     {images.describe()}")
-    with progress_bar("features") as progress:
-        sample = pooled_sample(model, images, args.images, args.size, progress)
+    with progress("features") as bar:
+        sample = pooled_sample(model, images, args.images, args.size, bar)
     for path in sample.bad[:5]:
         print(f"warning  cannot decode {path}; left out")
     if len(set(sample.groups)) > 1:
         share, chance = neighbor_agreement(sample.vectors, sample.groups)
-        print(
-            f"result   nearest neighbor in the same sub-folder: {share:.1%} of {len(sample.groups):,} (chance {chance:.1%})"
-        )
+        count = len(sample.groups)
+        print(f"result   nearest neighbor in the same sub-folder: {share:.1%} of {count:,} (chance {chance:.1%})")
     layout = lay_out(sample.vectors, args.method, args.seed)
     title = f"{args.folder.name or args.folder} · {weights_name(args)}"
     save(draw_embedding(sample, layout, title=title, thumbnails=args.thumbnails), args.output)
 
 
-def check_looking(args: argparse.Namespace) -> None:
-    """Before anything slow: the options that all verbs share which look through a backbone."""
+def check_backbone_options(args: argparse.Namespace) -> None:
+    """Check, before anything slow, what `add_backbone_options` added."""
     need_matplotlib()
-    if args.size < 32:
-        raise InputError(f"--size {args.size}: expected at least 32 pixels")
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: expected 0 or more")
+    at_least(32, size=args.size)
+    at_least(0, seed=args.seed)
     check_output(args.output)
 
 
 def model_of(args: argparse.Namespace) -> Callable:
     from passl_densecl.visualize.maps import load_map
 
-    depth = args.depth or (50 if args.weights == "random" else None)
-    options = BackboneOptions(depth, args.stem_stride, args.last_stride)
+    options = backbone_options(args)
+    if args.weights == "random" and options.depth is None:
+        options = replace(options, depth=50)
     return load_map(args.weights, options, seed=args.seed, encoder=args.encoder, features=args.features)
 
 
 def weights_name(args: argparse.Namespace) -> str:
-    """What is looked through, for a title."""
+    """The weights and the kind of features, for a title."""
     features = "dense features, " if args.features == "dense" else ""
     if args.weights == "random":
         return f"{features}random weights, ResNet-{args.depth or 50}"
@@ -394,6 +289,10 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def draw_views(args: argparse.Namespace) -> None:
+    """Pairs of augmented views, as training sees them.
+
+    The first images of an epoch with both crops and both views, from the same random draws as in the run.
+    """
     need_matplotlib()
     check_output(args.output)
     from passl_densecl.visualize.runs import config_and_run
@@ -405,19 +304,23 @@ def draw_views(args: argparse.Namespace) -> None:
     images = scan_images(root, None if args.root else config.data.list_file)
     from passl_densecl.visualize.views import draw_pairs, training_pairs
 
-    with progress_bar("views") as progress:
-        pairs = training_pairs(config, images, args.images, args.epoch, progress)
+    with progress("views") as bar:
+        pairs = training_pairs(config, images, args.images, args.epoch, bar)
     if args.root and Path(args.root) != Path(config.data.root):
         print(
             "note     the run's own views only where --root holds the same files as its data.root: order and draws "
             "go by position in the list"
         )
-    size = pairs[0].query.shape[0]
-    title = f"{config.name}: the first {len(pairs)} {plural(len(pairs), 'image')} of epoch {args.epoch} and their two views, {size} px"
+    images, size = quantity(len(pairs), "image"), pairs[0].query.shape[0]
+    title = f"{config.name}: the first {images} of epoch {args.epoch} and their two views, {size} px"
     save(draw_pairs(pairs, title=title), args.output)
 
 
 def draw_plan(args: argparse.Namespace) -> None:
+    """Learning rate and λ over a run.
+
+    Warm-ups are marked.
+    """
     need_matplotlib()
     check_output(args.output)
     from passl_densecl.visualize.runs import config_and_run
@@ -440,6 +343,10 @@ def draw_plan(args: argparse.Namespace) -> None:
 
 
 def draw_runs(args: argparse.Namespace) -> None:
+    """Losses, accuracy and speed of runs.
+
+    One run or several, finished or not; losses with their chance lines.
+    """
     need_matplotlib()
     check_output(args.output)
     from passl_densecl.visualize.curves import draw_curves, names_of
@@ -452,6 +359,10 @@ def draw_runs(args: argparse.Namespace) -> None:
 
 
 def draw_report(args: argparse.Namespace) -> None:
+    """Everything about a run on one HTML page.
+
+    One file that needs no other: figures, curves, views, correspondences, config and environment of a run.
+    """
     need_matplotlib()
     output = args.output or args.run_dir / REPORT
     from passl_densecl.visualize.report import PARTS, Sources, build_report
@@ -460,28 +371,14 @@ def draw_report(args: argparse.Namespace) -> None:
     run = read_run(args.run_dir, need_metrics=False)
     check_output(output, (".html", ".htm"))
     results = tuple((path.name, read_result(path)) for path in args.results)
-    with progress_bar("report") as progress:
+    with progress("report") as bar:
         done = iter(range(1, PARTS + 1))
-        page, missing = build_report(run, Sources(args.root, results), lambda _: progress(next(done), PARTS))
+        page, missing = build_report(run, Sources(args.root, results), lambda _: bar(next(done), PARTS))
     for reason in missing:
         print(f"note     not shown: {printable(reason)}")
     with whole_file(output) as file:
         file.write(page.encode("utf-8"))
-    print(f"wrote    {printable(str(output))} ({len(page) / 1e6:.1f} MB)")
-
-
-# --- shared --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of (done, total); drawn on a terminal only, and gone afterwards."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    print(f"wrote    {printable(str(output))} ({megabytes(len(page))})")
 
 
 def save(figure: object, output: Path) -> None:
@@ -489,12 +386,20 @@ def save(figure: object, output: Path) -> None:
     print(f"wrote    {printable(str(output))}")
 
 
+VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+    "match": (match_options, draw_match),
+    "heatmap": (heatmap_options, draw_heat),
+    "pca": (pca_options, draw_pca),
+    "embedding": (embedding_options, draw_folder),
+    "views": (views_options, draw_views),
+    "schedule": (schedule_options, draw_plan),
+    "curves": (curves_options, draw_runs),
+    "report": (report_options, draw_report),
+}
+
+
 @command
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_arguments(arguments)
-    args.run(args)
+def main(words: list[str] | None = None) -> int:
+    args = parse_arguments(words)
+    VERBS[args.verb][1](args)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

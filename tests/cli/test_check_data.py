@@ -67,12 +67,12 @@ def test_bad_images_are_counted_named_and_listed(folder, tmp_path):
 
     rest = tmp_path / "fine.txt"
     rest.write_text("in/0.png dog\nin/3.png cat\nin/1.png cat\n")
-    done = run(folder, "--list_file", rest, "--labeled", "--output", tmp_path / "list of bad.txt", cwd=tmp_path)
+    done = run(folder, "--list-file", rest, "--labeled", "--output", tmp_path / "list of bad.txt", cwd=tmp_path)
     assert done.returncode == 1
     assert "3 images in 2 classes listed in" in done.stdout
     assert (tmp_path / "list of bad.txt").read_text() == "# the file is empty (0 bytes)\nin/3.png\n"
     rest.write_text("in/0.png\n")
-    done = run(folder, "--list_file", rest, "--output", tmp_path / "list of bad.txt", cwd=tmp_path)
+    done = run(folder, "--list-file", rest, "--output", tmp_path / "list of bad.txt", cwd=tmp_path)
     assert done.returncode == 0
     assert (tmp_path / "list of bad.txt").read_text() == ""  # what it said before is no longer true
 
@@ -93,7 +93,7 @@ def test_many_bad_ones(folder, tmp_path):
     [
         (["photo"], "no folder 'photo'"),
         (["photos", "--workers", "0"], "--workers 0: expected at least 1"),
-        (["photos", "--list_file", "gone.txt"], "gone.txt"),
+        (["photos", "--list-file", "gone.txt"], "gone.txt"),
         (["photos", "--output", "nowhere/bad.txt"], "nowhere/bad.txt: the folder nowhere does not exist"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import paddle
 import pytest
 from paddle.vision.models.resnet import BasicBlock, ResNet
 
+from passl_densecl.cli import convert
 from passl_densecl.weights import backbone_shapes, read_card, read_weights
 from passl_densecl.weights.convert import STATE_TARGETS, TARGETS
 
@@ -111,12 +111,12 @@ def test_info_says_what_a_file_is(linear, tmp_path):
 
 
 @pytest.fixture
-def refused(capsys) -> Callable[..., str]:
+def refused(capsys, monkeypatch) -> Callable[..., str]:
     """What the command says when it refuses, in this process."""
-    main = runpy.run_path(str(ROOT / "tools" / "convert_weight.py"))["main"]
+    monkeypatch.setattr(sys, "argv", ["tools/convert_weight.py"])
 
     def refused(*arguments: object) -> str:
-        assert main([str(argument) for argument in arguments]) == 2
+        assert convert.main([str(argument) for argument in arguments]) == 2
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith("convert_weight.py: ")
@@ -172,12 +172,11 @@ def commands(name: str) -> list[str]:
 
 def test_the_commands_of_the_page_are_understood():
     assert commands("weights.md") == commands("weights_cn.md")
-    parse = runpy.run_path(str(ROOT / "tools" / "convert_weight.py"))["parse_arguments"]
     converted, trained = set(), 0
     for line in commands("weights.md"):
         words = shlex.split(line)
         if words[1] == "tools/convert_weight.py":
-            args = parse(words[2:])
+            args = convert.parse_arguments(words[2:])
             if args.to:
                 assert args.output.suffix in (TARGETS | STATE_TARGETS)[args.to].suffixes
             converted.add(args.to)

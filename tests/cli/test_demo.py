@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from passl_densecl.cli import demo
 from passl_densecl.config import load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
+from passl_densecl.transforms import output_size
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo_tool", ROOT / "tools" / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo_tool"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 SIZES = [(512, 512), (300, 451), (427, 640), (1411, 1411), (303, 384), (96, 300), (250, 290)]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_no_pixel_is_in_train_and_in_val(demo, height, width):
+def test_no_pixel_is_in_train_and_in_val(height, width):
     train, val = demo.plan_tiles(height, width)
     assert train
     assert val
@@ -50,7 +39,7 @@ def test_no_pixel_is_in_train_and_in_val(demo, height, width):
     assert len(set(train)) == len(train) <= demo.TRAIN_TILES_MAX
 
 
-def test_the_photographs_become_class_folders(demo, tmp_path, monkeypatch):
+def test_the_photographs_become_class_folders(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the demo must not use the network"))
@@ -80,7 +69,7 @@ def names(split, labeled: bool) -> list[str]:
     return [str(Path(images.path(index)).resolve()) for index in range(len(images))]
 
 
-def test_a_folder_of_classes_is_split(demo, tmp_path):
+def test_a_folder_of_classes_is_split(tmp_path):
     write_images(tmp_path / "data" / "cats", 10)
     write_images(tmp_path / "data" / "dogs", 7)
     images = demo.user_folder(tmp_path / "data", tmp_path / "out")
@@ -95,7 +84,7 @@ def test_a_folder_of_classes_is_split(demo, tmp_path):
     assert labels.tolist() == [0, 0, 1]
 
 
-def test_train_and_val_folders_are_taken_as_they_are(demo, tmp_path):
+def test_train_and_val_folders_are_taken_as_they_are(tmp_path):
     for split, count in (("train", 6), ("val", 2)):
         write_images(tmp_path / "data" / split / "cats", count)
         write_images(tmp_path / "data" / split / "dogs", count)
@@ -105,7 +94,7 @@ def test_train_and_val_folders_are_taken_as_they_are(demo, tmp_path):
     assert len(names(images.val, True)) == 4
 
 
-def test_a_flat_folder_has_no_labels(demo, tmp_path):
+def test_a_flat_folder_has_no_labels(tmp_path):
     write_images(tmp_path / "data", 11)
     images = demo.user_folder(tmp_path / "data", tmp_path / "out")
     assert not images.labeled
@@ -116,7 +105,7 @@ def test_a_flat_folder_has_no_labels(demo, tmp_path):
     assert not set(train) & set(val)
 
 
-def test_a_large_folder_is_thinned_and_it_is_said(demo, tmp_path, monkeypatch):
+def test_a_large_folder_is_thinned_and_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "USER_TRAIN_MAX", 5)
     write_images(tmp_path / "data", 20)
     images = demo.user_folder(tmp_path / "data", tmp_path / "out")
@@ -124,7 +113,7 @@ def test_a_large_folder_is_thinned_and_it_is_said(demo, tmp_path, monkeypatch):
     assert "train: 5 of the 16 images, so that the demo takes minutes" in images.notes
 
 
-def test_only_its_own_folder_is_emptied(demo, tmp_path):
+def test_only_its_own_folder_is_emptied(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "precious.txt").write_text("keep")
@@ -137,7 +126,7 @@ def test_only_its_own_folder_is_emptied(demo, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == [demo.MARKER]
 
 
-def test_the_verdict_follows_the_numbers(demo, capsys):
+def test_the_verdict_follows_the_numbers(capsys):
     rows = [
         demo.Row("up", 0.2, 0.6, 0.1, 100),
         demo.Row("down", 0.6, 0.2, 0.1, 100),
@@ -151,8 +140,8 @@ def test_the_verdict_follows_the_numbers(demo, capsys):
     assert "no clear difference: same\n" in text
 
 
-def test_the_configs_fit_each_other(demo):
+def test_the_configs_fit_each_other():
     pretrain, linear = load_config(ROOT / demo.PRETRAIN), load_config(ROOT / demo.LINEAR)
     assert pretrain.model.depth == linear.model.depth
     assert pretrain.model.stem_stride == linear.model.stem_stride
-    assert demo.view_size(pretrain) == linear.data.val_transforms[-1].size
+    assert output_size(pretrain.data.transforms) == output_size(linear.data.val_transforms)

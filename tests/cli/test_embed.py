@@ -17,6 +17,7 @@ import pytest
 from passl_densecl import FeatureExtractor, get_model
 from passl_densecl.api import embeddings as tables
 from passl_densecl.api.embeddings import Embeddings, nearest, write
+from passl_densecl.cli import embed as embed_tool
 from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
@@ -27,20 +28,8 @@ TOOL = ROOT / "tools" / "embed.py"
 RANDOM = ("--weights", "random", "--depth", 18, "--size", 32, "--workers", 0)
 
 
-def load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("embed_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL_MODULE = load_tool()
-
-
 def embed(*words: Any) -> int:
-    return TOOL_MODULE.main([str(word) for word in words])
+    return embed_tool.main([str(word) for word in words])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +92,7 @@ def test_a_csv_reads_back_to_the_same_numbers(photos, tmp_path, expected):
 
 
 def test_processes_and_batches_change_nothing(photos, tmp_path, expected):
-    words = ("--weights", "random", "--depth", 18, "--size", 32, "--workers", 2, "--batch_size", 7)
+    words = ("--weights", "random", "--depth", 18, "--size", 32, "--workers", 2, "--batch-size", 7)
     assert embed(photos, *words, "--output", tmp_path / "f.npz") == 0
     with np.load(tmp_path / "f.npz") as found:
         np.testing.assert_allclose(found["features"], expected, rtol=1e-4, atol=1e-5)
@@ -172,7 +161,7 @@ def test_bad_images_are_left_out_and_listed(few, tmp_path, capsys, workers):
     assert embed(few, *RANDOM, "--output", tmp_path / "good.npz") == 0
     for number in range(25):  # more in a row than a loader of training would go past
         (few / f"0_bad_{number:02}.png").write_bytes(b"broken" if number % 2 else b"")
-    words = (*RANDOM[:-1], workers, "--batch_size", 4)
+    words = (*RANDOM[:-1], workers, "--batch-size", 4)
     assert embed(few, *words, "--output", tmp_path / "f.npz", "--neighbors", 2) == 0
     out = capsys.readouterr().out
     assert "25 images cannot be decoded and are left out" in out
@@ -230,14 +219,14 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, m
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output", "f.txt"], "the name must end in .npz, .csv or .parquet"),
+        (["--output", "f.txt"], "the name must end in .npz or .csv or .parquet"),
         (["--output", "gone/f.npz"], "the folder gone does not exist"),
         (["--size", 3], "size 3: expected"),
         (["--neighbors", 6], "--neighbors 6: expected at most 5"),
         (["--neighbors", 0], "--neighbors 0: expected at least 1"),
-        (["--neighbors", 2, "--stage", "backbone"], "take --stage pooled or global"),
-        (["--stage", "dense"], "these weights have no neck"),
-        (["--batch_size", 0], "--batch_size 0"),
+        (["--neighbors", 2, "--stage", "backbone"], "use --stage pooled or global"),
+        (["--stage", "dense"], "these weights have no projection head"),
+        (["--batch-size", 0], "--batch-size 0"),
         (["--workers", -1], "--workers -1"),
         (["--encoder", "key"], "one backbone only"),
         (["--labeled"], "directly in"),
@@ -282,7 +271,7 @@ def test_neighbors_are_those_of_brute_force(monkeypatch):
             np.testing.assert_allclose(cosines, np.take_along_axis(cosine, indices, axis=1), atol=1e-5)
     with pytest.raises(InputError, match="expected from 1 to 49"):
         nearest(features, 50)
-    with pytest.raises(InputError, match="one vector an image"):
+    with pytest.raises(InputError, match="one vector per image"):
         nearest(np.zeros((3, 2, 2, 2), "f4"), 1)
 
 

@@ -134,7 +134,7 @@ def test_strides_epoch_and_origin_travel_with_the_backbone(checkpoint, tmp_path)
     write_pickle(with_card, read_arrays(source), card=run_card(config, epoch=4, step=20))
     for path, encoder in ((with_card, "query"), (with_card, "key")):
         done = run(path, "--output", tmp_path / "w.pdparams", "--remove_prefix", "--encoder", encoder)
-        assert "note     trained with model.stem_stride 2, model.last_stride 1: the file says so" in done.stdout
+        assert "note     trained with model.stem_stride 2, model.last_stride 1: passl_densecl reads" in done.stdout
         card = read_card(tmp_path / "w.pdparams")
         assert card is not None
         assert (card.kind, card.encoder, card.depth) == ("backbone", encoder, 18)

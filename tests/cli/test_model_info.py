@@ -46,8 +46,8 @@ def test_overrides_and_size_change_what_is_counted():
     plain = rows(run(*SMALL, "-o", "model.last_stride=2", "--size", 96).stdout)
     assert own["backbone"] == ["11,176,512", "249.176 M"]
     assert plain["backbone"] == ["11,176,512", "334.015 M"]  # 1,818,528,768 of 224 px, times (3/7)²
-    assert own["dense neck"][1] == "5.243 M"  # 16 positions × (512 × 512 + 512 × 128)
-    assert plain["dense neck"][1] == "2.949 M"  # 9 positions
+    assert own["dense head"][1] == "5.243 M"  # 16 positions × (512 × 512 + 512 × 128)
+    assert plain["dense head"][1] == "2.949 M"  # 9 positions
 
 
 def test_a_linear_config_and_a_queue_that_depends_on_the_images():
@@ -55,7 +55,7 @@ def test_a_linear_config_and_a_queue_that_depends_on_the_images():
     assert rows(linear.stdout)["trained"] == ["5,130"]
     assert "10 classes\n" in linear.stdout
     auto = run("configs/small/densecl_r18.yaml", "-o", "model.queue_len=auto")
-    assert "queue_len auto: 65,536 is the most that it can be" in auto.stdout
+    assert "queue_len auto: 65,536 is the maximum" in auto.stdout
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_linear_config_and_a_queue_that_depends_on_the_images():
     [
         (["configs/nothing.yaml"], "configs/nothing.yaml"),
         ([*SMALL, "-o", "model.dept=50"], "unknown key; did you mean 'depth'?"),
-        ([*SMALL, "--size", 16], "--size 16: expected at least 32 pixels"),
+        ([*SMALL, "--size", 16], "--size 16: expected at least 32"),
         ([*SMALL, "--classes", 10], "--classes 10: expected 1 or more, with a config of task linear"),
         ([*SMALL, "--json", "no/where.json"], "the folder no does not exist"),
     ],

@@ -55,7 +55,7 @@ def test_packs_a_folder_and_says_what_became_of_it(photos, tmp_path):
 
 
 def test_reduces_a_labeled_folder(photos, tmp_path):
-    done = run(photos, "small.lmdb", "--labeled", "--shorter_side", "32", "--quality", "90", cwd=tmp_path)
+    done = run(photos, "small.lmdb", "--labeled", "--shorter-side", "32", "--quality", "90", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "40 images in 4 classes under" in done.stdout
     assert "packed   40 images, 40 of them reduced" in done.stdout
@@ -71,7 +71,7 @@ def test_names_what_it_could_not_read(photos, tmp_path):
     root.mkdir()
     for number in range(6):
         (root / f"{number}.jpg").write_bytes(b"no image")
-    done = run(root, "bad.lmdb", "--shorter_side", "32", cwd=tmp_path)
+    done = run(root, "bad.lmdb", "--shorter-side", "32", cwd=tmp_path)
     assert done.returncode == 0
     assert "warning  6 cannot be read" in done.stdout
     assert f"{root}/2.jpg: damaged" in done.stdout
@@ -85,7 +85,7 @@ def test_stopped_on_the_way(tmp_path, number):
     root.mkdir()
     cv2.imwrite(str(root / "0.png"), np.zeros((9, 9, 3), np.uint8))
     (tmp_path / "list.txt").write_text("0.png\n" * 20_001)
-    words = command(root, "new.lmdb", "--list_file", tmp_path / "list.txt", "--shorter_side", "4", "--workers", "1")
+    words = command(root, "new.lmdb", "--list-file", tmp_path / "list.txt", "--shorter-side", "4", "--workers", "1")
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         partial = tmp_path / "new.lmdb.partial"
         while not (partial.exists() and partial.stat().st_size):
@@ -101,7 +101,7 @@ def test_stopped_on_the_way(tmp_path, number):
     [
         (["nowhere", "new.lmdb"], "no folder 'nowhere'"),
         (["photos", "new"], "must end in .lmdb"),
-        (["photos", "new.lmdb", "--shorter_side", "0"], "--shorter_side 0"),
+        (["photos", "new.lmdb", "--shorter-side", "0"], "--shorter-side 0"),
         (["photos", "new.lmdb", "--quality", "101"], "--quality 101"),
         (["photos", "new.lmdb", "--workers", "0"], "--workers 0"),
         (["photos", "gone/new.lmdb"], "gone/new.lmdb"),

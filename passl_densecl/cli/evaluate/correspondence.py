@@ -1,8 +1,8 @@
 """Do the cells of two random crops of one image find each other? The geometry is known, so there is a right answer.
 
-Share of the query cells whose most similar key cell lies within one cell of the true place. Two baselines say what that is
-worth: chance, and 'same place', which matches row r and column c with row r and column c and needs no image at all. It wins
-when both crops show nearly the same, so judge against it. All weights see the same pairs.
+Share of the query cells whose most similar key cell lies within one cell of the true place. Two baselines show what
+that is worth: chance, and 'same place', which matches row r and column c with row r and column c and needs no image at
+all. It wins when both crops show nearly the same, so judge against it. All weights see the same pairs.
 """
 
 from __future__ import annotations
@@ -11,23 +11,18 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from passl_densecl.cli.evaluate.common import add_size, backbones, percent, progress, table
+from passl_densecl.cli.console import progress, table
+from passl_densecl.cli.evaluate.common import add_size, backbones, percent
 from passl_densecl.errors import InputError
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, metavar="DIR", help="any images, labels are not needed")
     parser.add_argument("--pairs", type=int, default=512, help="of crops (default: %(default)s)")
-    parser.add_argument(
-        "--scale",
-        type=float,
-        nargs=2,
-        default=(0.2, 1.0),
-        metavar=("A", "B"),
-        help="area of a crop as a share of the image's (default: 0.2 1)",
-    )
+    scale = "area of a crop as a share of the image's (default: 0.2 1)"
+    parser.add_argument("--scale", type=float, nargs=2, default=(0.2, 1.0), metavar=("A", "B"), help=scale)
     parser.add_argument("--plain", action="store_true", help="no changes of color and no blur")
-    parser.add_argument("--no_flip", action="store_true", help="no mirror images")
+    parser.add_argument("--no-flip", action="store_true", help="no mirror images")
     add_size(parser)
 
 
@@ -35,27 +30,19 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from passl_densecl.data.datasets import check_decodable, scan_images
 
     if not 0 < args.scale[0] <= args.scale[1] <= 1:
-        raise InputError(
-            f"--scale {args.scale[0]:g} {args.scale[1]:g}: expected two shares from 0 to 1, the smaller first"
-        )
+        low, high = args.scale
+        raise InputError(f"--scale {low:g} {high:g}: expected two shares from 0 to 1, the smaller first")
     images = scan_images(args.images)
     check_decodable(images)
-    from passl_densecl.evaluation import correspondence_accuracy
-    from passl_densecl.evaluation.correspondence import PHOTOMETRIC
+    from passl_densecl.evaluation.correspondence import PHOTOMETRIC, ViewSampling, correspondence_accuracy
 
+    flip, photometric = 0.0 if args.no_flip else 0.5, () if args.plain else PHOTOMETRIC
+    sampling = ViewSampling(args.size, tuple(args.scale), flip, photometric)
     found = {}
     for title, backbone in backbones(args):
         with progress(title) as bar:
             found[title] = correspondence_accuracy(
-                backbone,
-                images,
-                pairs=args.pairs,
-                size=args.size,
-                seed=args.seed,
-                scale=tuple(args.scale),
-                flip=0.0 if args.no_flip else 0.5,
-                photometric=() if args.plain else PHOTOMETRIC,
-                progress=bar,
+                backbone, images, sampling, pairs=args.pairs, seed=args.seed, progress=bar
             )
     columns = list(found.values())
     rows = [
@@ -64,5 +51,5 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         ["chance", *(percent(one.chance) for one in columns)],
         ["cells judged", *(f"{one.cells:,}" for one in columns)],
     ]
-    text = table([f"within one cell, {columns[0].pairs:,} pairs, {args.size} px", *found], rows)
+    text = table([[f"within one cell, {columns[0].pairs:,} pairs, {args.size} px", *found], *rows])
     return text, {"images": len(images), "results": {title: asdict(one) for title, one in found.items()}}

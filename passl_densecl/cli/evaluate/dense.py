@@ -1,24 +1,27 @@
 """Semantic segmentation by a linear 1×1 head on the frozen map: mIoU, the measure that dense pre-training is about.
 
-Images: --voc VOCdevkit/VOC2012; or --images and --masks, two folders with the same file names (values are classes, 255 is
-ignored; --categories names them by a JSON file of COCO's and is what its panoptic masks need; --group takes its 27
-supercategories). With --val_images and --val_masks the head is trained on the first two and judged on these; without, by
---folds over the images, dealt out by a hash of their names, and every image is judged once.
+Images: --voc VOCdevkit/VOC2012; or --images and --masks, two folders with the same file names (values are classes, 255
+is ignored; --categories names them by a JSON file of COCO's and is what its panoptic masks need; --group takes its 27
+supercategories). With --val-images and --val-masks the head is trained on the first two and judged on these; without,
+by --folds over the images, dealt out by a hash of their names, and every image is judged once.
 
-The head is fitted to convergence (L-BFGS on standardized features of single cells, penalty chosen on a quarter of the training
-images), logits are interpolated to the size of the mask, every labeled pixel counts. ± is the standard error over images.
+The head is fitted to convergence (L-BFGS on standardized features of single cells, penalty chosen on a quarter of the
+training images), logits are interpolated to the size of the mask, every labeled pixel counts. ± is the standard error
+over images.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from passl_densecl.cli.evaluate.common import backbones, percent, progress, table
+from passl_densecl.cli.console import progress, table
+from passl_densecl.cli.evaluate.common import backbones, percent
 from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,57 +40,55 @@ class Round(NamedTuple):
     val: Sequence[int]
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--voc", type=Path, metavar="DIR", help="a folder with JPEGImages, SegmentationClass, ImageSets"
-    )
-    parser.add_argument(
-        "--voc_splits", nargs=2, default=("train", "val"), metavar=("TRAIN", "VAL"), help="default: train val"
-    )
-    parser.add_argument("--images", type=Path, metavar="DIR")
-    parser.add_argument("--masks", type=Path, metavar="DIR")
-    parser.add_argument("--val_images", type=Path, metavar="DIR")
-    parser.add_argument("--val_masks", type=Path, metavar="DIR")
-    parser.add_argument(
-        "--categories", type=Path, metavar="F.json", help="COCO's categories, with panoptic annotations if need be"
-    )
-    parser.add_argument("--val_categories", type=Path, metavar="F.json", help="default: as --categories")
+@dataclass
+class Judged:
+    """What is judged, and what came out, by column title."""
+
+    masks: MaskSet
+    counts: np.ndarray  # (images, classes) pixels
+    rounds: list[Round]
+    groups: dict[str, list[np.ndarray]] = field(default_factory=dict)  # for each split (G, classes, classes)
+    l2s: dict[str, list[float]] = field(default_factory=dict)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    voc = "a folder with JPEGImages, SegmentationClass, ImageSets"
+    categories = "COCO's categories, with panoptic annotations if need be"
+    ignore = "values that are no class (default: 255)"
+    least = "leave out classes on fewer images (default: as many as there are folds, else 1)"
+    splits, names = ("train", "val"), ("TRAIN", "VAL")
+    parser.add_argument("--voc", type=Path, metavar="DIR", help=voc)
+    parser.add_argument("--voc-splits", nargs=2, default=splits, metavar=names, help="default: train val")
+    for name in ("--images", "--masks", "--val-images", "--val-masks"):
+        parser.add_argument(name, type=Path, metavar="DIR")
+    parser.add_argument("--categories", type=Path, metavar="F.json", help=categories)
+    parser.add_argument("--val-categories", type=Path, metavar="F.json", help="default: as --categories")
     parser.add_argument("--group", action="store_true", help="supercategories are the classes")
-    parser.add_argument(
-        "--ignore", type=int, nargs="+", default=[255], metavar="V", help="values that are no class (default: 255)"
-    )
-    parser.add_argument(
-        "--min_images",
-        type=int,
-        metavar="N",
-        help="leave out classes on fewer images (default: as many as there are folds, else 1)",
-    )
+    parser.add_argument("--ignore", type=int, nargs="+", default=[255], metavar="V", help=ignore)
+    parser.add_argument("--min-images", type=int, metavar="N", help=least)
     parser.add_argument("--folds", type=int, default=3, help="without validation images (default: %(default)s)")
     parser.add_argument("--splits", type=int, default=1, help="repeat with other folds (default: %(default)s)")
     parser.add_argument("--size", type=int, default=512, help="pixels of the shorter side (default: %(default)s)")
-    parser.add_argument("--cells", type=int, default=200_000, help="to train on, at the most (default: %(default)s)")
+    parser.add_argument("--cells", type=int, default=200_000, help="to train on, at most (default: %(default)s)")
     parser.add_argument("--picture", type=Path, metavar="F.png", help="images, truth and predictions side by side")
-    parser.add_argument("--picture_images", type=int, default=4, metavar="N", help="in it (default: %(default)s)")
+    parser.add_argument("--picture-images", type=int, default=4, metavar="N", help="in it (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    masks, counts, rounds = plan(args)
+    judged = Judged(*plan(args))
     if args.picture is not None:
         from passl_densecl.cli.evaluate.dense_picture import check_matplotlib
 
         check_matplotlib()
-    shown = spread_over(rounds[0].val, args.picture_images) if args.picture else []
-    groups: dict[str, list[np.ndarray]] = {}  # for each column, for each split (G, classes, classes)
-    l2s: dict[str, list[float]] = {}
+    shown = spread_over(judged.rounds[0].val, args.picture_images) if args.picture else []
     predictions: dict[str, dict[int, np.ndarray]] = {}
     for title, backbone in backbones(args):
-        predictions[title] = {}
-        groups[title], l2s[title] = judge(title, backbone, masks, rounds, args, shown, predictions[title])
+        predictions[title] = judge(title, backbone, judged, args, shown)
     if args.picture is not None:
         from passl_densecl.cli.evaluate.dense_picture import draw
 
-        draw(args.picture, masks, shown, predictions)
-    return report(args, masks, counts, rounds, groups, l2s)
+        draw(args.picture, judged.masks, shown, predictions)
+    return report(args, judged)
 
 
 def plan(args: argparse.Namespace) -> tuple[MaskSet, np.ndarray, list[Round]]:
@@ -102,7 +103,7 @@ def plan(args: argparse.Namespace) -> tuple[MaskSet, np.ndarray, list[Round]]:
     if len(kept) < 2:
         raise InputError(
             f"{masks.describe()}: {len(kept)} classes are on {least} images or more, expected at least two "
-            "(--min_images)"
+            "(--min-images)"
         )
     masks, counts = masks.only(kept), counts[:, kept]
     if fixed:
@@ -127,7 +128,7 @@ def read(args: argparse.Namespace) -> tuple[MaskSet, int]:
         train, val = (read_voc_masks(args.voc, split) for split in args.voc_splits)
         return join(train, val), len(train)
     if args.images is None or args.masks is None or (args.val_images is None) != (args.val_masks is None):
-        raise InputError("expected --voc DIR, or --images DIR with --masks DIR (and --val_images with --val_masks)")
+        raise InputError("expected --voc DIR, or --images DIR with --masks DIR (and --val-images with --val-masks)")
     how: dict[str, Any] = {"group": args.group, "ignore": args.ignore}
     train = read_folders(args.images, args.masks, categories=args.categories, **how)
     if args.val_images is None:
@@ -137,23 +138,22 @@ def read(args: argparse.Namespace) -> tuple[MaskSet, int]:
 
 
 def judge(
-    title: str,
-    backbone: Any,
-    masks: MaskSet,
-    rounds: Sequence[Round],
-    args: argparse.Namespace,
-    shown: Sequence[int],
-    predictions: dict[int, np.ndarray],
-) -> tuple[list[np.ndarray], list[float]]:
-    """For each split the confusion of all groups of images, and the penalty of every head."""
+    title: str, backbone: Any, judged: Judged, args: argparse.Namespace, shown: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Add to `judged` the confusion of all groups of images for each split and the penalty of every head.
+
+    Returns the predictions for the images of `shown`.
+    """
     from passl_densecl.evaluation.dense_probe import Probe, confusion, gather_cells, image_map
+
+    masks, rounds, predictions = judged.masks, judged.rounds, {}
 
     def look(index: int) -> tuple[np.ndarray, np.ndarray]:
         return image_map(backbone, masks.image(index), args.size), masks.mask(index)
 
     reader = look if len(rounds) == 1 else cached(look)
     found: dict[int, list[np.ndarray]] = {}
-    l2s = []
+    l2s = judged.l2s[title] = []
     for number, one in enumerate(rounds):
         name = f"{title} {number + 1}/{len(rounds)}" if len(rounds) > 1 else title
 
@@ -166,9 +166,10 @@ def judge(
         with progress(f"{name} fit"):
             probe = Probe.train(cells, args.seed)
         with progress(f"{name} score") as bar:
-            found.setdefault(one.split, []).append(confusion(reader, probe, one.val, progress=bar, seen=keep))
+            found.setdefault(one.split, []).append(confusion(reader, probe, one.val, progress=bar, on_prediction=keep))
         l2s.append(probe.l2)
-    return [np.concatenate(parts) for parts in found.values()], l2s
+    judged.groups[title] = [np.concatenate(parts) for parts in found.values()]
+    return predictions
 
 
 def cached(look: Reader) -> Reader:
@@ -189,62 +190,47 @@ def cached(look: Reader) -> Reader:
     return reader
 
 
-def report(
-    args: argparse.Namespace,
-    masks: MaskSet,
-    counts: np.ndarray,
-    rounds: Sequence[Round],
-    groups: dict[str, list[np.ndarray]],
-    l2s: dict[str, list[float]],
-) -> tuple[str, dict[str, Any]]:
+def report(args: argparse.Namespace, judged: Judged) -> tuple[str, dict[str, Any]]:
+    """The table, and every figure for the JSON."""
     from passl_densecl.evaluation.dense_probe import DenseScores, jackknife
 
-    judged = [index for one in rounds if one.split == 0 for index in one.val]
-    pixels = counts[judged].sum(axis=0)
+    masks, rounds, groups = judged.masks, judged.rounds, judged.groups
+    indices = [index for one in rounds if one.split == 0 for index in one.val]
+    pixels = judged.counts[indices].sum(axis=0)
     guess = np.zeros((len(pixels), len(pixels)))
-    guess[:, counts[rounds[0].train].sum(axis=0).argmax()] = pixels
-    names = ["one class", *groups]  # what calling every pixel the most frequent class would reach
-    scores = [
-        [DenseScores.of(guess)],
-        *([DenseScores.of(one.sum(axis=0)) for one in column] for column in groups.values()),
-    ]
+    guess[:, judged.counts[rounds[0].train].sum(axis=0).argmax()] = pixels
+    scores = {"one class": [DenseScores.of(guess)]}  # every pixel is given the most frequent class
+    scores |= {title: [DenseScores.of(one.sum(axis=0)) for one in column] for title, column in groups.items()}
+    errors = {title: jackknife(column[0], lambda m: DenseScores.of(m).miou) for title, column in groups.items()}
+    first, *others = groups
+    against = {title: difference(groups[first], groups[title]) for title in others}
+    order = [number for number in np.argsort(-pixels, kind="stable") if pixels[number]]
+
+    def mean(column: list[DenseScores], pick: Callable[[DenseScores], float]) -> float:
+        return float(np.mean([pick(one) for one in column]))
 
     def row(title: str, pick: Callable[[DenseScores], float]) -> list[str]:
-        cells = [percent(pick(scores[0][0]))]
-        for column, splits in zip(scores[1:], groups.values(), strict=True):
+        cells = [percent(pick(scores["one class"][0]))]
+        for name, splits in groups.items():
             error = jackknife(splits[0], lambda matrix: pick(DenseScores.of(matrix)))
-            cells.append(percent(float(np.mean([pick(one) for one in column])), error))
+            cells.append(percent(mean(scores[name], pick), error))
         return [title, *cells]
 
-    rows = [
-        row("mIoU", lambda one: one.miou),
-        row("mean accuracy", lambda one: one.mean_accuracy),
-        row("pixel accuracy", lambda one: one.pixel_accuracy),
-    ]
-    titles = list(groups)
-    against = {title: difference(groups[titles[0]], groups[title]) for title in titles[1:]}
+    def class_row(number: int) -> list[str]:
+        cells = [percent(mean(column, lambda one: one.iou[number])) for column in scores.values()]
+        return [f"  {masks.classes[number]} ({pixels[number] / pixels.sum():.1%})", *cells]
+
+    rows = [row("mIoU", lambda one: one.miou), row("mean accuracy", lambda one: one.mean_accuracy)]
+    rows.append(row("pixel accuracy", lambda one: one.pixel_accuracy))
     if against:
-        rows.append(
-            [f"mIoU − {titles[0]}", "", "", *(f"{100 * d:+.2f} ± {100 * e:.2f} %" for d, e in against.values())]
-        )
+        gains = [f"{100 * gain:+.2f} ± {100 * error:.2f} %" for gain, error in against.values()]
+        rows.append([f"mIoU − {first}", "", "", *gains])
     if args.splits > 1:
-        rows.append(
-            [
-                "deviation over splits",
-                "",
-                *(percent(float(np.std([one.miou for one in column], ddof=1))) for column in scores[1:]),
-            ]
-        )
-    order = [number for number in np.argsort(-pixels, kind="stable") if pixels[number]]
-    for number in order[:_CLASSES_SHOWN]:
-        rows.append(
-            [
-                f"  {masks.classes[number]} ({pixels[number] / pixels.sum():.1%})",
-                *(percent(float(np.mean([one.iou[number] for one in column]))) for column in scores),
-            ]
-        )
+        spread = [percent(float(np.std([one.miou for one in scores[title]], ddof=1))) for title in groups]
+        rows.append(["deviation over splits", "", *spread])
+    rows += [class_row(number) for number in order[:_CLASSES_SHOWN]]
     how = f"{args.folds} folds" if len(rounds) > 1 else f"trained on {len(rounds[0].train):,} others"
-    text = table([f"{len(judged):,} images, {how}, {len(order)} classes, {args.size} px", *names], rows)
+    text = table([[f"{len(indices):,} images, {how}, {len(order)} classes, {args.size} px", *scores], *rows])
     if masks.left_out:
         text += f"\nnote     left out: {masks.without()}"
     results = {
@@ -252,19 +238,16 @@ def report(
             "miou": [one.miou for one in column],
             "mean_accuracy": [one.mean_accuracy for one in column],
             "pixel_accuracy": [one.pixel_accuracy for one in column],
-            "standard_error": jackknife(groups[name][0], lambda m: DenseScores.of(m).miou) if name in groups else None,
-            "iou": {masks.classes[number]: float(np.mean([one.iou[number] for one in column])) for number in order},
-            "l2": l2s.get(name),
+            "standard_error": errors.get(name),
+            "iou": {masks.classes[number]: mean(column, lambda one, n=number: float(one.iou[n])) for number in order},
+            "l2": judged.l2s.get(name),
             "confusion": groups[name][0].sum(axis=0).tolist() if name in groups else None,
         }
-        for name, column in zip(names, scores, strict=True)
+        for name, column in scores.items()
     }
-    return text, {
-        "val_images": len(judged),
-        "classes": list(masks.classes),
-        "results": results,
-        "difference_to_first": {title: {"miou": d, "standard_error": e} for title, (d, e) in against.items()},
-    }
+    gains = {title: {"miou": gain, "standard_error": error} for title, (gain, error) in against.items()}
+    found = {"val_images": len(indices), "classes": list(masks.classes)}
+    return text, {**found, "results": results, "difference_to_first": gains}
 
 
 def difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -280,6 +263,5 @@ def difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> tup
 
 def spread_over(indices: Sequence[int], most: int) -> list[int]:
     """At most so many of them, evenly apart."""
-    return [
-        indices[number] for number in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))
-    ]
+    places = np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
+    return [indices[place] for place in np.unique(places)]

@@ -50,9 +50,8 @@ def draw(file: Path, masks: MaskSet, shown: Sequence[int], predictions: Mapping[
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
     handles = [Patch(color=colors[number] / 255, label=masks.classes[number]) for number in sorted(there)]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(8, max(1, 2 * len(columns))), fontsize=8, frameon=False
-    )
+    columns_of_legend = min(8, 2 * len(columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns_of_legend, fontsize=8, frameon=False)
     try:
         figure.savefig(file, dpi=110)
     except (OSError, ValueError) as error:
@@ -63,13 +62,8 @@ def palette(count: int) -> np.ndarray:
     """(count, 3) uint8 colors, neighbors far apart in hue, and those of nearly one hue in different shades."""
     hues = (np.arange(count) * 0.6180339887) % 1
     kinds = [(0.85, 0.9), (0.9, 0.5), (0.4, 0.95), (1.0, 0.7), (0.55, 0.75)]  # saturation, brightness
-    return np.array(
-        [
-            [round(255 * part) for part in colorsys.hsv_to_rgb(hue, *kinds[number % 5])]
-            for number, hue in enumerate(hues)
-        ],
-        np.uint8,
-    )
+    colors = [colorsys.hsv_to_rgb(hue, *kinds[number % 5]) for number, hue in enumerate(hues)]
+    return np.round(255 * np.array(colors)).astype(np.uint8)
 
 
 def paint(layer: np.ndarray, image: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from passl_densecl.cli.console import table
 from passl_densecl.cli.evaluate.common import (
     add_folders,
     backbones,
     binomial,
     center,
     features,
+    figures,
     labeled,
     percent,
-    table,
 )
 from passl_densecl.errors import InputError
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "the bank")
     parser.add_argument("--k", type=int, nargs="+", help="neighbors (default: those of 10 20 100 200 that there are)")
     parser.add_argument("--temperature", type=float, default=0.07, help="default: %(default)s")
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     ks = args.k or [k for k in (10, 20, 100, 200) if k <= len(train)] or [len(train)]
     if max(ks) > len(train):
         raise InputError(f"--k {max(ks)}: {args.train!r} holds only {len(train)} images")
-    from passl_densecl.evaluation import knn_accuracies
+    from passl_densecl.evaluation.knn import knn_accuracies
 
     found: dict[str, dict[int, float]] = {}
     for title, backbone in backbones(args):
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         )
         found[title] = knn_accuracies(bank.vectors, bank.labels, queries.vectors, queries.labels, ks, args.temperature)
     rows = [[f"{k}-NN", *(percent(column[k], binomial(column[k], len(val))) for column in found.values())] for k in ks]
-    text = table([f"top-1, {len(val):,} images, bank of {len(train):,}, {args.size} px", *found], rows)
+    head = [f"top-1, {len(val):,} images, bank of {len(train):,}, {args.size} px", *found]
     results = {
         title: {
             "top1": {str(k): value for k, value in column.items()},
@@ -52,9 +53,4 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         }
         for title, column in found.items()
     }
-    return text, {
-        "train_images": len(train),
-        "val_images": len(val),
-        "chance": 1 / len(train.classes),
-        "results": results,
-    }
+    return table([head, *rows]), figures(train, val, results)

@@ -1,9 +1,9 @@
 """A linear classifier on cached features, all learning rates and weight decays of a sweep trained at once.
 
-The fast preset: minutes. It differs from the official recipe (tools/train.py with configs/moco/moco_clas_r50.yaml): features
-are computed once, or once for each of --copies augmented copies, instead of anew in every epoch; they are standardized;
-learning rate and weight decay are chosen on a tenth of the training images, then the classifier is trained on all of them.
-Compare its figures with each other, not with published ones.
+The fast preset: minutes. It differs from the official recipe (tools/train.py with configs/moco/moco_clas_r50.yaml):
+features are computed once, or once for each of --copies augmented copies, instead of anew in every epoch; they are
+standardized; learning rate and weight decay are chosen on a tenth of the training images, then the classifier is
+trained on all of them. Compare its figures with each other, not with published ones.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ from typing import Any
 
 import numpy as np
 
+from passl_densecl.cli.console import progress, table
 from passl_densecl.cli.evaluate.common import (
     add_folders,
     add_sweep,
     backbones,
     center,
+    classified,
     features,
+    figures,
     labeled,
     percent,
-    progress,
-    table,
 )
 from passl_densecl.data.datasets import Transforms
 from passl_densecl.transforms import RandomHorizontalFlip, RandomResizedCrop, apply
+
+COPIES = (
+    "of the training images, taken in turn: the first as they are, the others cropped (8 to 100 %% of the area) and "
+    "flipped at random (default: %(default)s)"
+)
 
 
 @dataclass(frozen=True)
@@ -40,25 +46,19 @@ class Copy:
         return apply(self.transforms, image, np.random.default_rng([self.number, int(rng.integers(2**62))]))
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "to train on")
     add_sweep(parser, epochs=100)
-    parser.add_argument(
-        "--copies",
-        type=int,
-        default=1,
-        metavar="N",
-        help="of the training images, taken in turn: the first as they are, the others cropped (8 to 100 %% of the area) "
-        "and flipped at random (default: %(default)s)",
-    )
+    parser.add_argument("--copies", type=int, default=1, metavar="N", help=COPIES)
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     train, val = labeled(args)
-    from passl_densecl.evaluation import linear_accuracy
+    from passl_densecl.evaluation.linear import Sweep, linear_accuracy
 
     whole = center(args.size)
     augment = (RandomResizedCrop(size=args.size, scale=(0.08, 1.0)), RandomHorizontalFlip())
+    sweep = Sweep(args.lr, args.weight_decay, args.epochs, args.batch_size, seed=args.seed)
     found = {}
     for title, backbone in backbones(args):
         copies = []
@@ -68,17 +68,9 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             copies.append(features(name, backbone, train, how, args.size))
         queries = features(f"{title} val", backbone, val, whole, args.size)
         with progress(f"{title} sweep") as bar:
+            vectors = [copy.vectors for copy in copies]
             found[title] = linear_accuracy(
-                [copy.vectors for copy in copies],
-                copies[0].labels,
-                queries.vectors,
-                queries.labels,
-                lrs=args.lr,
-                weight_decays=args.weight_decay,
-                epochs=args.epochs,
-                batch_size=args.batch_size,
-                seed=args.seed,
-                progress=bar,
+                vectors, copies[0].labels, queries.vectors, queries.labels, sweep, progress=bar
             )
     columns = list(found.values())
     rows = [
@@ -87,22 +79,13 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         ["learning rate", *(f"{one.lr:g}" for one in columns)],
         ["weight decay", *(f"{one.weight_decay:g}" for one in columns)],
     ]
-    text = table([f"linear, {len(val):,} images, {args.size} px", *found], rows)
+    text = table([[f"linear, {len(val):,} images, {args.size} px", *found], *rows])
     text += "\n(features cached and standardized, rates chosen on held-out training images: not the official recipe)"
     results = {
         title: {
-            "top1": one.top1,
-            "top5": one.top5,
-            "standard_error": one.standard_error,
-            "lr": one.lr,
-            "weight_decay": one.weight_decay,
+            **classified(one),
             "held_out": [{"lr": lr, "weight_decay": decay, "top1": top1} for (lr, decay), top1 in one.held_out.items()],
         }
         for title, one in found.items()
     }
-    return text, {
-        "train_images": len(train),
-        "val_images": len(val),
-        "chance": 1 / len(train.classes),
-        "results": results,
-    }
+    return text, figures(train, val, results)

@@ -1,8 +1,8 @@
-"""VOC07's low-shot protocol: linear SVMs with k positives a class, k = 1, 2, 4, 8, 16, 32, 64, 96.
+"""VOC07's low-shot protocol: linear SVMs with k positives per class, k = 1, 2, 4, 8, 16, 32, 64, 96.
 
-Five samples of k positives and (classes − 1)·k negatives of each class; mean and standard deviation of the mAP over them. As
-the benchmarks do, the reported cost is the one that is best on the test images (an upper bound; with k = 1 there is nothing
-to choose by). Images as for `svm`.
+Five samples of k positives and (classes − 1)·k negatives of each class; mean and standard deviation of the mAP over
+them. As the benchmarks do, the reported cost is the one that is best on the test images (an upper bound; with k = 1
+nothing else can choose it). Images as for `svm`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from passl_densecl.cli.console import progress, table
 from passl_densecl.cli.evaluate import svm
-from passl_densecl.cli.evaluate.common import backbones, percent, progress, table
+from passl_densecl.cli.evaluate.common import backbones, percent
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    svm.arguments(parser)
-    parser.add_argument(
-        "--shots",
-        type=int,
-        nargs="+",
-        default=[1, 2, 4, 8, 16, 32, 64, 96],
-        metavar="K",
-        help="positives a class (default: 1 2 4 8 16 32 64 96)",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    svm.add_options(parser)
+    shots = "positives per class (default: 1 2 4 8 16 32 64 96)"
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 96], metavar="K", help=shots)
     parser.add_argument("--samples", type=int, default=5, help="for each k (default: %(default)s)")
 
 
@@ -62,8 +57,5 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         for k in args.shots
     ]
     head = f"mAP ± deviation over {args.samples} samples, {len(test.images):,} images, {args.size} px"
-    return table([head, *results], rows), {
-        "train_images": len(train.images),
-        "test_images": len(test.images),
-        "results": results,
-    }
+    counts = {"train_images": len(train.images), "test_images": len(test.images)}
+    return table([[head, *results], *rows]), {**counts, "results": results}

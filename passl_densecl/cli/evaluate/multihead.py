@@ -1,7 +1,7 @@
 """Linear classifiers on the stem and each of the four stages, pooled to about equally many numbers.
 
-Every map is averaged to the finest grid that leaves at most --dim numbers (9,216, the protocol's, are 12, 12 or 6, 8 or 4, 6
-or 3 and 4 or 2 cells a side in ResNet-18 or 50). Then as in `linear`. Needs 2 bytes a number and image and stage.
+Every map is averaged to the finest grid that leaves at most --dim numbers (9,216, the protocol's, are 12, 12 or 6, 8 or
+4, 6 or 3 and 4 or 2 cells a side in ResNet-18 or 50). Then as in `linear`. Needs 2 bytes per number, image and stage.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passl_densecl.cli.console import progress, table
 from passl_densecl.cli.evaluate.common import (
     add_folders,
     add_sweep,
     backbones,
     center,
+    classified,
+    figures,
     labeled,
     percent,
-    progress,
-    table,
     warn_of_bad,
     workers,
 )
@@ -30,17 +31,18 @@ if TYPE_CHECKING:
     from passl_densecl.models import ResNetBackbone
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "to train on")
     add_sweep(parser, epochs=30)
-    parser.add_argument("--dim", type=int, default=9216, help="numbers a stage, at the most (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=9216, help="numbers per stage, at most (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     train, val = labeled(args)
-    from passl_densecl.evaluation import linear_accuracy
     from passl_densecl.evaluation.features import STAGES
+    from passl_densecl.evaluation.linear import Sweep, linear_accuracy
 
+    sweep = Sweep(args.lr, args.weight_decay, args.epochs, args.batch_size, seed=args.seed)
     found: dict[str, list[Any]] = {}
     grids: dict[str, list[int]] = {}
     for title, backbone in backbones(args):
@@ -49,51 +51,22 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         found[title] = []
         for stage, inside, outside in zip(STAGES, bank, queries, strict=True):
             with progress(f"{title} {stage}") as bar:
-                found[title].append(
-                    linear_accuracy(
-                        [inside],
-                        labels,
-                        outside,
-                        truth,
-                        lrs=args.lr,
-                        weight_decays=args.weight_decay,
-                        epochs=args.epochs,
-                        batch_size=args.batch_size,
-                        seed=args.seed,
-                        progress=bar,
-                    )
-                )
-    rows = [
-        [
-            f"{stage}",
-            *(
-                f"{percent(column[number].top1, column[number].standard_error)} ({grids[title][number]}×{grids[title][number]})"
-                for title, column in found.items()
-            ),
-        ]
-        for number, stage in enumerate(STAGES)
-    ]
-    text = table([f"top-1, {len(val):,} images, {args.size} px", *found], rows)
+                found[title].append(linear_accuracy([inside], labels, outside, truth, sweep, progress=bar))
+
+    def cell(title: str, number: int) -> str:
+        one, grid = found[title][number], grids[title][number]
+        return f"{percent(one.top1, one.standard_error)} ({grid}×{grid})"
+
+    rows = [[stage, *(cell(title, number) for title in found)] for number, stage in enumerate(STAGES)]
+    text = table([[f"top-1, {len(val):,} images, {args.size} px", *found], *rows])
     results = {
         title: {
-            stage: {
-                "top1": one.top1,
-                "top5": one.top5,
-                "standard_error": one.standard_error,
-                "lr": one.lr,
-                "weight_decay": one.weight_decay,
-                "grid": grid,
-            }
+            stage: {**classified(one), "grid": grid}
             for stage, one, grid in zip(STAGES, column, grids[title], strict=True)
         }
         for title, column in found.items()
     }
-    return text, {
-        "train_images": len(train),
-        "val_images": len(val),
-        "chance": 1 / len(train.classes),
-        "results": results,
-    }
+    return text, figures(train, val, results)
 
 
 def pooled_stages(

@@ -1,8 +1,8 @@
 """Semi-supervised: fine-tune the whole backbone and a classifier on a small part of the labels.
 
-The part has as many images of every class, chosen by a hash of their paths and the seed: the same on every machine, and 1 %
-is a part of 10 %. --list writes it, as data.train.list_file reads it; with --list_only that is all. Several --seeds fine-tune
-on another part each; the table has their mean and standard deviation. One process.
+The part has as many images of every class, chosen by a hash of their paths and the seed: the same on every machine, and
+1 % is a part of 10 %. --list writes it, as data.train.list_file reads it; with --list-only that is all. Several --seeds
+fine-tune on another part each; the table has their mean and standard deviation. One process.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from passl_densecl.cli.console import progress, table
 from passl_densecl.cli.evaluate.common import (
     add_folders,
     backbones,
     binomial,
     center,
+    figures,
     labeled,
     percent,
-    progress,
-    table,
     workers,
 )
 from passl_densecl.data.datasets import ImageSet
@@ -29,17 +29,17 @@ from passl_densecl.errors import InputError
 from passl_densecl.transforms import RandomHorizontalFlip, RandomResizedCrop
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "of which a part is used")
     parser.add_argument("--percent", type=float, default=1.0, help="of the training images (default: %(default)g)")
     parser.add_argument("--list", type=Path, metavar="F.txt", help="also write the (first seed's) part there")
-    parser.add_argument("--list_only", action="store_true", help="train nothing")
+    parser.add_argument("--list-only", action="store_true", help="train nothing")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: that of --seed")
     parser.add_argument("--epochs", type=int, help="default: 20, or as many as make 600 steps")
-    parser.add_argument("--batch_size", type=int, default=64, help="at the most (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="at the most (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=0.01, help="of the backbone (default: %(default)s)")
-    parser.add_argument("--head_lr", type=float, default=0.1, help="of the classifier (default: %(default)s)")
-    parser.add_argument("--weight_decay", type=float, default=1e-4, help="default: %(default)s")
+    parser.add_argument("--head-lr", type=float, default=0.1, help="of the classifier (default: %(default)s)")
+    parser.add_argument("--weight-decay", type=float, default=1e-4, help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
         args.list.write_bytes(list_lines(train, first))
     elif args.list_only:
-        raise InputError("--list_only needs --list F.txt")
+        raise InputError("--list-only needs --list F.txt")
     what = f"{len(first):,} of {len(train):,} images, {len(train.classes)} classes"
     if args.list_only:
         return f"{what} · {args.list}", {"images": len(first)}
@@ -68,21 +68,12 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         found["mean_top1"], found["mean_top5"] = float(np.mean(found["top1"])), float(np.mean(found["top5"]))
         found["deviation_top1"] = float(np.std(found["top1"], ddof=1)) if len(seeds) > 1 else None
         found["standard_error"] = binomial(found["mean_top1"], len(val))
-    rows = [
-        [
-            "top-1",
-            *(percent(one["mean_top1"], one["deviation_top1"] or one["standard_error"]) for one in results.values()),
-        ],
-        ["top-5", *(percent(one["mean_top5"]) for one in results.values())],
-    ]
+    columns = results.values()
+    top1 = [percent(one["mean_top1"], one["deviation_top1"] or one["standard_error"]) for one in columns]
+    rows = [["top-1", *top1], ["top-5", *(percent(one["mean_top5"]) for one in columns)]]
     meaning = f"deviation over {len(seeds)} parts" if len(seeds) > 1 else "standard error"
-    text = table([f"fine-tuned on {args.percent:g} % ({what}); {len(val):,} val, ± {meaning}", *results], rows)
-    return text, {
-        "train_images": len(first),
-        "val_images": len(val),
-        "chance": 1 / len(train.classes),
-        "results": results,
-    }
+    head = [f"fine-tuned on {args.percent:g} % ({what}); {len(val):,} val, ± {meaning}", *results]
+    return table([head, *rows]), figures(train, val, results, used=len(first))
 
 
 def choose(train: ImageSet, percent: float, seed: int) -> np.ndarray:

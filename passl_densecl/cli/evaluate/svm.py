@@ -1,9 +1,9 @@
-"""VOC07's protocol: a linear SVM a class on pooled features, its cost by 3-fold choice, mean average precision.
+"""VOC07's protocol: a linear SVM per class on pooled features, its cost by 3-fold choice, mean average precision.
 
-Costs 1, 10, 100 and 0.5^4 to 0.5^19. Average precision is the area under the precision-recall curve (as the benchmarks of
-this protocol compute it), not the mean of 11 points. Objects marked difficult are absent in training and left out of the
-test. For VOC: --voc VOCdevkit/VOC2007. For other images: --root DIR with --train and --test, list files with lines such as
-'images/1.jpg dog,person'.
+Costs 1, 10, 100 and 0.5^4 to 0.5^19. Average precision is the area under the precision-recall curve (as the benchmarks
+of this protocol compute it), not the mean of 11 points. Objects marked difficult are absent in training and left out of
+the test. For VOC: --voc VOCdevkit/VOC2007. For other images: --root DIR with --train and --test, list files with lines
+such as 'images/1.jpg dog,person'.
 """
 
 from __future__ import annotations
@@ -14,25 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from passl_densecl.cli.evaluate.common import add_size, backbones, center, features, percent, progress, table
+from passl_densecl.cli.console import progress, table
+from passl_densecl.cli.evaluate.common import add_size, backbones, center, features, percent
 from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
     from passl_densecl.evaluation.multilabel import MultiLabelSet
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voc", type=Path, metavar="DIR", help="a folder with JPEGImages and ImageSets/Main")
     parser.add_argument("--root", type=Path, metavar="DIR", help="what the paths in the list files are relative to")
-    parser.add_argument(
-        "--train", default="trainval", metavar="NAME|FILE", help="split of --voc (default: %(default)s), or list"
-    )
-    parser.add_argument(
-        "--test", default="test", metavar="NAME|FILE", help="split of --voc (default: %(default)s), or list"
-    )
-    parser.add_argument(
-        "--costs", type=float, nargs="+", metavar="C", help="to choose from; default: the protocol's 19"
-    )
+    for name, split in (("--train", "trainval"), ("--test", "test")):
+        parser.add_argument(
+            name, default=split, metavar="NAME|FILE", help=f"split of --voc (default: {split}), or list"
+        )
+    costs = "to choose from (default: the protocol's 19)"
+    parser.add_argument("--costs", type=float, nargs="+", metavar="C", help=costs)
     add_size(parser)
 
 
@@ -52,7 +50,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         for number, name in enumerate(train.classes)
     ]
     rows += [["mean (mAP)", *(percent(one.mean) for one in found.values())]]
-    text = table([f"average precision, {len(test.images):,} images, {args.size} px", *found], rows)
+    text = table([[f"average precision, {len(test.images):,} images, {args.size} px", *found], *rows])
     results = {
         title: {
             "map": one.mean,
@@ -73,7 +71,7 @@ def sets(args: argparse.Namespace) -> tuple[MultiLabelSet, MultiLabelSet]:
     if args.voc is not None:
         train, test = read_voc(args.voc, args.train), read_voc(args.voc, args.test)
         if train.classes != test.classes:
-            raise InputError(f"{args.voc}: the splits {args.train} and {args.test} have not the same classes")
+            raise InputError(f"{args.voc}: the splits {args.train} and {args.test} have different classes")
         return train, test
     train = read_list(args.train, args.root)
     return train, read_list(args.test, args.root, train.classes)
@@ -82,11 +80,11 @@ def sets(args: argparse.Namespace) -> tuple[MultiLabelSet, MultiLabelSet]:
 def vectors(
     title: str, backbone: Any, train: MultiLabelSet, test: MultiLabelSet, args: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features of both; all must be decodable, for a stand-in's labels are unknown here."""
+    """Pooled features of both. All images must decode: the labels of a replacement would be wrong."""
     found = []
     for name, images in (("train", train.images), ("test", test.images)):
         seen = features(f"{title} {name}", backbone, images, center(args.size), args.size)
         if seen.bad:
-            raise InputError(f"{images.path(seen.bad[0])!r} cannot be decoded: mend it, or take it out of the list")
+            raise InputError(f"{images.path(seen.bad[0])!r} cannot be decoded: replace it, or remove it from the list")
         found.append(seen.vectors)
     return found[0], found[1]
