@@ -1,6 +1,6 @@
 """A user's own config against the protocol: what departs from it, what that costs, what to write instead.
 
-Users who missed one of these settings lost 2 to 20 points, and nothing told them: every one of them trains.
+Users who missed one of these settings lost 2 to 20 points without any warning: training runs either way.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.integrations.matching import Match, Network, count_matches
 from passl_densecl.integrations.toolboxes import MEAN, STD, TOOLBOXES, Kind
 from passl_densecl.integrations.yaml_files import entries, find, resolve
+from passl_densecl.text import quantity
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, STAGE_BLOCKS
 
 Config = dict[str, Any]
@@ -36,10 +37,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a config is and where it departs; :meth:`lines` tells it."""
+    """What a config is and where it departs; printed by :meth:`lines`."""
 
     path: Path
-    engine: Kind
+    toolbox: Kind
     network: Network | None  # None where the backbone is no ResNet
     weights: str | None  # what the config starts from
     match: Match | None  # None where there is no file to count in
@@ -47,8 +48,8 @@ class Checked:
 
     def lines(self) -> list[str]:
         """A report for people."""
-        what = f"ResNet-{self.network.depth}" if self.network else "no ResNet of these"
-        lines = [f"config   {self.path}: {TOOLBOXES[self.engine].title}, {what}"]
+        what = f"ResNet-{self.network.depth}" if self.network else "not a supported ResNet"
+        lines = [f"config   {self.path}: {TOOLBOXES[self.toolbox].title}, {what}"]
         if self.match is not None:
             word = "" if self.match.whole else ": the others start from random values"
             lines.append(f"weights  {self.weights}: {self.match.matched} of {self.match.total} tensors match{word}")
@@ -62,10 +63,8 @@ class Checked:
                 f"         write: {finding.remedy}",
             ]
         count = len(self.findings)
-        told = (
-            f"{count} departure{'' if count == 1 else 's'} from the protocol; users who missed one lost 2 to 20 points"
-        )
-        lines.append(told if count else "nothing departs from the protocol")
+        summary = f"{quantity(count, 'departure')} from the protocol; users who missed one lost 2 to 20 points"
+        lines.append(summary if count else "nothing departs from the protocol")
         return lines
 
 
@@ -75,30 +74,30 @@ def check(path: str | Path, weights: str | Path | None = None, gpus: int = 8) ->
     Args:
         path: a YAML file of PaddleDetection, PaddleSeg, PaddleClas, detectron2 or AdelaiDet.
         weights: the file it will start from; None takes the one that the config names, where it is on this machine.
-        gpus: devices it will run on, for the Paddle engines, whose batch size is that of one device.
+        gpus: devices it will run on, for the Paddle toolboxes, whose batch size is that of one device.
 
     Raises:
-        InputError: no such file, no config of these engines, a base that is missing, weights that cannot be read.
+        InputError: no such file, no config of these toolboxes, a base that is missing, weights that cannot be read.
     """
     path = Path(path)
     config = resolve(path)
-    engine = engine_of(config, path)
+    toolbox = toolbox_of(config, path)
     if gpus < 1:
         raise InputError(f"--gpus {gpus}: expected 1 or more")
-    network = _NETWORKS[engine](config, engine)
-    named = _NAMED[engine](config)
+    network = _NETWORKS[toolbox](config, toolbox)
+    named = find(config, *_WEIGHTS_KEYS[toolbox])
     file = Path(weights) if weights is not None else _local(named, path)
     match = count_matches(file, network) if file is not None and network is not None else None
-    findings = [*_RULES[engine](config, gpus)]
+    findings = [*_RULES[toolbox](config, gpus)]
     if match is not None and not match.whole:
-        findings.insert(0, _unmatched(match, network, engine, str(file)))
+        findings.insert(0, _unmatched(match, network, toolbox, str(file)))
     elif weights is None and match is None:
-        findings += _foreign_weights(named, engine)
-    return Checked(path, engine, network, str(file) if file else named, match, tuple(findings))
+        findings += _foreign_weights(named, toolbox)
+    return Checked(path, toolbox, network, str(file) if file else named, match, tuple(findings))
 
 
-def engine_of(config: Config, path: Path) -> Kind:
-    """Whose config this is, by its keys. Raises InputError where it is nobody's."""
+def toolbox_of(config: Config, path: Path) -> Kind:
+    """Whose config this is, by its keys. Raises InputError where no toolbox has such keys."""
     if isinstance(config.get("MODEL"), dict):
         meta = str(find(config, "MODEL", "META_ARCHITECTURE", default=""))
         of_adelaidet = meta in ("OneStageDetector", "OneStageRCNN", "SOLOv2", "CondInst", "BlendMask", "BAText")
@@ -110,8 +109,8 @@ def engine_of(config: Config, path: Path) -> Kind:
     if isinstance(config.get("model"), dict):
         return "paddleseg"
     raise InputError(
-        f"{path}: no config of these engines; expected architecture (PaddleDetection), model (PaddleSeg), Arch (PaddleClas) "
-        f"or MODEL (detectron2, AdelaiDet) among {', '.join(map(str, config)) or 'no keys at all'}"
+        f"{path}: not a config of these toolboxes; expected architecture (PaddleDetection), model (PaddleSeg), Arch "
+        f"(PaddleClas) or MODEL (detectron2, AdelaiDet) among {', '.join(map(str, config)) or 'no keys at all'}"
     )
 
 
@@ -127,55 +126,53 @@ def _local(named: str | None, path: Path) -> Path | None:
     return None
 
 
-def _unmatched(match: Match, network: Network | None, engine: Kind, file: str) -> Finding:
-    target = TOOLBOXES[engine].target
+def _unmatched(match: Match, network: Network | None, toolbox: Kind, file: str) -> Finding:
+    what = TOOLBOXES[toolbox]
+    command = f"python tools/convert_weight.py {file} OUT{what.suffix} --to {what.target}"
     deep = network is not None and network.deep_stem
     return Finding(
         "weights",
         f"{match.matched} of {match.total} tensors match; the file's names are like {match.example}",
-        "the rest starts from random values, and the engine says it has finished loading",
-        "a plain 7×7 stem; see the settings below"
-        if deep
-        else f"python tools/convert_weight.py {file} OUT{TOOLBOXES[engine].suffix} --to {target}, for a backbone of this depth",
+        "the rest starts from random values, and the toolbox says it has finished loading",
+        "a plain 7×7 stem; see the settings below" if deep else f"{command}, for a backbone of this depth",
     )
 
 
-def _foreign_weights(named: str | None, engine: Kind) -> Iterator[Finding]:
+def _foreign_weights(named: str | None, toolbox: Kind) -> Iterator[Finding]:
     if named is None or "://" in named:
-        found = named or "none"
-        yield Finding(
-            {"paddledetection": "pretrain_weights", "paddleseg": "model.backbone.pretrained"}.get(
-                engine, "Global.pretrained_model" if engine == "paddleclas" else "MODEL.WEIGHTS"
-            ),
-            found,
-            "the pre-trained weights are not used at all",
-            "the file that `transfer.py prepare` writes",
-        )
+        key, cost = ".".join(_WEIGHTS_KEYS[toolbox]), "the pre-trained weights are not used at all"
+        yield Finding(key, named or "none", cost, "the file that `transfer.py prepare` writes")
 
 
 # PaddleDetection
+
+
+_PPDET_RATES = {"FCOS": 0.01, "SOLOv2": 0.01, "FasterRCNN": 0.02, "MaskRCNN": 0.02}  # published, for 16 images a step
+_PPDET_HEADS = {  # box head → (cost, remedy)
+    "Res5Head": (
+        "PaddleDetection builds res5 in the head with its BatchNorm frozen, and no setting changes it",
+        "an FPN (configs/downstream/paddledetection), or detectron2 for C4",
+    ),
+    "TwoFCHead": (
+        "no BatchNorm in the box head: not the network of the published results",
+        "BBoxHead: {head: XConvNormHead}  XConvNormHead: {num_convs: 4, norm_type: sync_bn}",
+    ),
+}
 
 
 def _ppdet_backbone(config: Config) -> str:
     return str(find(config, config["architecture"], "backbone", default="ResNet"))
 
 
-def _ppdet_network(config: Config, engine: Kind) -> Network | None:
+def _ppdet_network(config: Config, toolbox: Kind) -> Network | None:
     if _ppdet_backbone(config) != "ResNet":
         return None
     settings = config.get("ResNet") or {}
     variant, depth = settings.get("variant", "b"), settings.get("depth", 50)
-    return (
-        None
-        if depth not in STAGE_BLOCKS
-        else Network(
-            engine,
-            depth,
-            variant in ("c", "d"),
-            variant == "d",
-            res5_in_head=find(config, "BBoxHead", "head") == "Res5Head",
-        )
-    )
+    if depth not in STAGE_BLOCKS:
+        return None
+    in_head = find(config, "BBoxHead", "head") == "Res5Head"
+    return Network(toolbox, depth, variant in ("c", "d"), variant == "d", res5_in_head=in_head)
 
 
 def _ppdet_rules(config: Config, gpus: int) -> Iterator[Finding]:
@@ -198,52 +195,33 @@ def _ppdet_rules(config: Config, gpus: int) -> Iterator[Finding]:
     if "neck" in (config.get(config["architecture"]) or {}) and find(config, "FPN", "norm_type") != "sync_bn":
         found = find(config, "FPN", "norm_type", default="none")
         yield Finding("FPN.norm_type", str(found), "the pyramid is the recipe's no more", "FPN: {norm_type: sync_bn}")
-    if find(config, "BBoxHead", "head") == "Res5Head":
-        yield Finding(
-            "BBoxHead.head",
-            "Res5Head",
-            "PaddleDetection builds res5 in the head with its BatchNorm frozen, and no setting changes it",
-            "an FPN (configs/downstream/paddledetection), or detectron2 for C4",
-        )
-    if find(config, "BBoxHead", "head") == "TwoFCHead":
-        yield Finding(
-            "BBoxHead.head",
-            "TwoFCHead",
-            "no BatchNorm in the box head: not the network of the published results",
-            "BBoxHead: {head: XConvNormHead}  XConvNormHead: {num_convs: 4, norm_type: sync_bn}",
-        )
+    head = find(config, "BBoxHead", "head")
+    if head in _PPDET_HEADS:
+        yield Finding("BBoxHead.head", head, *_PPDET_HEADS[head])
     if any(factor != 1 for factor in resnet.get("lr_mult_list", [])):
         yield Finding("ResNet.lr_mult_list", str(resnet["lr_mult_list"]), "stages learn too slowly", "leave it out")
     for reader in ("TrainReader", "EvalReader"):
         yield from _pixels(reader, find(config, reader, "sample_transforms"), "NormalizeImage", (MEAN, STD))
-    rate, reference = find(config, "LearningRate", "base_lr"), _ppdet_rate(config["architecture"])
-    yield from _batch("TrainReader.batch_size", find(config, "TrainReader", "batch_size", default=1) * gpus, gpus)
-    yield from _rate(
-        "LearningRate.base_lr", rate, reference, find(config, "TrainReader", "batch_size", default=1) * gpus
-    )
-
-
-def _ppdet_rate(architecture: str) -> float | None:
-    """The published learning rate for 16 images a step, where there is one."""
-    return {"FCOS": 0.01, "SOLOv2": 0.01, "FasterRCNN": 0.02, "MaskRCNN": 0.02}.get(architecture)
+    total = find(config, "TrainReader", "batch_size", default=1) * gpus
+    yield from _batch("TrainReader.batch_size", total, gpus)
+    rate, reference = find(config, "LearningRate", "base_lr"), _PPDET_RATES.get(config["architecture"])
+    yield from _rate("LearningRate.base_lr", rate, reference, total)
 
 
 def _variant(variant: str) -> Finding:
     if variant == "a":
-        return Finding(
-            "ResNet.variant", "a", "the stride is in the 1×1 convolution: the same weights give other maps", "b"
-        )
-    return Finding(
-        "ResNet.variant", variant, "a deep stem: the stem, and with it every map, starts from noise", "variant: b"
-    )
+        cost = "the stride is in the 1×1 convolution: the same weights give other feature maps"
+    else:
+        cost = "a deep stem: the stem starts from random values, which changes every feature map"
+    return Finding("ResNet.variant", variant, cost, "variant: b")
 
 
 # PaddleSeg and PaddleClas
 
 
-def _seg_network(config: Config, engine: Kind) -> Network | None:
+def _seg_network(config: Config, toolbox: Kind) -> Network | None:
     backbone = find(config, "model", "backbone", default={})
-    return Network(engine, backbone.get("depth", 50)) if backbone.get("type") == "DenseCLResNet" else None
+    return Network(toolbox, backbone.get("depth", 50)) if backbone.get("type") == "DenseCLResNet" else None
 
 
 def _seg_rules(config: Config, gpus: int) -> Iterator[Finding]:
@@ -258,12 +236,12 @@ def _seg_rules(config: Config, gpus: int) -> Iterator[Finding]:
         yield from _rate("lr_scheduler.learning_rate", find(config, "lr_scheduler", "learning_rate"), 0.01, total)
 
 
-def _clas_network(config: Config, engine: Kind) -> Network | None:
+def _clas_network(config: Config, toolbox: Kind) -> Network | None:
     name = str(config["Arch"].get("name", ""))
     depth = name.removeprefix("ResNet").removesuffix("_vd")
     if not depth.isdigit() or int(depth) not in STAGE_BLOCKS:
         return None
-    return Network(engine, int(depth), deep_stem=name.endswith("_vd"), pooled_shortcuts=name.endswith("_vd"))
+    return Network(toolbox, int(depth), deep_stem=name.endswith("_vd"), pooled_shortcuts=name.endswith("_vd"))
 
 
 def _clas_rules(config: Config, gpus: int) -> Iterator[Finding]:
@@ -271,7 +249,7 @@ def _clas_rules(config: Config, gpus: int) -> Iterator[Finding]:
     if network is None:
         yield _other_backbone("Arch.name", name, "ResNet50")
     elif network.deep_stem:
-        cost = "a deep stem: it, and with it every map, starts from noise; pooled shortcuts besides"
+        cost = "a deep stem, which starts from random values and changes every feature map; and pooled shortcuts"
         yield Finding("Arch.name", name, cost, f"Arch.name: {name.removesuffix('_vd')}")
     if config["Arch"].get("pretrained"):
         cost = "PaddleClas's own weights are loaded first, and stay wherever yours do not fit"
@@ -286,30 +264,20 @@ def _clas_rules(config: Config, gpus: int) -> Iterator[Finding]:
 # detectron2 and AdelaiDet
 
 
-def _detectron2_network(config: Config, engine: Kind) -> Network | None:
+def _detectron2_network(config: Config, toolbox: Kind) -> Network | None:
     has_fpn = "fpn" in str(find(config, "MODEL", "BACKBONE", "NAME", default=""))
     depth = find(config, "MODEL", "RESNETS", "DEPTH", default=50)
     if depth not in STAGE_BLOCKS or "resnet" not in str(find(config, "MODEL", "BACKBONE", "NAME", default="resnet")):
         return None
     in_head = not has_fpn and "Res5" in str(find(config, "MODEL", "ROI_HEADS", "NAME", default="Res5ROIHeads"))
-    return Network(engine, depth, has_fpn=has_fpn, res5_in_head=in_head)
+    return Network(toolbox, depth, has_fpn=has_fpn, res5_in_head=in_head)
 
 
 # key below MODEL → (what detectron2 takes where it is absent, what must stand there, cost)
 _DETECTRON2 = (
-    (
-        ("RESNETS", "STRIDE_IN_1X1"),
-        True,
-        False,
-        "the weights load as silently, and the maps of res5 are off by a quarter",
-    ),
+    (("RESNETS", "STRIDE_IN_1X1"), True, False, "the weights load without a warning; res5's maps are off by a quarter"),
     (("RESNETS", "NORM"), "FrozenBN", "SyncBN", FROZEN),
-    (
-        ("BACKBONE", "FREEZE_AT"),
-        2,
-        0,
-        "the stem and the stages below cannot adapt to the task; the published results trained everything",
-    ),
+    (("BACKBONE", "FREEZE_AT"), 2, 0, "the first stages cannot adapt to the task; the published results trained all"),
 )
 
 
@@ -331,33 +299,20 @@ def _detectron2_rules(config: Config, gpus: int) -> Iterator[Finding]:
     for part, is_used in parts:
         norm = find(model, part, "NORM", default="")
         if is_used and norm != "SyncBN":
-            yield Finding(
-                f"MODEL.{part}.NORM",
-                str(norm or "none"),
-                "not the network of the published results",
-                f"MODEL.{part}.NORM SyncBN",
-            )
+            key, cost = f"MODEL.{part}.NORM", "not the network of the published results"
+            yield Finding(key, str(norm or "none"), cost, f"{key} SyncBN")
     network = _detectron2_network(config, "detectron2")
     if network is not None and network.res5_in_head and network.depth not in BOTTLENECK_DEPTHS:
-        yield Finding(
-            "MODEL.RESNETS.DEPTH",
-            str(network.depth),
-            "the head builds res5 from bottleneck blocks, whatever the depth: that stage starts from noise",
-            "50 or 101 for C4, or an FPN",
-        )
+        cost = "the head builds res5 from bottleneck blocks at any depth: that stage starts from random values"
+        yield Finding("MODEL.RESNETS.DEPTH", str(network.depth), cost, "50 or 101 for C4, or an FPN")
     if find(model, "ROI_HEADS", "NAME") == "Res5ROIHeads":
-        yield Finding(
-            "MODEL.ROI_HEADS.NAME",
-            "Res5ROIHeads",
-            "no BatchNorm behind res5: the box predictor starts on values of an untamed scale",
-            "Res5ROIHeadsExtraNorm, from the authors' benchmarks/detection/train_net.py",
-        )
+        cost = "no BatchNorm after res5: the box predictor starts on unnormalized values"
+        remedy = "Res5ROIHeadsExtraNorm, from the authors' benchmarks/detection/train_net.py"
+        yield Finding("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", cost, remedy)
     total = find(config, "SOLVER", "IMS_PER_BATCH", default=16)
     yield from _batch("SOLVER.IMS_PER_BATCH", total, 1)
-    one_stage = find(model, "META_ARCHITECTURE") in ("OneStageDetector", "SOLOv2")
-    yield from _rate(
-        "SOLVER.BASE_LR", find(config, "SOLVER", "BASE_LR", default=0.001), 0.01 if one_stage else 0.02, total
-    )
+    reference = 0.01 if find(model, "META_ARCHITECTURE") in ("OneStageDetector", "SOLOv2") else 0.02
+    yield from _rate("SOLVER.BASE_LR", find(config, "SOLVER", "BASE_LR", default=0.001), reference, total)
 
 
 def _detectron2_pixels(config: Config) -> Iterator[Finding]:
@@ -372,11 +327,11 @@ def _detectron2_pixels(config: Config) -> Iterator[Finding]:
         yield Finding("MODEL.PIXEL_STD", str(std), PIXELS, "MODEL.PIXEL_STD [58.395,57.12,57.375]")
 
 
-# What engines share
+# What toolboxes share
 
 
 def _other_backbone(key: str, found: str, wanted: str) -> Finding:
-    return Finding(key, found, "another network: these weights have no place in it", f"{wanted}")
+    return Finding(key, found, "another network, which cannot take these weights", wanted)
 
 
 def _or_default(settings: Config, key: str, default: str) -> str:
@@ -427,12 +382,12 @@ _NETWORKS: dict[Kind, Callable[[Config, Kind], Network | None]] = {
     "detectron2": _detectron2_network,
     "adelaidet": _detectron2_network,
 }
-_NAMED: dict[Kind, Callable[[Config], str | None]] = {
-    "paddledetection": lambda config: find(config, "pretrain_weights"),
-    "paddleseg": lambda config: find(config, "model", "backbone", "pretrained"),
-    "paddleclas": lambda config: find(config, "Global", "pretrained_model"),
-    "detectron2": lambda config: find(config, "MODEL", "WEIGHTS"),
-    "adelaidet": lambda config: find(config, "MODEL", "WEIGHTS"),
+_WEIGHTS_KEYS: dict[Kind, tuple[str, ...]] = {
+    "paddledetection": ("pretrain_weights",),
+    "paddleseg": ("model", "backbone", "pretrained"),
+    "paddleclas": ("Global", "pretrained_model"),
+    "detectron2": ("MODEL", "WEIGHTS"),
+    "adelaidet": ("MODEL", "WEIGHTS"),
 }
 _RULES: dict[Kind, Callable[[Config, int], Iterator[Finding]]] = {
     "paddledetection": _ppdet_rules,

@@ -1,7 +1,8 @@
-"""How many tensors of a file an engine will use: its own rule of matching, on names alone, without the engine.
+"""How many tensors of a file a toolbox will use: its own rule of matching, on names alone, without the toolbox.
 
-Nothing in the engines says it. PaddleDetection matches by suffix and drops the rest, PaddleClas and PaddleSeg compare whole
-names, detectron2 compares whole names unless the file asks for its heuristics; all go on with random weights where nothing fits.
+The toolboxes do not report it. PaddleDetection matches by suffix and drops the rest, PaddleClas and PaddleSeg compare
+whole names, detectron2 compares whole names unless the file asks for its heuristics; all go on with random weights
+where nothing fits.
 """
 
 from __future__ import annotations
@@ -27,35 +28,33 @@ VOCABULARY: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Network:
-    """The part of an engine's model that takes the backbone's weights."""
+    """The part of a toolbox's model that takes the backbone's weights."""
 
-    engine: Kind
+    toolbox: Kind
     depth: int
     deep_stem: bool = False  # three 3×3 convolutions in the place of the 7×7
-    pooled_shortcuts: bool = (
-        False  # variant d: an average pool before the shortcut, whose names change in PaddleDetection
-    )
+    pooled_shortcuts: bool = False  # variant d: average pooling before the shortcut; renames it in PaddleDetection
     has_fpn: bool = True
     res5_in_head: bool = False  # the C4 networks
 
     def plain_names(self) -> list[str]:
-        """The names of a plain ResNet's tensors in the engine's words, shortcut of ResNet-18's first block included."""
-        names = [*translations(VOCABULARY[self.engine], self.depth)]
-        if VOCABULARIES[VOCABULARY[self.engine]].widest_shortcut:
-            names += companions(VOCABULARY[self.engine], self.depth)
+        """The toolbox's names of a plain ResNet's tensors, including the shortcut of ResNet-18's first block."""
+        names = [*translations(VOCABULARY[self.toolbox], self.depth)]
+        if VOCABULARIES[VOCABULARY[self.toolbox]].widest_shortcut:
+            names += companions(VOCABULARY[self.toolbox], self.depth)
         return names
 
     def names(self) -> list[str]:
-        """Those of them that the engine's model has, with the parts of the model they stand in."""
+        """Those of them that the toolbox's model has, with the parts of the model they stand in."""
         return [self._place(name) for name in self.plain_names() if not (self.deep_stem and _of_stem(name))]
 
     def _place(self, name: str) -> str:
-        if self.pooled_shortcuts and self.engine == "paddledetection" and not name.startswith("res2."):
+        if self.pooled_shortcuts and self.toolbox == "paddledetection" and not name.startswith("res2."):
             name = name.replace(".short.", ".short.conv.")
-        if self.engine in ("paddleclas", "paddleseg"):
+        if self.toolbox in ("paddleclas", "paddleseg"):
             return name
         in_head = self.res5_in_head and name.startswith("res5.")
-        if self.engine == "paddledetection":
+        if self.toolbox == "paddledetection":
             return ("bbox_head.head." if in_head else "backbone.") + name
         if in_head:
             return "roi_heads." + name
@@ -77,7 +76,7 @@ class Match:
 
 
 def count_matches(path: Path, network: Network) -> Match:
-    """What the engine will make of a file.
+    """What the toolbox will make of a file.
 
     Raises:
         InputError: the file cannot be read as weights.
@@ -85,13 +84,13 @@ def count_matches(path: Path, network: Network) -> Match:
     content = read_weights(path).content
     table = content if isinstance(content, dict) else {}
     heuristics = False
-    if network.engine in ("detectron2", "adelaidet"):
+    if network.toolbox in ("detectron2", "adelaidet"):
         heuristics = bool(table.get("matching_heuristics")) or "__author__" in table
         table = table.get("model", table)
-    # The Paddle engines take the file itself as the table: what lies under 'state_dict' they do not find.
+    # The Paddle toolboxes take the file itself as the table: what lies under 'state_dict' they do not find.
     names = [name for name, value in table.items() if isinstance(value, np.ndarray)]
     wanted = network.names()
-    matched = _suffix_matches(wanted, names) if heuristics or network.engine == "paddledetection" else None
+    matched = _suffix_matches(wanted, names) if heuristics or network.toolbox == "paddledetection" else None
     if matched is None:
         matched = len(set(wanted) & set(names))
     return Match(matched, len(network.plain_names()), len(names), next(iter(names), "nothing"))

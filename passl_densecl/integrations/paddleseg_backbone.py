@@ -1,8 +1,9 @@
 """A plain, dilated ResNet for PaddleSeg, whose own ResNets have a deep stem that pre-trained weights do not fit.
 
-As a plug-in: ``from passl_densecl.integrations import paddleseg_backbone; paddleseg_backbone.register()`` before PaddleSeg reads a
-config with ``backbone: {type: DenseCLResNet, …}``. As a command, in front of any of PaddleSeg's tools:
-``python …/passl_densecl/downstream/paddleseg_backbone.py tools/train.py --config …``.
+As a plug-in: ``from passl_densecl.integrations import paddleseg_backbone; paddleseg_backbone.register()`` before
+PaddleSeg reads a config with ``backbone: {type: DenseCLResNet, …}``. As a command, in front of any of PaddleSeg's
+tools:
+``python …/passl_densecl/integrations/paddleseg_backbone.py tools/train.py --config …``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if __name__ == "__main__":
 
 from passl_densecl.errors import InputError
 from passl_densecl.models.resnet import ResNetBackbone, initialize
-from passl_densecl.weights import load_strict, read_backbone
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.read import read_backbone
 
 DILATIONS = {32: (1, 1), 16: (1, 2), 8: (2, 4)}  # output stride → dilation of the third and fourth stage
 
@@ -75,9 +77,9 @@ class DenseCLResNet(ResNetBackbone):
 def _dilate(stage: nn.Layer, before: int, dilation: int) -> None:
     """Keep the map's size through a stage: strides become 1, and 3×3 convolutions spread instead.
 
-    A convolution that had a stride still looks at the map before it, by the dilation of the stage `before`; those behind it
-    spread by `dilation`. So the map holds the plain network's at every second position (every fourth …), and more between.
-    Convolutions are replaced by others of the same names and shapes: the same weights fit.
+    A convolution that had a stride still looks at the map before it, by the dilation of the stage `before`; those
+    behind it spread by `dilation`. So the map holds the plain network's at every second position (every fourth …), and
+    more between. Convolutions are replaced by others of the same names and shapes: the same weights fit.
     """
     for parent in stage.sublayers():
         for name, layer in list(parent.named_children()):
@@ -89,7 +91,7 @@ def _dilate(stage: nn.Layer, before: int, dilation: int) -> None:
 
 
 def register() -> None:
-    """Make `DenseCLResNet` known to PaddleSeg's configs; again and again does no harm.
+    """Make `DenseCLResNet` known to PaddleSeg's configs; repeated calls do nothing.
 
     Raises:
         InputError: PaddleSeg cannot be imported.

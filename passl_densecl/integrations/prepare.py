@@ -1,10 +1,10 @@
-"""Weights in an engine's names and a config scaled to the devices there are: everything before the one command to run."""
+"""Weights in a toolbox's names and a config scaled to the devices: everything that the training command needs."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written, and how to go on; :meth:`lines` tells it."""
+    """What was written, and how to go on; printed by :meth:`lines`."""
 
     conversion: Conversion
-    engine: Toolbox
+    toolbox: Toolbox
     model: str
     config: Path
     scale: Scale
@@ -61,16 +61,17 @@ class Prepared:
 
     def lines(self) -> list[str]:
         """A report for people."""
-        told, scale = self.conversion.told, self.scale
+        told, scale = self.conversion.report, self.scale
         device = f"{scale.devices} × GPU" if scale.devices else "CPU"
         weights = str(self.conversion.output)
-        proof = self.engine.proof.format(count=self.match.total, weights=weights)
+        proof = self.toolbox.proof.format(count=self.match.total, weights=weights)
         return [
             f"read     {self.conversion.source} ({told.kind}): {told.kept}",
-            f"wrote    {weights} ({self.engine.title}'s names; it will use {self.match.matched} of {self.match.total})",
+            f"wrote    {weights} ({self.toolbox.title}'s names; it will use {self.match.matched} of "
+            f"{self.match.total})",
             f"wrote    {self.config} ({self.model})",
-            f"recipe   {device}, {scale.images} images each: {scale.total} a step (published: {scale.reference}), learning rate "
-            f"{self.rate:g}",
+            f"recipe   {device}, {scale.images} images each: {scale.total} a step (published: {scale.reference}), "
+            f"learning rate {self.rate:g}",
             *(f"note     {note}" for note in self.notes),
             f"proof    in its log: {proof}",
             f"run      {self.command}",
@@ -78,7 +79,7 @@ class Prepared:
 
 
 def prepare(
-    engine: Kind,
+    toolbox: Kind,
     weights: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
@@ -86,76 +87,80 @@ def prepare(
     gpus: int = 8,
     images_per_gpu: int | None = None,
     data: str | os.PathLike[str] | None = None,
-    engine_dir: str | os.PathLike[str] | None = None,
+    toolbox_dir: str | os.PathLike[str] | None = None,
 ) -> Prepared:
-    """Write `output`/{weights, config} for an engine.
+    """Write `output`/{weights, config} for a toolbox.
 
     Args:
         weights: a file, checkpoint or run folder of any kind that this project reads.
-        model: a key of the engine's `models`; None is the first.
-        gpus: devices to train on; 0 is the CPU. The learning rate follows the whole batch in proportion, and the number of
-            images seen stays the recipe's.
-        images_per_gpu: None takes as many as make the published batch, at most the engine's `images_per_device`.
-        data: the data set's folder, in the engine's layout; COCO's categories are counted.
-        engine_dir: a clone of the engine. With it the config stands where it is written; without, it must be copied.
+        model: a key of the toolbox's `models`; None is the first.
+        gpus: devices to train on; 0 is the CPU. The learning rate follows the whole batch in proportion, and the number
+            of images seen stays the recipe's.
+        images_per_gpu: None takes as many as make the published batch, at most the toolbox's `images_per_device`.
+        data: the data set's folder, in the toolbox's layout; COCO's categories are counted.
+        toolbox_dir: a clone of the toolbox. With it the config stands where it is written; without, it must be copied.
 
     Raises:
         InputError: anything given does not fit; nothing is written before weights and config are read.
     """
-    what = TOOLBOXES[engine]
+    what = TOOLBOXES[toolbox]
     model, template = what.config(model)
     if gpus < 0 or (images_per_gpu is not None and images_per_gpu < 1):
         raise InputError(f"--gpus {gpus}, --images-per-gpu {images_per_gpu}: expected 0 or more, and 1 or more")
     images = images_per_gpu or max(min(what.total_batch // max(gpus, 1), what.images_per_device), 1)
     scale = Scale(gpus, images, what.total_batch)
-    clone = _clone(what, engine_dir)
+    clone = _clone(what, toolbox_dir)
     root = _folder(data) if data is not None else None
     content = read_yaml(template)
 
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    conversion = convert(weights, output / f"{Path(weights).stem or 'weights'}_{engine}{what.suffix}", what.target)
-    depth = conversion.told.depth
-    if _has_c4(engine, content) and depth not in BOTTLENECK_DEPTHS:
+    conversion = convert(weights, output / f"{Path(weights).stem or 'weights'}_{toolbox}{what.suffix}", what.target)
+    depth = conversion.report.depth
+    if _has_c4(toolbox, content) and depth not in BOTTLENECK_DEPTHS:
         raise InputError(
-            f"--model {model}: {what.title} builds res5 in the head from bottleneck blocks, whatever the depth; weights of a "
-            f"ResNet-{depth} have no place there. Take --model mask_rcnn, or weights of a ResNet-50 or deeper"
+            f"--model {model}: {what.title} builds res5 in the head from bottleneck blocks, whatever the depth; "
+            f"weights of a ResNet-{depth} have no place there. Take --model mask_rcnn, or weights of a ResNet-50 or "
+            "deeper"
         )
-    notes = list(conversion.notes)
-    rate = _WRITERS[engine](content, conversion.output.resolve(), depth, scale, root)
-    if engine == "paddledetection" and depth not in BOTTLENECK_DEPTHS:  # elsewhere it is a setting, and set
-        notes += TARGETS[what.target].shallow
-    if scale.images < 2:
-        notes.append("one image a device: its BatchNorm is only as good as the synchronization over devices")
-    elif scale.total < scale.reference:
-        notes.append(
-            f"{scale.total} images a step instead of {scale.reference}: BatchNorm sees fewer; results may be lower"
-        )
+    rate = _WRITERS[toolbox](content, conversion.output.resolve(), depth, scale, root)
     _place_bases(content, clone / what.place if clone else None)
 
     config = output / f"{model}_r{depth}.yml"
     config.write_text(_comments(template) + dump(content), encoding="utf-8")
-    match = count_matches(conversion.output, _network(engine, content, depth))
+    match = count_matches(conversion.output, _network(toolbox, content, depth))
     command = _command(what, config.resolve(), scale, clone, model)
-    return Prepared(conversion, what, model, config, scale, rate, match, command, tuple(notes))
+    notes = (*conversion.notes, *_notes(toolbox, depth, scale))
+    return Prepared(conversion, what, model, config, scale, rate, match, command, notes)
 
 
-def _network(engine: Kind, content: dict[str, Any], depth: int) -> Network:
-    is_c4 = _has_c4(engine, content)
-    return Network(engine, depth, has_fpn=not is_c4, res5_in_head=is_c4)
+def _notes(toolbox: Kind, depth: int, scale: Scale) -> Iterator[str]:
+    if (
+        toolbox == "paddledetection" and depth not in BOTTLENECK_DEPTHS
+    ):  # the other toolboxes have a setting, and it is set
+        yield from TARGETS[TOOLBOXES[toolbox].target].shallow
+    if scale.images < 2:
+        yield "one image per device: BatchNorm depends entirely on the synchronization over devices"
+    elif scale.total < scale.reference:
+        yield f"{scale.total} images a step instead of {scale.reference}: BatchNorm sees fewer; results may be lower"
 
 
-def _has_c4(engine: Kind, content: dict[str, Any]) -> bool:
-    return engine == "detectron2" and "Res5" in str(find(content, "MODEL", "ROI_HEADS", "NAME", default=""))
+def _network(toolbox: Kind, content: dict[str, Any], depth: int) -> Network:
+    is_c4 = _has_c4(toolbox, content)
+    return Network(toolbox, depth, has_fpn=not is_c4, res5_in_head=is_c4)
 
 
-def _clone(engine: Toolbox, folder: str | os.PathLike[str] | None) -> Path | None:
+def _has_c4(toolbox: Kind, content: dict[str, Any]) -> bool:
+    return toolbox == "detectron2" and "Res5" in str(find(content, "MODEL", "ROI_HEADS", "NAME", default=""))
+
+
+def _clone(toolbox: Toolbox, folder: str | os.PathLike[str] | None) -> Path | None:
     if folder is None:
         return None
     path = _folder(folder)
-    if not (path / engine.place).parent.is_dir():
+    if not (path / toolbox.place).parent.is_dir():
         raise InputError(
-            f"--engine-dir {path}: not a clone of {engine.title}, there is no folder {Path(engine.place).parent}"
+            f"--toolbox-dir {path}: not a clone of {toolbox.title}, there is no folder {Path(toolbox.place).parent}"
         )
     return path
 
@@ -168,7 +173,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _place_bases(content: dict[str, Any], place: Path | None) -> None:
-    """Absolute paths to the engine's base files, so that the config may lie anywhere; as they are without a clone."""
+    """Absolute paths to the toolbox's base files, so that the config may lie anywhere; as they are without a clone."""
     for key in BASES:
         if place is None or key not in content:
             continue
@@ -177,7 +182,7 @@ def _place_bases(content: dict[str, Any], place: Path | None) -> None:
         missing = [base for base in found if not Path(base).is_file()]
         if missing:
             raise InputError(
-                f"--engine-dir: {', '.join(missing)} is missing; is the clone complete, of a known version?"
+                f"--toolbox-dir: {', '.join(missing)} is missing; is the clone complete, of a known version?"
             )
         content[key] = found[0] if isinstance(bases, str) else found
 
@@ -188,15 +193,14 @@ def _comments(template: Path) -> str:
     return "\n".join([*head, f"# Written by tools/transfer.py from {template.name}.", ""])
 
 
-def _command(engine: Toolbox, config: Path, scale: Scale, clone: Path | None, model: str) -> str:
-    place = str(clone) if clone else f"PATH/TO/{engine.title}"
-    used = str(config) if clone else f"{engine.place}/{config.name}"
-    steps = (
-        [] if clone else [f"mkdir -p {place}/{engine.place} && cp {shlex.quote(str(config))} {place}/{engine.place}/"]
-    )
+def _command(toolbox: Toolbox, config: Path, scale: Scale, clone: Path | None, model: str) -> str:
+    place = str(clone) if clone else f"PATH/TO/{toolbox.title}"
+    used = str(config) if clone else f"{toolbox.place}/{config.name}"
+    configs = f"{place}/{toolbox.place}"
+    steps = [] if clone else [f"mkdir -p {configs} && cp {shlex.quote(str(config))} {configs}/"]
     plugin = shlex.quote(str(PLUGIN))
-    tool = engine.train.format(config=shlex.quote(used), gpus=scale.devices, plugin=plugin)
-    if engine.name in ("detectron2", "adelaidet"):
+    tool = toolbox.train.format(config=shlex.quote(used), gpus=scale.devices, plugin=plugin)
+    if toolbox.name in ("detectron2", "adelaidet"):
         if model == "faster_rcnn_voc":  # its BatchNorm behind res5 is in the authors' script
             tool = tool.replace("tools/train_net.py", "PATH/TO/DenseCL/benchmarks/detection/train_net.py")
         device = "" if scale.devices else " MODEL.DEVICE cpu"
@@ -205,12 +209,13 @@ def _command(engine: Toolbox, config: Path, scale: Scale, clone: Path | None, mo
         numbers = ",".join(map(str, range(scale.devices)))
         launch = f"python -m paddle.distributed.launch --gpus {numbers} {tool}"
     else:
-        device = " --device cpu" if engine.name == "paddleseg" and not scale.devices else ""
+        device = " --device cpu" if toolbox.name == "paddleseg" and not scale.devices else ""
         launch = f"python {tool}{device}"
     return " && ".join([*steps, f"cd {shlex.quote(place)}", launch])
 
 
-# What each engine calls things. Each fills in weights, depth, batch, learning rate and data, and gives the learning rate.
+# What each toolbox calls things. Each fills in weights, depth, batch, learning rate and data, and gives the learning
+# rate.
 
 
 def _paddledetection(content: dict[str, Any], weights: Path, depth: int, scale: Scale, root: Path | None) -> float:
@@ -262,7 +267,7 @@ def _paddleclas(content: dict[str, Any], weights: Path, depth: int, scale: Scale
         for part, name in (("Train", "train_list.txt"), ("Eval", "val_list.txt")):
             loaders[part]["dataset"] |= {"image_root": str(root), "cls_label_path": str(root / name)}
             if not (root / name).is_file():
-                raise InputError(f"{root / name} is missing: PaddleClas wants lists with lines 'image label'")
+                raise InputError(f"{root / name} is missing: PaddleClas expects lists with lines 'image label'")
         labels = [line.rsplit(maxsplit=1)[-1] for line in (root / "train_list.txt").read_text().splitlines() if line]
         content["Arch"]["class_num"] = len(set(labels))
     return rate
@@ -270,9 +275,7 @@ def _paddleclas(content: dict[str, Any], weights: Path, depth: int, scale: Scale
 
 def _detectron2(content: dict[str, Any], weights: Path, depth: int, scale: Scale, root: Path | None) -> float:
     if root is not None:
-        raise InputError(
-            "--data: detectron2 finds data sets through DETECTRON2_DATASETS=FOLDER in front of the command"
-        )
+        raise InputError("--data: not for detectron2; put DETECTRON2_DATASETS=FOLDER in front of the command")
     content["MODEL"]["WEIGHTS"] = str(weights)
     content["MODEL"]["RESNETS"]["DEPTH"] = depth
     if depth < 50:
@@ -300,15 +303,15 @@ _WRITERS: dict[Kind, Callable[[dict[str, Any], Path, int, Scale, Path | None], f
 
 
 def coco_layout(root: Path) -> tuple[tuple[str, str], tuple[str, str]]:
-    """((folder of images, annotations) for training, the same for evaluation), relative to a folder in COCO's layout."""
+    """((folder of images, annotations) for training, the same for evaluation), relative to `root` in COCO's layout."""
     for names in COCO_NAMES:
         annotations = [f"annotations/instances_{name}.json" for name in names]
         folders = [name if (root / name).is_dir() else f"images/{name}" for name in names]
         if all((root / path).is_file() for path in annotations) and all((root / path).is_dir() for path in folders):
             return (folders[0], annotations[0]), (folders[1], annotations[1])
     raise InputError(
-        f"{root}: not in COCO's layout; expected annotations/instances_train2017.json and …_val2017.json beside the folders "
-        "train2017 and val2017 (or images/train2017 …; or the same without 2017)"
+        f"{root}: not in COCO's layout; expected annotations/instances_train2017.json and …_val2017.json beside the "
+        "folders train2017 and val2017 (or images/train2017 …; or the same without 2017)"
     )
 
 
@@ -318,5 +321,5 @@ def _categories(path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a COCO annotation file ({type(error).__name__}: {error})") from None
     if not isinstance(categories, list):
-        raise InputError(f"{path}: not a COCO annotation file: its categories are no list")
+        raise InputError(f"{path}: not a COCO annotation file: 'categories' is not a list")
     return len(categories)

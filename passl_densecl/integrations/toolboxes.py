@@ -1,4 +1,4 @@
-"""The five engines: what they are called, where their files lie, how they are started, and what proves a good start."""
+"""The five toolboxes: their names, where their files are, how to start them, and what shows that the weights load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Toolbox:
-    """One engine. Paths are relative to its clone; `models` maps what a user says to a file under configs/downstream."""
+    """One toolbox. Paths are relative to its clone; `models` maps a --model to a file under configs/downstream."""
 
     name: Kind
     title: str
@@ -37,7 +37,7 @@ class Toolbox:
         """(model, our config for it); the first model where none is named.
 
         Raises:
-            InputError: no such model for this engine, or the configs are not there (an installed package has none).
+            InputError: no such model for this toolbox, or the configs are missing (an installed package has none).
         """
         model = model or next(iter(self.models))
         if model not in self.models:
@@ -49,8 +49,8 @@ class Toolbox:
 
 
 TOOLBOXES: dict[Kind, Toolbox] = {
-    engine.name: engine
-    for engine in (
+    toolbox.name: toolbox
+    for toolbox in (
         Toolbox(
             "paddledetection",
             "PaddleDetection",
@@ -65,8 +65,8 @@ TOOLBOXES: dict[Kind, Toolbox] = {
             },
             "configs/densecl",
             "tools/train.py -c {config} --eval",
-            "'Finish loading model weights' comes even when nothing fits; proof is that no line '… is not used in the model' "
-            "comes before it",
+            "'Finish loading model weights' comes even when nothing fits; proof is that no line '… is not used in the "
+            "model' comes before it",
         ),
         Toolbox(
             "paddleseg",
@@ -86,8 +86,8 @@ TOOLBOXES: dict[Kind, Toolbox] = {
             {"finetune": "resnet50_finetune.yml"},
             "ppcls/configs/densecl",
             "tools/train.py -c {config}",
-            "'Finish load pretrained model' comes even when nothing fits; Paddle warns about each name that is missing: only fc's "
-            "may be",
+            "'Finish load pretrained model' comes even when nothing fits; Paddle warns about each name that is "
+            "missing: only fc's may be",
             total_batch=256,
             images_per_device=64,
         ),

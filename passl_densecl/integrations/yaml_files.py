@@ -1,4 +1,4 @@
-"""The engines' YAML: files that stand on others (`_BASE_`), tags such as !LinearWarmup, tuples written as text."""
+"""The toolboxes' YAML: files that include others (`_BASE_`), tags such as !LinearWarmup, tuples written as text."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def resolve(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file with everything it stands on, merged as its engine does: later bases over earlier ones, the file over all.
+    """A file merged with its bases as its toolbox does: later bases over earlier ones, the file over all.
 
     Raises:
-        InputError: as :func:`read_yaml`; a base that is missing, or that stands on itself.
+        InputError: as :func:`read_yaml`; a base that is missing or includes itself.
     """
     if path.resolve() in _above:
-        raise InputError(f"{path} stands on itself, through {' → '.join(str(p) for p in _above)}")
+        raise InputError(f"{path} includes itself, through {' → '.join(str(p) for p in _above)}")
     content = read_yaml(path)
     merged: dict[str, Any] = {}
     for key in BASES:
@@ -100,8 +100,8 @@ def resolve(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
             base = path.parent / os.path.expanduser(name)
             if not base.is_file():
                 raise InputError(
-                    f"{path}: its base {name} is not at {base}; put the file into the engine's clone (configs/densecl/), or give "
-                    "`prepare` the clone as --engine-dir"
+                    f"{path}: its base {name} is not at {base}; put the file into the toolbox's clone "
+                    "(configs/densecl/), or give `prepare` the clone as --toolbox-dir"
                 )
             merged = merge(merged, resolve(base, (*_above, path.resolve())))
     return merge(merged, content)
@@ -119,12 +119,12 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump(content: dict[str, Any]) -> str:
-    """Content of :func:`read_yaml` as text that it, and the engine, read again as the same."""
+    """Content of :func:`read_yaml` as text from which it, and the toolbox, read the same again."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False)
 
 
 def find(content: object, *keys: str, default: Any = None) -> Any:
-    """The value under nested keys, with text such as "(1, 2)" read as detectron2 does; `default` where there is none."""
+    """The value under nested keys, text such as "(1, 2)" read as detectron2 does; `default` where there is none."""
     for key in keys:
         if not isinstance(content, dict) or key not in content:
             return default
@@ -145,7 +145,7 @@ def put(content: dict[str, Any], keys: tuple[str, ...], value: object) -> None:
 
 
 def entries(steps: object, name: str) -> list[dict[str, Any]]:
-    """The settings of every step called `name` in a list of transforms, as Paddle's engines write them.
+    """The settings of every step called `name` in a list of transforms, as Paddle's toolboxes write them.
 
     ``- NormalizeImage: {…}`` of PaddleDetection and PaddleClas, ``- {type: Normalize, …}`` of PaddleSeg.
     """

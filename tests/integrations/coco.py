@@ -1,4 +1,4 @@
-"""Data sets that need no download, colored rectangles and triangles on noise: in COCO's layout, in VOC's, as a list of labels."""
+"""Data sets drawn here, colored rectangles and triangles on noise: in COCO's layout, in VOC's, as a list of labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = (192, 256)  # height, width
 
 
 def write_coco(root: Path, train: int = 8, val: int = 4) -> Path:
-    """`root`/{train2017, val2017, annotations}: two shapes an image, two categories, boxes and polygons."""
+    """`root`/{train2017, val2017, annotations}: two shapes per image, two categories, boxes and polygons."""
     for name, count, seed in (("train2017", train, 0), ("val2017", val, 1)):
         rng = np.random.default_rng(seed)
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def write_voc(root: Path, count: int = 4) -> Path:
 
 
 def write_labels(root: Path, count: int = 8) -> Path:
-    """`root`/{train,val}_list.txt with lines "image label", as PaddleClas reads them: one shape an image, two classes."""
+    """`root`/{train,val}_list.txt, lines "image label", as PaddleClas reads them: one shape per image, two classes."""
     root.mkdir(parents=True, exist_ok=True)
     rng, lines = np.random.default_rng(3), []
     for index in range(count):

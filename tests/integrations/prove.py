@@ -1,7 +1,8 @@
-"""What `make test-downstream` runs, in an environment with PaddleDetection, PaddleClas and PaddleSeg from PyPI: the engines themselves.
+"""`make test-downstream`: PaddleDetection, PaddleClas and PaddleSeg from PyPI load our weights and train from them.
 
-Every tensor of the engines' backbones is compared with the weights that went in, their last map with ours; a classifier and a
-segmenter train a few steps, and FCOS trains and is evaluated. Each step is a process of its own, because PaddleDetection keeps its configuration in one global table.
+Every tensor of the toolboxes' backbones is compared with the weights that went in, their last map with ours; a
+classifier and a segmenter train a few steps, and FCOS trains and is evaluated. Each step is a process of its own,
+because PaddleDetection keeps its configuration in one global table.
 """
 
 from __future__ import annotations
@@ -40,18 +41,11 @@ def last_map(arrays: Arrays, depth: int, image: np.ndarray) -> np.ndarray:
 # Steps: each gives one line for the summary, or raises.
 
 
-def prepared(engine: Kind, scratch: Path, model: str | None = None, data: Path | None = None) -> Prepared:
-    clone = HERE / "bases" if engine != "paddleclas" else None
-    return prepare(
-        engine,
-        scratch / "r50.pdparams",
-        scratch / f"{engine}_{model}",
-        model=model,
-        gpus=0,
-        images_per_gpu=2,
-        data=data,
-        engine_dir=clone,
-    )
+def prepared(toolbox: Kind, scratch: Path, model: str | None = None, data: Path | None = None) -> Prepared:
+    clone = HERE / "bases" if toolbox != "paddleclas" else None
+    weights, output = scratch / "r50.pdparams", scratch / f"{toolbox}_{model}"
+    small = {"gpus": 0, "images_per_gpu": 2}
+    return prepare(toolbox, weights, output, model=model, data=data, toolbox_dir=clone, **small)
 
 
 def ppdet_model(config: Path):
@@ -85,7 +79,7 @@ def prove_ppdet(scratch: Path, model: str) -> str:
 
 
 def prove_control(scratch: Path, _: str) -> str:
-    """The comparison can fail: a file in paddle.vision's names loads nothing, and the engine does not mind."""
+    """The comparison can fail: a file in paddle.vision's names loads nothing, and the toolbox does not mind."""
     from ppdet.utils.checkpoint import load_pretrain_weight
 
     detector = ppdet_model(prepared("paddledetection", scratch, "fcos").config)
@@ -97,7 +91,7 @@ def prove_control(scratch: Path, _: str) -> str:
 
 
 def prove_names(scratch: Path, _: str) -> str:
-    """The names of all five depths in both engines' own networks."""
+    """The names of all five depths in both toolboxes' own networks."""
     from paddleclas.ppcls.arch.backbone.legendary_models import resnet as ppcls
     from ppdet.modeling.backbones.resnet import ResNet
 
@@ -145,7 +139,8 @@ def prove_training(scratch: Path, data: str) -> str:
     content = read_yaml(done.config)
     for section in ("TrainDataset", "EvalDataset"):
         content[section]["sample_num"] = 8  # a few of a folder of any size
-    # After four steps no score of 80 classes passes the usual 0.025, and the engine evaluates nothing where nothing is found.
+    # After four steps no score of 80 classes passes the usual 0.025, and the toolbox evaluates nothing where nothing is
+    # found.
     put(content, ("FCOSHead", "nms", "score_threshold"), 0.0001)
     done.config.write_text(dump(content))
     config = load_config(str(done.config))
@@ -154,7 +149,7 @@ def prove_training(scratch: Path, data: str) -> str:
     trainer = Trainer(config, mode="train")
     trainer.load_weights(config.pretrain_weights)
     trainer.train(validate=False)
-    loss = float(trainer.status["training_staus"].get()["loss"])  # the engine spells it so
+    loss = float(trainer.status["training_staus"].get()["loss"])  # the toolbox spells it so
     assert np.isfinite(loss), f"the loss is {loss}"
     arrays, state = read_arrays(scratch / "r50.pdparams"), trainer.model.state_dict()
     still = compare("paddledetection", state, arrays, Network("paddledetection", 50))
@@ -169,8 +164,8 @@ def prove_training(scratch: Path, data: str) -> str:
     perfect = evaluate_truth(root / coco_layout(root)[1][1], scratch)
     assert perfect > 0.999, f"ground truth as predictions has AP {perfect}"
     return (
-        f"FCOS: {len(trainer.loader)} steps, all 265 tensors of the backbone moved; COCO evaluation: AP {results[0]:.3f}, and "
-        f"{perfect:.3f} for the ground truth itself"
+        f"FCOS: {len(trainer.loader)} steps, all 265 tensors of the backbone moved; COCO evaluation: AP "
+        f"{results[0]:.3f}, and {perfect:.3f} for the ground truth itself"
     )
 
 
@@ -191,12 +186,8 @@ def prove_classifier(scratch: Path, _: str) -> str:
     arrays, ours = read_arrays(scratch / "r50.pdparams"), Network("paddleclas", 50)
     before = compare("paddleclas", network.state_dict(), arrays, ours)
     recipe = config["Optimizer"]
-    optimizer = paddle.optimizer.Momentum(
-        recipe["lr"]["learning_rate"],
-        recipe["momentum"],
-        network.parameters(),
-        weight_decay=recipe["regularizer"]["coeff"],
-    )
+    rate, momentum, decay = recipe["lr"]["learning_rate"], recipe["momentum"], recipe["regularizer"]["coeff"]
+    optimizer = paddle.optimizer.Momentum(rate, momentum, network.parameters(), weight_decay=decay)
     images, labels = labeled(root)
     losses = []
     for _step in range(3):
@@ -209,9 +200,8 @@ def prove_classifier(scratch: Path, _: str) -> str:
     assert before == 265, f"{before} of 265 tensors at the first step"
     assert np.isfinite(losses).all(), f"losses {losses}"
     assert after == 0, f"{after} of 265 tensors did not move: something is frozen"
-    return (
-        f"PaddleClas ResNet50 trains: {before}/265 tensors at the first step, losses {told(losses)}, all of them moved"
-    )
+    start = f"PaddleClas ResNet50 trains: {before}/265 tensors at the first step"
+    return f"{start}, losses {numbers(losses)}, all of them moved"
 
 
 def labeled(root: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -229,8 +219,8 @@ def labeled(root: Path) -> tuple[np.ndarray, np.ndarray]:
 def prove_segmenter(scratch: Path, _: str) -> str:
     """PaddleSeg's own trainer runs FCN with the plug-in backbone, from our config, on a few masks in VOC's layout.
 
-    The release 2.8.0 fails on Paddle 3.3.1 twice: its cross-entropy multiplies floats by integers, and its log indexes a number.
-    So the cross-entropy is Paddle's own here, and the log would come after the last step.
+    The release 2.8.0 fails on Paddle 3.3.1 twice: its cross-entropy multiplies floats by integers, and its log indexes
+    a number. So the cross-entropy is Paddle's own here, and the log would come after the last step.
     """
     import paddle
     from coco import write_voc
@@ -257,26 +247,19 @@ def prove_segmenter(scratch: Path, _: str) -> str:
         losses.append(criterion(logits, labels))
         return losses[-1]
 
-    train(
-        model,
-        builder.train_dataset,
-        optimizer=builder.optimizer,
-        losses={"types": [kept], "coef": [1]},
-        iters=3,
-        batch_size=config.batch_size,
-        save_dir=str(scratch / "trained_fcn"),
-        log_iters=1000,
-    )
+    lengths = {"iters": 3, "batch_size": config.batch_size, "log_iters": 1000, "save_dir": str(scratch / "trained_fcn")}
+    terms = {"types": [kept], "coef": [1]}
+    train(model, builder.train_dataset, optimizer=builder.optimizer, losses=terms, **lengths)
     after = compare("paddleseg", model.backbone.state_dict(), arrays, ours)
     losses = [float(loss) for loss in losses]
     assert before == 265, f"{before} of 265 tensors at the first step"
     assert len(losses) == 3, f"{len(losses)} steps"
     assert np.isfinite(losses).all(), f"losses {losses}"
     assert after == 0, f"{after} of 265 tensors did not move: something is frozen"
-    return f"PaddleSeg FCN trains: {before}/265 tensors at the first step, losses {told(losses)}, all of them moved"
+    return f"PaddleSeg FCN trains: {before}/265 tensors at the first step, losses {numbers(losses)}, all of them moved"
 
 
-def told(losses: list[float]) -> str:
+def numbers(losses: list[float]) -> str:
     return " ".join(f"{loss:.3f}" for loss in losses)
 
 

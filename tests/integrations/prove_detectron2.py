@@ -1,9 +1,9 @@
-"""What `make test-detectron2 SOURCE=DIR` runs: detectron2 itself, and AdelaiDet where it is there, load what `prepare` wrote.
+"""`make test-detectron2 SOURCE=DIR`: detectron2, and AdelaiDet where it is installed, load what `prepare` wrote.
 
-Two environments take part, as at a user's. ``--reference`` runs where Paddle is, without torch: it writes weights, prepares them
-for every model and depth, and keeps the maps of our own backbone. The rest runs where detectron2 is, without Paddle: every
-tensor of the engine's backbone is compared with the weights that went in, its last map with ours, and Mask R-CNN, FCOS and SOLOv2
-train a few steps on the CPU.
+Two environments take part, as at a user's. ``--reference`` runs where Paddle is, without torch: it writes weights,
+prepares them for every model and depth, and keeps the maps of our own backbone. The rest runs where detectron2 is,
+without Paddle: every tensor of the toolbox's backbone is compared with the weights that went in, its last map with
+ours, and Mask R-CNN, FCOS and SOLOv2 train a few steps on the CPU.
 """
 
 from __future__ import annotations
@@ -28,28 +28,23 @@ from passl_densecl.weights import load_strict, read_arrays, write_pickle
 DEPTHS = (50, 101)
 MODELS: dict[Kind, tuple[str, ...]] = {"detectron2": ("mask_rcnn", "faster_rcnn_voc"), "adelaidet": ("fcos", "solov2")}
 TOLERANCE = 1e-4  # of C5, as a share of its largest value
-SMALL = [
-    "INPUT.MIN_SIZE_TRAIN",
-    "(128,)",
-    "INPUT.MAX_SIZE_TRAIN",
-    192,
-    "DATALOADER.NUM_WORKERS",
-    0,
-    "SOLVER.MAX_ITER",
-    3,
-    "SOLVER.WARMUP_ITERS",
-    1,
-    "SOLVER.STEPS",
-    "()",
-    "TEST.PRECISE_BN.ENABLED",
-    False,
-    "DATASETS.TEST",
-    "()",
-]
+SMALL = {
+    "INPUT.MIN_SIZE_TRAIN": "(128,)",
+    "INPUT.MAX_SIZE_TRAIN": 192,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.MAX_ITER": 3,
+    "SOLVER.WARMUP_ITERS": 1,
+    "SOLVER.STEPS": "()",
+    "SOLVER.IMS_PER_BATCH": 2,
+    "TEST.PRECISE_BN.ENABLED": False,
+    "DATASETS.TRAIN": ("small",),
+    "DATASETS.TEST": "()",
+    "SEED": 0,
+}
 
 
-def folder(scratch: Path, engine: str, model: str, depth: int) -> Path:
-    return scratch / f"{engine}_{model}_{depth}"
+def folder(scratch: Path, toolbox: str, model: str, depth: int) -> Path:
+    return scratch / f"{toolbox}_{model}_{depth}"
 
 
 # Where Paddle is
@@ -71,17 +66,10 @@ def write_reference(scratch: Path, source: Path, adelaidet: Path | None) -> None
         with paddle.no_grad():
             c4, c5 = backbone.extract_feat(paddle.to_tensor(image()), (2, 3))
         np.savez(scratch / f"r{depth}.npz", c4=c4.numpy(), c5=c5.numpy())
-        for engine, clone in (("detectron2", source), ("adelaidet", adelaidet)):
-            for model in MODELS[engine] if clone else ():
-                prepare(
-                    engine,
-                    weights,
-                    folder(scratch, engine, model, depth),
-                    model=model,
-                    gpus=0,
-                    images_per_gpu=2,
-                    engine_dir=clone,
-                )
+        for toolbox, clone in (("detectron2", source), ("adelaidet", adelaidet)):
+            for model in MODELS[toolbox] if clone else ():
+                output = folder(scratch, toolbox, model, depth)
+                prepare(toolbox, weights, output, model=model, gpus=0, images_per_gpu=2, toolbox_dir=clone)
     print(
         f"reference: ResNet-{' and -'.join(map(str, DEPTHS))}, prepared with Paddle {paddle.__version__}, without torch"
     )
@@ -90,16 +78,17 @@ def write_reference(scratch: Path, source: Path, adelaidet: Path | None) -> None
 # Where detectron2 is
 
 
-def configured(scratch: Path, engine: Kind, model: str, depth: int, *overrides: object) -> Any:
-    """The engine's own configuration from the file that `prepare` wrote."""
-    if engine == "adelaidet":
+def configured(scratch: Path, toolbox: Kind, model: str, depth: int, settings: dict[str, Any] | None = None) -> Any:
+    """The toolbox's own configuration from the file that `prepare` wrote."""
+    if toolbox == "adelaidet":
         import adet.modeling  # noqa: F401  (registers the networks)
         from adet.config import get_cfg
     else:
         from detectron2.config import get_cfg
     config = get_cfg()
-    config.merge_from_file(str(folder(scratch, engine, model, depth) / f"{model}_r{depth}.yml"))
-    config.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
+    config.merge_from_file(str(folder(scratch, toolbox, model, depth) / f"{model}_r{depth}.yml"))
+    settings = {"MODEL.DEVICE": "cpu"} | (settings or {})
+    config.merge_from_list([word for setting in settings.items() for word in setting])
     return config
 
 
@@ -118,11 +107,11 @@ def know_extra_norm() -> None:
     ROI_HEADS_REGISTRY.register(Res5ROIHeadsExtraNorm)
 
 
-def loaded(config: Any, engine: Kind) -> tuple[Any, Any, str]:
-    """(model with the file of the config in it, what the engine calls missing or unexpected, its log)."""
+def loaded(config: Any, toolbox: Kind) -> tuple[Any, Any, str]:
+    """(model with the file of the config in it, what the toolbox calls missing or unexpected, its log)."""
     from detectron2.modeling import build_model
 
-    if engine == "adelaidet":
+    if toolbox == "adelaidet":
         from adet.checkpoint import AdetCheckpointer as Checkpointer
     else:
         from detectron2.checkpoint import DetectionCheckpointer as Checkpointer
@@ -144,7 +133,7 @@ def loaded(config: Any, engine: Kind) -> tuple[Any, Any, str]:
 
 
 def last_map(model: Any, in_head: bool) -> np.ndarray:
-    """The engine's C5 of the image; behind it, C4 networks have a BatchNorm of their own that is left out."""
+    """The toolbox's C5 of the image; behind it, C4 networks have a BatchNorm of their own that is left out."""
     import torch
 
     model.eval()
@@ -158,18 +147,18 @@ def last_map(model: Any, in_head: bool) -> np.ndarray:
     return values.numpy()
 
 
-def network_of(engine: Kind, model: str, depth: int) -> Network:
+def network_of(toolbox: Kind, model: str, depth: int) -> Network:
     is_c4 = model == "faster_rcnn_voc"
-    return Network(engine, depth, has_fpn=not is_c4, res5_in_head=is_c4)
+    return Network(toolbox, depth, has_fpn=not is_c4, res5_in_head=is_c4)
 
 
-def prove_backbone(scratch: Path, engine: Kind, model: str, depth: int) -> str:
-    """Every tensor and the last map, loaded by the engine's checkpointer; what it misses is its own necks and heads."""
+def prove_backbone(scratch: Path, toolbox: Kind, model: str, depth: int) -> str:
+    """Every tensor and the last map, loaded by the toolbox's checkpointer; only its FPN and heads are missing."""
     if model == "faster_rcnn_voc":
         know_extra_norm()
-    built, told, log = loaded(configured(scratch, engine, model, depth), engine)
-    network, arrays = network_of(engine, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    equal, total = compare(engine, built.state_dict(), arrays, network), len(arrays)
+    built, told, log = loaded(configured(scratch, toolbox, model, depth), toolbox)
+    network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
+    equal, total = compare(toolbox, built.state_dict(), arrays, network), len(arrays)
     modules = next(line for line in log.splitlines() if "Total num: " in line).split("Total num: ")[1]
     missing = set(told.missing_keys) & set(network.names())
     difference, size = distance(built, network, scratch)
@@ -179,8 +168,8 @@ def prove_backbone(scratch: Path, engine: Kind, model: str, depth: int) -> str:
     assert not told.incorrect_shapes, f"shapes: {told.incorrect_shapes[:5]}"
     assert difference < TOLERANCE * size, f"C5 differs by {difference} of {size}"
     return (
-        f"{engine} {model} ResNet-{depth}: {equal}/{total} tensors equal ({modules} modules), 0 of the backbone missing, 0 unexpected; "
-        f"largest difference of C5 {difference:.1e}, its largest value {size:.2f}"
+        f"{toolbox} {model} ResNet-{depth}: {equal}/{total} tensors equal ({modules} modules), 0 of the backbone "
+        f"missing, 0 unexpected; largest difference of C5 {difference:.1e}, its largest value {size:.2f}"
     )
 
 
@@ -190,11 +179,11 @@ def distance(model: Any, network: Network, scratch: Path) -> tuple[float, float]
     return float(np.abs(last_map(model, network.res5_in_head) - ours).max()), float(np.abs(ours).max())
 
 
-def prove_stride(scratch: Path, engine: Kind, model: str, depth: int) -> str:
-    """The comparison can fail: with the engine's default stride the same file loads as silently and C5 is another."""
-    built, told, _ = loaded(configured(scratch, engine, model, depth, "MODEL.RESNETS.STRIDE_IN_1X1", True), engine)
-    network, arrays = network_of(engine, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    equal = compare(engine, built.state_dict(), arrays, network)
+def prove_stride(scratch: Path, toolbox: Kind, model: str, depth: int) -> str:
+    """The comparison can fail: with the toolbox's default stride the same file loads as silently and C5 is another."""
+    built, told, _ = loaded(configured(scratch, toolbox, model, depth, {"MODEL.RESNETS.STRIDE_IN_1X1": True}), toolbox)
+    network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
+    equal = compare(toolbox, built.state_dict(), arrays, network)
     assert equal == len(arrays), f"{equal} of {len(arrays)} tensors"
     assert not told.unexpected_keys + told.incorrect_shapes, "it says something after all"
     difference, size = distance(built, network, scratch)
@@ -205,20 +194,21 @@ def prove_stride(scratch: Path, engine: Kind, model: str, depth: int) -> str:
     )
 
 
-def prove_names(scratch: Path, engine: Kind, model: str, depth: int) -> str:
-    """The comparison can fail: of a file in paddle.vision's names nothing is loaded, and the engine does not mind."""
+def prove_names(scratch: Path, toolbox: Kind, model: str, depth: int) -> str:
+    """The comparison can fail: of a file in paddle.vision's names nothing is loaded, and the toolbox does not mind."""
     foreign = scratch / "foreign.pkl"
     write_pickle(foreign, {"model": read_arrays(scratch / f"r{depth}.pdparams"), "__author__": "test"})
-    config = configured(scratch, engine, model, depth, "MODEL.WEIGHTS", str(foreign))
-    built, told, _ = loaded(config, engine)
-    network, arrays = network_of(engine, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    equal = compare(engine, built.state_dict(), arrays, network)
+    config = configured(scratch, toolbox, model, depth, {"MODEL.WEIGHTS": str(foreign)})
+    built, told, _ = loaded(config, toolbox)
+    network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
+    equal = compare(toolbox, built.state_dict(), arrays, network)
     assert equal == 0, f"{equal} tensors of a file with foreign names were loaded"
-    return f"control: of a file with paddle.vision's names 0/{len(arrays)}, {len(told.unexpected_keys)} unexpected, no error"
+    unexpected = len(told.unexpected_keys)
+    return f"control: of a file with paddle.vision's names 0/{len(arrays)}, {unexpected} unexpected, no error"
 
 
-def prove_training(scratch: Path, engine: Kind, model: str, depth: int, data: str) -> str:
-    """Three steps of the engine's own trainer: they start from the weights, and nothing of the backbone stays frozen."""
+def prove_training(scratch: Path, toolbox: Kind, model: str, depth: int, data: str) -> str:
+    """Three steps of the toolbox's own trainer start from the weights, and no part of the backbone stays frozen."""
     from coco import write_coco
     from detectron2.data.datasets import register_coco_instances
     from detectron2.engine import DefaultTrainer
@@ -227,41 +217,26 @@ def prove_training(scratch: Path, engine: Kind, model: str, depth: int, data: st
     images, annotations = coco_layout(root)[0]
     register_coco_instances("small", {}, str(root / annotations), str(root / images))
     count = len(json.loads((root / annotations).read_text())["categories"])
-    output = scratch / f"trained_{engine}_{model}"
+    output = scratch / f"trained_{toolbox}_{model}"
     classes = {"mask_rcnn": "ROI_HEADS", "fcos": "FCOS", "solov2": "SOLOV2"}[model]
-    config = configured(
-        scratch,
-        engine,
-        model,
-        depth,
-        *SMALL,
-        "DATASETS.TRAIN",
-        ("small",),
-        f"MODEL.{classes}.NUM_CLASSES",
-        count,
-        "SOLVER.IMS_PER_BATCH",
-        2,
-        "OUTPUT_DIR",
-        str(output),
-        "SEED",
-        0,
-    )
+    settings = SMALL | {f"MODEL.{classes}.NUM_CLASSES": count, "OUTPUT_DIR": str(output)}
+    config = configured(scratch, toolbox, model, depth, settings)
     output.mkdir(exist_ok=True)
     (output / "metrics.json").unlink(missing_ok=True)
     trainer = DefaultTrainer(config)
     trainer.resume_or_load(resume=False)
-    network, arrays = network_of(engine, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    before = compare(engine, trainer.model.state_dict(), arrays, network)
+    network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
+    before = compare(toolbox, trainer.model.state_dict(), arrays, network)
     losses = watched(trainer)
     trainer.train()
-    after = compare(engine, trainer.model.state_dict(), arrays, network)
+    after = compare(toolbox, trainer.model.state_dict(), arrays, network)
     assert before == len(arrays), f"{before} of {len(arrays)} tensors at the first step"
     assert len(losses) == 3, f"{len(losses)} steps"
     assert np.isfinite(losses).all(), f"losses {losses}"
     assert after == 0, f"{after} of {len(arrays)} tensors did not move: something is frozen"
     told = " ".join(f"{loss:.3f}" for loss in losses)
     return (
-        f"{engine} {model} trains: {before}/{len(arrays)} tensors at the first step, losses {told}, all of them moved"
+        f"{toolbox} {model} trains: {before}/{len(arrays)} tensors at the first step, losses {told}, all of them moved"
     )
 
 
@@ -280,8 +255,8 @@ def watched(trainer: Any) -> list[float]:
 
 
 STEPS: dict[str, tuple] = {
-    f"{engine}_{model}_{depth}": (prove_backbone, engine, model, depth)
-    for engine, models in MODELS.items()
+    f"{toolbox}_{model}_{depth}": (prove_backbone, toolbox, model, depth)
+    for toolbox, models in MODELS.items()
     for model in models
     for depth in DEPTHS
 }
@@ -312,11 +287,11 @@ def main() -> int:
         return 0
     if args.step:
         sys.modules["paddle"] = None  # pyright: ignore[reportArgumentType]
-        step, engine, model, depth = STEPS[args.step]
+        step, toolbox, model, depth = STEPS[args.step]
         more = (data,) if step is prove_training else ()
-        print(f"proved {step(scratch, engine, model, depth, *more)}", flush=True)
+        print(f"proved {step(scratch, toolbox, model, depth, *more)}", flush=True)
         return 0
-    names = [name for name, (_, engine, *_) in STEPS.items() if engine == "detectron2" or args.adelaidet]
+    names = [name for name, (_, toolbox, *_) in STEPS.items() if toolbox == "detectron2" or args.adelaidet]
     arguments = ["--data", data] if data else []
     return 1 if [name for name in names if not run(__file__, name, scratch, arguments, args.time_limit)] else 0
 

@@ -1,7 +1,8 @@
-"""Files that travel: what this project writes is read by other Pythons, with old and new numpy, with and without Paddle and torch.
+"""Portable files: other Pythons read what this project writes, with any numpy, with and without Paddle and torch.
 
-``python prove_files.py --scratch DIR --readers PYTHON...`` writes a ResNet-18 in every target's words here, and has each of the
-readers open all of them with what it has: pickle as detectron2 does, paddle.load, torch.load, safetensors. A reader needs numpy only.
+``python prove_files.py --scratch DIR --readers PYTHON...`` writes a ResNet-18 in every target's words here, and has
+each of the readers open all of them with what it has: pickle as detectron2 does, paddle.load, torch.load, safetensors.
+A reader needs numpy only.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def read(scratch: Path) -> str:
             told.append(f"{target} ({means})")
     assert told, "nothing could be opened here"
     versions = [f"{name} {importlib.import_module(name).__version__}" for name in ("paddle", "torch") if has(name)]
-    return f"Python {sys.version.split()[0]}, numpy {np.__version__}{''.join(f', {v}' for v in versions)}: {', '.join(told)}"
+    here = ", ".join([f"Python {sys.version.split()[0]}", f"numpy {np.__version__}", *versions])
+    return f"{here}: {', '.join(told)}"
 
 
 def arrays_of(table: dict[str, Any]) -> list[Any]:

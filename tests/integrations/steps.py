@@ -1,4 +1,4 @@
-"""What the proofs with real engines share: weights, an image, and steps that are processes of their own."""
+"""What the proofs with real toolboxes share: weights, an image, and steps that are processes of their own."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def image() -> np.ndarray:
     return np.random.default_rng(7).standard_normal((1, 3, 128, 160)).astype("float32")
 
 
-def compare(engine: Kind, state: dict, arrays: Arrays, network: Network) -> int:
-    """How many tensors of an engine's model equal those that went in, bit for bit; a name that is missing is none.
+def compare(toolbox: Kind, state: dict, arrays: Arrays, network: Network) -> int:
+    """How many tensors of a toolbox's model equal those that went in, bit for bit; a name that is missing is none.
 
     `state` maps names to tensors of Paddle or torch.
     """
     names = dict(zip(network.names(), network.plain_names(), strict=True))
-    ours = translations(VOCABULARY[engine], network.depth)
+    ours = translations(VOCABULARY[toolbox], network.depth)
     return sum(
         name in state and np.array_equal(state[name].detach().numpy(), arrays[ours[plain]])
         for name, plain in names.items()
@@ -58,15 +58,9 @@ def run(script: str, name: str, scratch: Path, arguments: list[str], limit: floa
     log, start = scratch / f"{name}.log", time.monotonic()
     with log.open("w") as file:
         try:
-            code = subprocess.run(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=limit,
-                check=False,
-                cwd=scratch,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-            ).returncode
+            where = {"cwd": scratch, "env": {**os.environ, "CUDA_VISIBLE_DEVICES": ""}}
+            output = {"stdout": file, "stderr": subprocess.STDOUT}
+            code = subprocess.run(command, timeout=limit, check=False, **where, **output).returncode
         except subprocess.TimeoutExpired:
             code = f"not done after {limit:.0f} s"
     lines = log.read_text(errors="replace").splitlines()

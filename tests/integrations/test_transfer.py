@@ -1,4 +1,4 @@
-"""tools/transfer.py as a user runs it, the shipped configs, and the plug-in for PaddleSeg. No engine is needed."""
+"""tools/transfer.py as a user runs it, the shipped configs, and the plug-in for PaddleSeg. No toolbox is needed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import yaml
 
+from passl_densecl.cli.demo_detect import draw_detections
+from passl_densecl.cli.transfer import parse_arguments
 from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
 from passl_densecl.integrations.check import check
@@ -32,10 +34,10 @@ from passl_densecl.weights.convert import convert
 from tests.integrations.coco import write_coco
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = [(engine.name, model) for engine in TOOLBOXES.values() for model in engine.models]
+SHIPPED = [(toolbox.name, model) for toolbox in TOOLBOXES.values() for model in toolbox.models]
 Config = dict[str, Any]
 
-# What the engines' base files say where ours stand on them, as far as a check looks: their own defaults.
+# What the toolboxes' base files say where ours stand on them, as far as a check looks: their own defaults.
 PPDET_READER = {
     part: {
         "sample_transforms": [
@@ -73,28 +75,28 @@ def weights50(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory) -> Path:
-    """Stand-ins for the engines' clones: the base files that ours name, with the engines' settings in short."""
+    """Stand-ins for the toolboxes' clones: the base files that ours name, with the toolboxes' settings in short."""
     root = tmp_path_factory.mktemp("clones")
-    for engine in TOOLBOXES.values():
-        for model in engine.models:
-            content = read_yaml(engine.config(model)[1])
+    for toolbox in TOOLBOXES.values():
+        for model in toolbox.models:
+            content = read_yaml(toolbox.config(model)[1])
             bases = content.get("_BASE_", content.get("_base_", []))
             for base in [bases] if isinstance(bases, str) else bases:
-                path = (root / engine.name / engine.place / base).resolve()
+                path = (root / toolbox.name / toolbox.place / base).resolve()
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(dump(stand_in(engine.name, path)))
-        (root / engine.name / engine.place).parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(dump(stand_in(toolbox.name, path)))
+        (root / toolbox.name / toolbox.place).parent.mkdir(parents=True, exist_ok=True)
     return root
 
 
-def stand_in(engine: Kind, path: Path) -> Config:
+def stand_in(toolbox: Kind, path: Path) -> Config:
     name = path.stem
-    if engine == "paddledetection" and name.endswith(("_r50", "_r50_fpn")):
+    if toolbox == "paddledetection" and name.endswith(("_r50", "_r50_fpn")):
         kind = {"fcos": "FCOS", "solo": "SOLOv2", "fast": "FasterRCNN", "mask": "MaskRCNN"}[name[:4]]
-        resnet = {} if kind == "MaskRCNN" else {"freeze_at": 0}  # the engine's default, once said and once not
+        resnet = {} if kind == "MaskRCNN" else {"freeze_at": 0}  # the toolbox's default, once said and once not
         head = {"BBoxHead": {"head": "TwoFCHead"}} if "rcnn" in name else {}
         return {"architecture": kind, kind: {"backbone": "ResNet", "neck": "FPN"}, "ResNet": resnet, **head}
-    if engine == "paddledetection" and "reader" in name:
+    if toolbox == "paddledetection" and "reader" in name:
         return PPDET_READER
     return {
         "Base-RCNN-C4": {"MODEL": {"META_ARCHITECTURE": "GeneralizedRCNN", "ROI_HEADS": {"NAME": "Res5ROIHeads"}}},
@@ -106,11 +108,11 @@ def stand_in(engine: Kind, path: Path) -> Config:
     }.get(name, {"comment": "nothing that a check looks at"})
 
 
-def placed(engine: Kind, model: str, clones: Path, change: Callable[[Config], object] = lambda _: None) -> Path:
-    """A shipped config in its place in the engine's clone, with a change."""
-    content = read_yaml(TOOLBOXES[engine].config(model)[1])
+def placed(toolbox: Kind, model: str, clones: Path, change: Callable[[Config], object] = lambda _: None) -> Path:
+    """A shipped config in its place in the toolbox's clone, with a change."""
+    content = read_yaml(TOOLBOXES[toolbox].config(model)[1])
     change(content)
-    path = clones / engine / TOOLBOXES[engine].place / f"{model}.yml"
+    path = clones / toolbox / TOOLBOXES[toolbox].place / f"{model}.yml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dump(content))
     return path
@@ -121,25 +123,25 @@ def placed(engine: Kind, model: str, clones: Path, change: Callable[[Config], ob
 
 def test_every_config_belongs_to_a_model_and_every_model_has_one():
     there = {path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yml")}
-    assert there == {Path(engine, TOOLBOXES[engine].models[model]) for engine, model in SHIPPED}
+    assert there == {Path(toolbox, TOOLBOXES[toolbox].models[model]) for toolbox, model in SHIPPED}
 
 
-@pytest.mark.parametrize(("engine", "model"), SHIPPED)
-def test_shipped_configs_keep_the_protocol(engine, model, clones, weights50):
-    gpus = {"paddleseg": 4}.get(engine, 8)
-    checked = check(placed(engine, model, clones), weights50[TOOLBOXES[engine].target], gpus)
-    assert (checked.engine, checked.findings) == (engine, ())
+@pytest.mark.parametrize(("toolbox", "model"), SHIPPED)
+def test_shipped_configs_keep_the_protocol(toolbox, model, clones, weights50):
+    gpus = {"paddleseg": 4}.get(toolbox, 8)
+    checked = check(placed(toolbox, model, clones), weights50[TOOLBOXES[toolbox].target], gpus)
+    assert (checked.toolbox, checked.findings) == (toolbox, ())
     assert checked.match is not None
     assert (checked.match.matched, checked.match.total) == (265, 265)
-    head = TOOLBOXES[engine].config(model)[1].read_text().split("\n_")[0]
+    head = TOOLBOXES[toolbox].config(model)[1].read_text().split("\n_")[0]
     assert "# Published" in head
-    assert f"--engine {engine}" in head
+    assert f"--toolbox {toolbox}" in head
 
 
-@pytest.mark.parametrize(("engine", "model"), SHIPPED)
-def test_shipped_configs_are_plain_yaml_without_traps(engine, model):
+@pytest.mark.parametrize(("toolbox", "model"), SHIPPED)
+def test_shipped_configs_are_plain_yaml_without_traps(toolbox, model):
     """PyYAML reads 1e-4 as text; a repeated key silently wins."""
-    text = TOOLBOXES[engine].config(model)[1].read_text()
+    text = TOOLBOXES[toolbox].config(model)[1].read_text()
     keys = [line.split(":")[0] for line in text.splitlines() if line[:1].isalpha()]
     assert len(keys) == len(set(keys))
 
@@ -154,7 +156,7 @@ def test_shipped_configs_are_plain_yaml_without_traps(engine, model):
             with pytest.raises(ValueError, match="could not convert"):
                 float(value or "empty")
 
-    numbers(read_yaml(TOOLBOXES[engine].config(model)[1]))
+    numbers(read_yaml(TOOLBOXES[toolbox].config(model)[1]))
 
 
 # What the check flags: each setting, damaged, is named; nothing else is
@@ -205,7 +207,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("config", "keys", "value", "flagged"), DAMAGES, ids=lambda value: str(value)[:40])
 def test_each_departure_is_flagged_alone(config, keys, value, flagged, clones, weights50):
-    engine, model = config
+    toolbox, model = config
 
     def damage(content: Config) -> None:
         if value is None:
@@ -214,8 +216,8 @@ def test_each_departure_is_flagged_alone(config, keys, value, flagged, clones, w
         else:
             put(content, keys, value)
 
-    path = placed(engine, model, clones, damage)
-    findings = check(path, weights50[TOOLBOXES[engine].target], 4 if engine == "paddleseg" else 8).findings
+    path = placed(toolbox, model, clones, damage)
+    findings = check(path, weights50[TOOLBOXES[toolbox].target], 4 if toolbox == "paddleseg" else 8).findings
     assert [finding.key for finding in findings] == [flagged]
     assert findings[0].cost
     assert findings[0].remedy
@@ -231,30 +233,30 @@ def test_the_rate_must_follow_the_batch(clones, weights50):
 
 
 @pytest.mark.parametrize(
-    ("engine", "model", "keys", "value", "matched"),
+    ("toolbox", "model", "keys", "value", "matched"),
     [
         ("paddledetection", "fcos", ("ResNet", "variant"), "c", 260),
         ("paddledetection", "fcos", ("ResNet", "variant"), "d", 245),
         ("paddleclas", "finetune", ("Arch", "name"), "ResNet50_vd", 260),
     ],
 )
-def test_deep_stems_are_counted(engine, model, keys, value, matched, clones, weights50):
-    """The counts were seen in the engines: their variants c and d have 275 tensors, of which these have ours' names."""
-    path = placed(engine, model, clones, lambda content: put(content, keys, value))
-    checked = check(path, weights50[engine])
+def test_deep_stems_are_counted(toolbox, model, keys, value, matched, clones, weights50):
+    """Counts seen in the toolboxes: their variants c and d have 275 tensors, these many under our names."""
+    path = placed(toolbox, model, clones, lambda content: put(content, keys, value))
+    checked = check(path, weights50[toolbox])
     assert checked.match is not None
     assert checked.match.matched == matched
     assert [finding.key for finding in checked.findings] == ["weights", ".".join(keys)]
 
 
-@pytest.mark.parametrize("engine", ["paddledetection", "paddleclas", "detectron2", "adelaidet"])
-def test_weights_in_foreign_names_match_nothing(engine, clones, weights50):
-    model = next(iter(TOOLBOXES[engine].models))
-    checked = check(placed(engine, model, clones), weights50["paddle"])
+@pytest.mark.parametrize("toolbox", ["paddledetection", "paddleclas", "detectron2", "adelaidet"])
+def test_weights_in_foreign_names_match_nothing(toolbox, clones, weights50):
+    model = next(iter(TOOLBOXES[toolbox].models))
+    checked = check(placed(toolbox, model, clones), weights50["paddle"])
     assert checked.match is not None
     assert checked.match.matched == 0
     assert [finding.key for finding in checked.findings] == ["weights"]
-    assert f"--to {TOOLBOXES[engine].target}" in checked.findings[0].remedy
+    assert f"--to {TOOLBOXES[toolbox].target}" in checked.findings[0].remedy
 
 
 def test_detectron2_matches_whole_names_where_the_file_does_not_ask_for_more(tmp_path, weights50):
@@ -293,7 +295,7 @@ def test_a_config_with_other_weights_is_flagged(clones):
 # YAML
 
 
-def test_bases_are_merged_as_the_engines_do(tmp_path):
+def test_bases_are_merged_as_the_toolboxes_do(tmp_path):
     (tmp_path / "a.yml").write_text("x: {one: 1, two: 2}\nlist: [1, 2]\n")
     (tmp_path / "b.yml").write_text("x: {two: 3}\ny: !Linear {steps: 5}\n")
     (tmp_path / "c.yml").write_text("_BASE_: [a.yml, b.yml]\nx: {three: 4}\nlist: [3]\n")
@@ -324,11 +326,11 @@ def test_mistakes_in_files_are_named(tmp_path):
     (tmp_path / "list.yml").write_text("- 1\n")
     (tmp_path / "other.yml").write_text("a: 1\n")
     for name, told in (
-        ("circle", "stands on itself"),
+        ("circle", "includes itself"),
         ("alone", "nowhere.yml"),
         ("bad", "not YAML"),
         ("list", "expected keys"),
-        ("other", "no config of these engines"),
+        ("other", "not a config of these toolboxes"),
         ("missing", "does not exist"),
     ):
         with pytest.raises(InputError, match=told):
@@ -338,11 +340,11 @@ def test_mistakes_in_files_are_named(tmp_path):
 # Prepare
 
 
-@pytest.mark.parametrize(("engine", "model"), SHIPPED)
-def test_what_prepare_writes_passes_its_own_check(engine, model, clones, weights, weights50, tmp_path):
-    depth = 50 if model == "faster_rcnn_voc" and engine == "detectron2" else 18  # C4 is for bottleneck blocks
+@pytest.mark.parametrize(("toolbox", "model"), SHIPPED)
+def test_what_prepare_writes_passes_its_own_check(toolbox, model, clones, weights, weights50, tmp_path):
+    depth = 50 if model == "faster_rcnn_voc" and toolbox == "detectron2" else 18  # C4 is for bottleneck blocks
     start = weights if depth == 18 else weights50["paddle"]
-    done = prepare(engine, start, tmp_path, model=model, gpus=4, engine_dir=clones / engine)
+    done = prepare(toolbox, start, tmp_path, model=model, gpus=4, toolbox_dir=clones / toolbox)
     checked = check(done.config, gpus=4)
     assert checked.findings == ()
     assert checked.match == done.match
@@ -351,7 +353,7 @@ def test_what_prepare_writes_passes_its_own_check(engine, model, clones, weights
     assert checked.network.depth == depth
     assert str(done.config) in done.command
     assert f"r{depth}.yml ({model})" in "\n".join(done.lines())
-    assert any("shortcut convolution" in note for note in done.notes) == (engine == "paddledetection")
+    assert any("shortcut convolution" in note for note in done.notes) == (toolbox == "paddledetection")
 
 
 @pytest.mark.parametrize(
@@ -408,14 +410,14 @@ def test_mistakes_of_prepare_are_named(weights, tmp_path):
     for told, arguments in (
         ("there are fcos", {"model": "yolo"}),
         ("is not a folder", {"data": tmp_path / "nowhere"}),
-        ("not a clone of PaddleDetection", {"engine_dir": tmp_path / "empty"}),
+        ("not a clone of PaddleDetection", {"toolbox_dir": tmp_path / "empty"}),
         ("expected 0 or more", {"gpus": -1}),
     ):
         with pytest.raises(InputError, match=told):
             prepare("paddledetection", weights, tmp_path / "out", **arguments)
     (tmp_path / "empty" / "configs").mkdir()
     with pytest.raises(InputError, match="is missing; is the clone complete"):
-        prepare("paddledetection", weights, tmp_path / "out", engine_dir=tmp_path / "empty")
+        prepare("paddledetection", weights, tmp_path / "out", toolbox_dir=tmp_path / "empty")
 
 
 def test_without_a_clone_the_command_copies_the_config(weights, tmp_path):
@@ -425,7 +427,7 @@ def test_without_a_clone_the_command_copies_the_config(weights, tmp_path):
 
 
 class OldNumpy(pickle.Unpickler):
-    """An unpickler as in an environment with numpy 1.23: nothing under `numpy._core`, no Paddle, no torch, not this project."""
+    """An unpickler as in an environment with numpy 1.23: no `numpy._core`, Paddle, torch or this project."""
 
     def find_class(self, module: str, name: str) -> Any:
         assert module.split(".")[0] in ("numpy", "builtins", "collections", "_codecs"), f"{module}.{name}"
@@ -433,9 +435,9 @@ class OldNumpy(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-@pytest.mark.parametrize("engine", TOOLBOXES)
-def test_weights_load_where_numpy_is_old_and_nothing_else_is_there(engine, weights, tmp_path):
-    done = prepare(engine, weights, tmp_path, model="mask_rcnn" if engine == "detectron2" else None)
+@pytest.mark.parametrize("toolbox", TOOLBOXES)
+def test_weights_load_where_numpy_is_old_and_nothing_else_is_there(toolbox, weights, tmp_path):
+    done = prepare(toolbox, weights, tmp_path, model="mask_rcnn" if toolbox == "detectron2" else None)
     table = OldNumpy(io.BytesIO(done.conversion.output.read_bytes())).load()
     table = table.get("model", table)
     values = [value for value in table.values() if isinstance(value, np.ndarray)]
@@ -460,7 +462,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_tool_prepares_and_checks(clones, weights, tmp_path):
     clone = clones / "paddledetection"
     done = run(
-        "prepare", "--engine", "paddledetection", "--weights", weights, "--output", tmp_path, "--engine-dir", clone
+        "prepare", "--toolbox", "paddledetection", "--weights", weights, "--output", tmp_path, "--toolbox-dir", clone
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "recipe   8 × GPU, 2 images each: 16 a step (published: 16), learning rate 0.01" in done.stdout
@@ -495,7 +497,6 @@ def test_the_pages_show_the_same_commands_and_the_tools_accept_them():
     pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("downstream.md", "downstream_cn.md")]
     english, chinese = (re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for page in pages)
     assert english == chinese
-    tool = runpy.run_path(str(ROOT / "tools" / "transfer.py"))
     makefile = (ROOT / "Makefile").read_text()
     seen = set()
     for line in "".join(english).splitlines():
@@ -507,18 +508,19 @@ def test_the_pages_show_the_same_commands_and_the_tools_accept_them():
             assert (ROOT / words[1]).is_file()
             continue
         assert words[:2] == ["python", "tools/transfer.py"]
-        args = tool["parse_arguments"](words[2:])
+        args = parse_arguments(words[2:])
         if args.verb == "prepare":
-            TOOLBOXES[args.engine].config(args.model)
-            seen.add(args.engine)
+            TOOLBOXES[args.toolbox].config(args.model)
+            seen.add(args.toolbox)
     assert seen == set(TOOLBOXES)
 
 
 @pytest.mark.parametrize("tool", ["transfer", "demo_detect"])
-def test_help_needs_no_engine_and_no_paddle(tool):
+def test_help_needs_no_toolbox_and_no_paddle(tool):
     code = (
         "import sys, runpy; sys.modules['paddle'] = sys.modules['ppdet'] = sys.modules['torch'] = None\n"
-        f"sys.argv = ['{tool}.py', '--help']; runpy.run_path({str(ROOT / 'tools' / f'{tool}.py')!r}, run_name='__main__')"
+        f"sys.argv = ['{tool}.py', '--help']; runpy.run_path({str(ROOT / 'tools' / f'{tool}.py')!r}, "
+        "run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -529,13 +531,12 @@ def test_the_demo_draws_truth_and_the_best_boxes(tmp_path):
     import cv2
 
     root = write_coco(tmp_path / "coco", train=2, val=4)
-    demo = runpy.run_path(str(ROOT / "tools" / "demo_detect.py"))
     args = types.SimpleNamespace(data=root, output=tmp_path)
     boxes = [{"image_id": 1, "category_id": 1, "bbox": [30 * i, 100, 20, 60], "score": i / 10} for i in range(1, 6)]
     for start, found in (("pretrained", boxes), ("random", [])):
         (tmp_path / start).mkdir()
         (tmp_path / start / "bbox.json").write_text(json.dumps(found))
-    demo["draw_detections"](args, tmp_path / "seen.png")
+    draw_detections(args, tmp_path / "seen.png")
     seen = cv2.imread(str(tmp_path / "seen.png"))
     assert seen.shape == (3 * 240, 4 * 320, 3)
 
@@ -596,7 +597,9 @@ def test_the_plug_in_registers_before_the_tool_starts(tmp_path, monkeypatch, cap
     (tmp_path / "paddleseg" / "cvlibs.py").write_text(
         "class Components:\n"
         "    def __init__(self): self.components_dict = {}\n"
-        "    def add_component(self, c): assert c.__name__ not in self.components_dict; self.components_dict[c.__name__] = c\n"
+        "    def add_component(self, c):\n"
+        "        assert c.__name__ not in self.components_dict\n"
+        "        self.components_dict[c.__name__] = c\n"
         "class manager: BACKBONES = Components()\n"
     )
     (tmp_path / "tools").mkdir()
@@ -605,7 +608,7 @@ def test_the_plug_in_registers_before_the_tool_starts(tmp_path, monkeypatch, cap
         "import sys\nfrom paddleseg.cvlibs import manager\nprint(*manager.BACKBONES.components_dict, *sys.argv[1:])\n"
     )
     monkeypatch.setattr(sys, "path", [*sys.path])
-    plugin = ROOT / "passl_densecl" / "downstream" / "paddleseg_backbone.py"
+    plugin = ROOT / "passl_densecl" / "integrations" / "paddleseg_backbone.py"
     monkeypatch.setattr(sys, "argv", [str(plugin), str(tool), "--config", "x.yml"])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(plugin), run_name="__main__")
@@ -625,5 +628,5 @@ def test_without_paddleseg_the_plug_in_says_so(monkeypatch):
 
 def test_safe_yaml_reads_what_prepare_writes(weights, tmp_path):
     """PaddleSeg and detectron2 read with plain loaders: no tags of ours may be left."""
-    for engine, model in (("paddleseg", None), ("detectron2", "mask_rcnn"), ("adelaidet", None), ("paddleclas", None)):
-        assert yaml.safe_load(prepare(engine, weights, tmp_path / engine, model=model).config.read_text())
+    for toolbox, model in (("paddleseg", None), ("detectron2", "mask_rcnn"), ("adelaidet", None), ("paddleclas", None)):
+        assert yaml.safe_load(prepare(toolbox, weights, tmp_path / toolbox, model=model).config.read_text())
