@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs: both make the environment (.venv) first.
 PYTHON ?= python3
 VENV ?= .venv
-ENGINES ?= .venv-downstream
+TOOLBOXES ?= .venv-downstream
 DETECTRON2 ?= .venv-detectron2
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN = $(VENV)/bin/python
@@ -43,18 +43,18 @@ test-fast: install  ## the part that depends on Paddle most and starts no traini
 
 test-all: test lint  ## everything that CI checks
 
-demo-detect: $(ENGINES)/.installed  ## FCOS from WEIGHTS=W and from random weights on DATA=DIR, a few dozen images in COCO layout
+demo-detect: $(TOOLBOXES)/.installed  ## FCOS from WEIGHTS=W and from random weights on DATA=DIR, a few dozen images in COCO layout
 	$(if $(and $(DATA),$(WEIGHTS)),,$(error say which: make demo-detect DATA=DIR WEIGHTS=W, with images in COCO's layout in DIR))
-	$(ENGINES)/bin/python tools/demo_detect.py --data $(DATA) --weights $(WEIGHTS) --output output/demo_detect
+	$(TOOLBOXES)/bin/python tools/demo_detect.py --data $(DATA) --weights $(WEIGHTS) --output output/demo_detect
 
-test-downstream: $(ENGINES)/.installed  ## PaddleDetection, -Clas and -Seg from PyPI train from our weights (DATA=DIR: COCO layout)
-	PYTHONPATH=$(CURDIR) $(ENGINES)/bin/python tests/integrations/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
+test-downstream: $(TOOLBOXES)/.installed  ## PaddleDetection, -Clas and -Seg from PyPI train from our weights (DATA=DIR: COCO layout)
+	PYTHONPATH=$(CURDIR) $(TOOLBOXES)/bin/python tests/integrations/prove.py --scratch output/downstream $(if $(DATA),--data $(DATA))
 
-$(ENGINES)/.installed: tests/integrations/requirements.txt
-	$(PYTHON) -m venv $(ENGINES)
-	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
-	$(ENGINES)/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
-	$(ENGINES)/bin/python -m pip install --quiet --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0
+$(TOOLBOXES)/.installed: tests/integrations/requirements.txt
+	$(PYTHON) -m venv $(TOOLBOXES)
+	$(TOOLBOXES)/bin/python -m pip install --quiet --upgrade pip
+	$(TOOLBOXES)/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
+	$(TOOLBOXES)/bin/python -m pip install --quiet --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0
 	@touch $@
 
 test-detectron2: install $(DETECTRON2)/.installed  ## detectron2 built from SOURCE=DIR (ADELAIDET=DIR too) trains from our weights: slow
@@ -109,4 +109,4 @@ reproduce: install  ## random weights, MoCo-v2 and DenseCL at one budget: hours 
 	$(RUN) tools/reproduce.py --data $(DATA) $(if $(ABLATION),--ablation $(ABLATION)) $(if $(DENSE),--dense "$(DENSE)")
 
 clean:           ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(ENGINES) $(DETECTRON2) $(DEMO_OUTPUT) output/downstream output/detectron2 log .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLBOXES) $(DETECTRON2) $(DEMO_OUTPUT) output/downstream output/detectron2 log .pytest_cache .ruff_cache

@@ -28,7 +28,7 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Inside the engine: what both loops need stands in a module of its own, and neither knows the other.
-LOOPS, SHARED_BY_LOOPS = ("linear", "pretrain"), "start"
+LOOPS, SHARED_BY_LOOPS = ("linear", "pretrain"), "run"
 
 
 def sources() -> list[Path]:
@@ -103,9 +103,9 @@ def test_the_checks_see_imports(tmp_path):
     path = tmp_path / "sample.py"
     path.write_text(
         f"import {PACKAGE}.data.loader\nfrom {PACKAGE} import disk\nfrom {PACKAGE}.models import DenseCL\nimport os\n"
-        f"def late():\n    from {PACKAGE}.engine.optim import trained\n"
+        f"def late():\n    from {PACKAGE}.engine.learner import trained\n"
     )
-    names = ("data.loader", "disk", "models", "engine.optim")
+    names = ("data.loader", "disk", "models", "engine.learner")
     assert imported(path) == {f"{PACKAGE}.{name}" for name in names}
 
 

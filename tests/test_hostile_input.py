@@ -1,4 +1,6 @@
-"""What fuzzing found (tests/fuzz): each input that once ended in a traceback, a hang or a dead process, by hand and small."""
+"""What fuzzing found (tests/fuzz): each input that once ended in a traceback, a hang or a dead process, by hand and
+small.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def refused(text: str, tmp_path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-# --- configs -----------------------------------------------------------------------------------------------------------
+# --- configs
+# -----------------------------------------------------------------------------------------------------------
 
 
 def bomb(levels: int) -> str:
@@ -134,7 +137,8 @@ def test_the_resolved_config_is_the_same_config(tmp_path):
     assert load_config(tmp_path / "again.yaml") == config
 
 
-# --- messages ------------------------------------------------------------------------------------------------------------
+# --- messages
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [InputError, RunError])
@@ -156,7 +160,8 @@ def test_a_folder_with_a_hostile_name(tmp_path):
     assert "\x1b" not in str(caught.value)
 
 
-# --- JSON ------------------------------------------------------------------------------------------------------------------
+# --- JSON
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_json_without_an_end():
@@ -223,7 +228,8 @@ def test_a_figure_that_is_no_measurement(tmp_path):
     assert figures["Loss"].startswith("2.00")
 
 
-# --- lists and other projects' files -----------------------------------------------------------------------------------------
+# --- lists and other projects' files
+# -----------------------------------------------------------------------------------------
 
 
 def test_a_voc_list_with_nul_in_a_name(tmp_path):
@@ -285,13 +291,14 @@ def test_a_text_that_is_no_tuple(text):
     assert find({"a": text}, "a") == text
 
 
-# --- identity cards ----------------------------------------------------------------------------------------------------------
+# --- identity cards
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", [7, None, [1], "x"])
 def test_a_recipe_whose_data_is_no_section(data, tmp_path):
     from passl_densecl.weights import write_weights
-    from passl_densecl.weights.load import recorded_config
+    from passl_densecl.weights.recorded import recorded_config
 
     card = {"kind": "backbone", "config": {"task": "pretrain", "name": "x", "data": data}}
     write_weights(tmp_path / "w.pdparams", {"a": np.ones(2, "f4")}, card=card)
@@ -322,7 +329,8 @@ def test_one_long_name_does_not_widen_every_line(tmp_path):
     assert len(text) < 40_000
 
 
-# --- pickles -----------------------------------------------------------------------------------------------------------------
+# --- pickles
+# -----------------------------------------------------------------------------------------------------------------
 
 DOUBLED = b"2\x86" * 40  # DUP, TUPLE2: a tuple of itself and itself, forty times
 
@@ -357,7 +365,8 @@ def test_a_tuple_that_doubles_itself(program, suffix, tmp_path):
     assert time.process_time() - began < 2
 
 
-# --- packs -------------------------------------------------------------------------------------------------------------------
+# --- packs
+# -------------------------------------------------------------------------------------------------------------------
 
 PAGE = 4096
 

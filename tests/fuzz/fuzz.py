@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Hostile configs, overrides, weights, packs and lists by the ten thousand: `make fuzz`.
 
-Every kind of input is read in a process of its own (see guard.py for what it must not do there). Whatever goes wrong is made
-as small as possible and kept as a folder of files below --keep; `fuzz.py --replay FOLDER` reads one again. Exit code 1 when
-anything went wrong.
+Every kind of input is read in a process of its own (see guard.py for what it must not do there). Whatever goes wrong is
+made as small as possible and kept as a folder of files below --keep; `fuzz.py --replay FOLDER` reads one again. Exit
+code 1 when anything went wrong.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def main() -> int:
     return 1 if failures else 0
 
 
-# --- the parent ----------------------------------------------------------------------------------------------------------
+# --- the parent
+# ----------------------------------------------------------------------------------------------------------
 
 
 def run(name: str, cases: int, seed: int, keep: Path) -> int:
@@ -170,7 +171,8 @@ def kept(name: str, what: str, case: Path, keep: Path) -> tuple[Path, str]:
     return target, what
 
 
-# --- the child -----------------------------------------------------------------------------------------------------------
+# --- the child
+# -----------------------------------------------------------------------------------------------------------
 
 
 def child(name: str, scratch: Path, cases: int, seed: int) -> int:
@@ -357,13 +359,20 @@ class Reader:
 
 # What reads cases, by target: imported before they are watched, with whatever it imports late.
 READERS = {
-    "configs": ("config", "downstream.yaml_files"),
+    "configs": ("config", "integrations.yaml_files"),
     "overrides": ("config",),
-    "weights": ("config", "weights.convert", "weights.info", "weights.load"),
+    "weights": (
+        "config",
+        "weights.convert",
+        "weights.info",
+        "weights.read",
+        "weights.torch_files",
+        "weights.safetensors_files",
+    ),
     "packs": ("data.datasets",),
     "lists": (
         "data.datasets",
-        "downstream.prepare",
+        "integrations.prepare",
         "engine.pretrain",
         "evaluation.masks",
         "evaluation.multilabel",

@@ -1,8 +1,9 @@
 """What a hostile input must not do, watched from inside the process that reads it.
 
-The process that fuzzes installs an audit hook (PEP 578), a limit of its address space and a limit of processor time. While a
-case is watched, anything that runs code, reaches outside of the allowed folder, or takes too much is stopped on the spot by
-an exception that no ``except Exception`` can swallow, and remembered in case something swallows it all the same.
+The process that fuzzes installs an audit hook (PEP 578), a limit of its address space and a limit of processor time.
+While a case is watched, anything that runs code, reaches outside of the allowed folder, or takes too much is stopped on
+the spot by an exception that no ``except Exception`` can swallow, and remembered in case something swallows it all the
+same.
 """
 
 from __future__ import annotations

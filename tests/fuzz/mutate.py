@@ -138,7 +138,8 @@ values = st.one_of(
 )
 
 
-# --- trees -------------------------------------------------------------------------------------------------------------
+# --- trees
+# -------------------------------------------------------------------------------------------------------------
 
 
 def places(tree: Any, above: tuple = ()) -> list[tuple]:
@@ -186,7 +187,8 @@ def _has(node: Any, part: Any) -> bool:
     return part in node if isinstance(node, dict) else isinstance(part, int) and part < len(node)
 
 
-# --- bytes -------------------------------------------------------------------------------------------------------------
+# --- bytes
+# -------------------------------------------------------------------------------------------------------------
 
 _INTEGERS = [
     0,
@@ -239,7 +241,8 @@ def mutated_bytes(draw: Any, data: bytes, others: Sequence[bytes] = (), most: in
     return data
 
 
-# --- pickles -----------------------------------------------------------------------------------------------------------
+# --- pickles
+# -----------------------------------------------------------------------------------------------------------
 
 _HUGE = struct.pack("<Q", 2**60)
 FRAGMENTS = [
@@ -413,12 +416,13 @@ def _instructions(data: bytes) -> list[bytes]:
     return [data[a:b] for a, b in zip(positions, [*positions[1:], len(data)], strict=True)]
 
 
-# --- zip files ---------------------------------------------------------------------------------------------------------
+# --- zip files
+# ---------------------------------------------------------------------------------------------------------
 
 
 @st.composite
 def mutated_zip(draw: Any, data: bytes) -> bytes:
-    """A zip file of torch rebuilt with hostile names, doubled, compressed or lying records, or another program inside."""
+    """A torch zip file rebuilt with hostile names, doubled, compressed or lying records, or another program inside."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
     top = records[0][0].split("/")[0]

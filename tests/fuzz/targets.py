@@ -40,6 +40,7 @@ CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml"))
 DOWNSTREAM = sorted((ROOT / "configs" / "downstream").rglob("*.y*ml"))
 LONGEST_MESSAGE = 100_000
 CONTROL = {chr(code) for code in (*range(32), *range(127, 160))} - {"\n"}
+BASES = ["config.yaml", "../../../etc/passwd", "[1, {}]", "~/x", "~nobody1/x", ".", "{a: b}", "9"]
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,13 @@ def each(*calls: Callable[[], object]) -> None:
             call()
 
 
-# --- configs and overrides -----------------------------------------------------------------------------------------------
+# --- configs and overrides
+# -----------------------------------------------------------------------------------------------
 
 _YAML_PIECES = [
     "a: &a [x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: &e [*d, *d, *d, *d]\n"
-    "f: &f [*e, *e, *e, *e]\ng: &g [*f, *f, *f, *f]\nh: &h [*g, *g, *g, *g]\ni: &i [*h, *h, *h, *h]\nj: [*i, *i, *i, *i]\n",
+    "f: &f [*e, *e, *e, *e]\ng: &g [*f, *f, *f, *f]\nh: &h [*g, *g, *g, *g]\ni: &i [*h, *h, *h, *h]\nj: [*i, *i, *i, "
+    "*i]\n",
     "model: &m {a: *m}\n",
     "seed: &s [*s]\n",
     "name: &n\n  x: *n\n",
@@ -209,10 +212,7 @@ def _mutated_config(draw: Any, files: list[Path], kind: str = "") -> Case:
             elif what == "indent":
                 lines.insert(at, " " * draw(st.integers(0, 9)) + line.lstrip())
             elif what == "base":
-                lines.insert(
-                    at,
-                    f"_BASE_: {draw(st.sampled_from(['config.yaml', '../../../etc/passwd', '[1, {}]', '~/x', '~nobody1/x', '.', '{a: b}', '9']))}\n",
-                )
+                lines.insert(at, f"_BASE_: {draw(st.sampled_from(BASES))}\n")
             else:
                 value = draw(
                     st.one_of(
@@ -317,7 +317,8 @@ def _read_overrides(folder: Path, output: Path, words: tuple[str, ...]) -> None:
         check_config(load_config(ROOT / words[0], words[1:]), output)
 
 
-# --- weights -------------------------------------------------------------------------------------------------------------
+# --- weights
+# -------------------------------------------------------------------------------------------------------------
 
 
 def make_weights(folder: Path) -> dict[str, bytes]:
@@ -504,9 +505,10 @@ def _written(folder: Path, table: Any, how: str) -> bytes:
 
 
 def _read_weights(folder: Path, output: Path, words: tuple[str, ...]) -> None:
-    from passl_densecl.weights import files, load
-    from passl_densecl.weights.convert import convert, read_classifier, read_training_state
+    from passl_densecl.weights import files, recorded
+    from passl_densecl.weights.convert import convert
     from passl_densecl.weights.info import describe_file, render
+    from passl_densecl.weights.read import read_backbone, read_classifier, read_model, read_training_state
 
     (path,) = folder.iterdir()
     encoder, prefix = words
@@ -515,11 +517,11 @@ def _read_weights(folder: Path, output: Path, words: tuple[str, ...]) -> None:
         lambda: files.read_card(path),
         lambda: files.read_pickle(path),
         lambda: files.read_arrays(path),
-        lambda: load.recorded_backbone(path),
-        lambda: load.recorded_config(path),
-        lambda: load.recorded_classes(path, 2),
-        lambda: load.read_backbone(path, encoder=encoder, prefix=prefix or None),
-        lambda: load.read_model(path),  # type: ignore[arg-type]
+        lambda: recorded.recorded_backbone(path),
+        lambda: recorded.recorded_config(path),
+        lambda: recorded.recorded_classes(path, 2),
+        lambda: read_backbone(path, encoder=encoder, prefix=prefix or None),
+        lambda: read_model(path),
         lambda: read_training_state(path),
         lambda: read_classifier(path),
         lambda: check_text(
@@ -530,7 +532,8 @@ def _read_weights(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     )
 
 
-# --- packs ---------------------------------------------------------------------------------------------------------------
+# --- packs
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def make_packs(folder: Path) -> dict[str, bytes]:
@@ -659,7 +662,8 @@ def read_images(root: Path, **options: Any) -> None:
             images.classes[label]
 
 
-# --- lists and results -----------------------------------------------------------------------------------------------------
+# --- lists and results
+# -----------------------------------------------------------------------------------------------------
 
 _METRIC = {
     "step": 1,
@@ -702,8 +706,9 @@ _COCO = {
 }
 _ANNOTATION = (
     "<annotation><object><name>cat</name><difficult>0</difficult></object><object><name>dog</name></object></annotation>",
-    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "1234567890"><!ENTITY y "&x;&x;&x;&x;&x;&x;&x;&x;"><!ENTITY z "&y;&y;&y;&y;&y;&y;&y;&y;">'
-    '<!ENTITY w "&z;&z;&z;&z;&z;&z;&z;&z;"><!ENTITY v "&w;&w;&w;&w;&w;&w;&w;&w;"><!ENTITY u "&v;&v;&v;&v;&v;&v;&v;&v;">]>'
+    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "1234567890"><!ENTITY y "&x;&x;&x;&x;&x;&x;&x;&x;"><!ENTITY z '
+    '"&y;&y;&y;&y;&y;&y;&y;&y;"><!ENTITY w "&z;&z;&z;&z;&z;&z;&z;&z;"><!ENTITY v "&w;&w;&w;&w;&w;&w;&w;&w;"><!ENTITY u '
+    '"&v;&v;&v;&v;&v;&v;&v;&v;">]>'
     "<annotation><object><name>&u;&u;&u;</name></object></annotation>",
     '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><object><name>&x;</name></object></annotation>',
     "<annotation><object><name>\x1b[31m</name></object></annotation>",
@@ -798,7 +803,6 @@ def _list_cases(scratch: Path) -> st.SearchStrategy[Case]:
                     "checkpoint",
                     "checkpoint",
                     "coco",
-                    "index",
                     "cache",
                 ]
             )
@@ -832,8 +836,6 @@ def _list_cases(scratch: Path) -> st.SearchStrategy[Case]:
             )
         if kind == "coco":
             return Case({"coco.json": draw(_json(_COCO))}, (kind,))
-        if kind == "index":
-            return Case({"index.npz": draw(mutated_bytes(_an_index(scratch)))}, (kind,))
         if kind == "cache":
             return Case(
                 {
@@ -890,30 +892,6 @@ def _first_file(case: Case) -> bytes:
     return next(iter(case.files.values()))
 
 
-_INDEX: list[bytes] = []
-
-
-def _an_index(scratch: Path) -> bytes:
-    """The cached listing of a small tree, as `walk` writes it."""
-    if not _INDEX:
-        from passl_densecl.data.index import index_file
-        from passl_densecl.data.walk import walk
-
-        make_images(scratch / "indexed")
-        top = os.fsencode(scratch / "indexed")
-        walk(str(scratch / "indexed"))
-        path = index_file(top)
-        _INDEX.append(path.read_bytes() if path.is_file() else _saved(top))
-    return _INDEX[0]
-
-
-def _saved(top: bytes) -> bytes:
-    from passl_densecl.data.index import Listing, Stamp, index_file, save
-
-    save(top, {b".": (Stamp(1, 2, 3), Listing(b"a.png", b"class_0", b"", {"txt": 1}, 0, 0))})
-    return index_file(top).read_bytes()
-
-
 def _read_list(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     _LIST_READERS[words[0]](folder, output, words[1:])
 
@@ -954,20 +932,6 @@ def _coco(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     )
 
 
-def _index(folder: Path, output: Path, words: tuple[str, ...]) -> None:
-    from passl_densecl.data import index
-    from passl_densecl.data.datasets import scan_images
-
-    top = folder.parent / "indexed"
-    path = index.index_file(os.fsencode(top))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((folder / "index.npz").read_bytes())
-    for name, (_, listing) in index.load(os.fsencode(top)).items():
-        if not isinstance(name, bytes) or not isinstance(listing.images, bytes):
-            raise Wrong("an index of other things than names")
-    each(lambda: scan_images(top).describe(), lambda: scan_images(top, labeled=True))
-
-
 def _cache(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     from passl_densecl.weights import zoo
     from passl_densecl.weights.download import DownloadError, UnfitError
@@ -975,7 +939,7 @@ def _cache(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     entry = zoo.Entry("small", "model.pdparams", "backbone", 18, "x", "x", ())
     with contextlib.suppress(UnfitError, DownloadError):
         zoo._check(entry, folder / "model.pdparams", folder / "model.pdparams")
-    zoo._stamped(folder / "small.converted.json", folder / "model.pdparams")
+    zoo._is_made_from({}, folder / "small.converted.pdparams")  # its stamp is small.converted.json
 
 
 def _run(folder: Path, output: Path, words: tuple[str, ...]) -> None:
@@ -1061,7 +1025,7 @@ def check_html(page: str) -> None:
 def _checkpoint(folder: Path, output: Path, words: tuple[str, ...]) -> None:
     from passl_densecl.engine.start import find_start
     from passl_densecl.reliability import checkpoint
-    from passl_densecl.weights import load, weights_file
+    from passl_densecl.weights import recorded, weights_file
 
     path = folder / "checkpoints" / words[0]
     checkpoints = checkpoint.Checkpoints(folder, 2)
@@ -1070,8 +1034,8 @@ def _checkpoint(folder: Path, output: Path, words: tuple[str, ...]) -> None:
         lambda: find_start(folder, checkpoints, "auto"),
         lambda: checkpoint.read(path),
         lambda: weights_file(folder),
-        lambda: load.recorded_card(path / "model.pdparams"),
-        lambda: load.recorded_classes(path / "model.pdparams"),
+        lambda: recorded.recorded_card(path / "model.pdparams"),
+        lambda: recorded.recorded_classes(path / "model.pdparams"),
         lambda: _rewound(folder, output),
     )
 
@@ -1094,7 +1058,6 @@ _LIST_READERS: Mapping[str, Callable[[Path, Path, tuple[str, ...]], None]] = {
     "voc": _voc,
     "xml": _voc,
     "coco": _coco,
-    "index": _index,
     "cache": _cache,
     "run": _run,
     "checkpoint": _checkpoint,

@@ -1,4 +1,4 @@
-"""A small sample of what `make fuzz` reads, the same every time; and that the watch over it sees what it is there for."""
+"""A small, fixed sample of what `make fuzz` reads; and the watch over it notices what it is there for."""
 
 from __future__ import annotations
 
