@@ -352,7 +352,7 @@ def test_a_worker_killed_by_the_system(tmp_path, folder):
     os.kill(workers[0], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 3, said
-    assert re.search(r"data worker \d was killed \(signal 9\).*memory.*data\.num_workers than 2.*--resume auto", said)
+    assert re.search(r"a data worker was killed \(signal 9\).*memory.*data\.num_workers than 2.*--resume auto", said)
     assert "Traceback" not in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert saved.is_dir()
