@@ -1,9 +1,8 @@
 #!/usr/bin/env python
 """Hostile configs, overrides, weights, packs and lists by the ten thousand: `make fuzz`.
 
-Every kind of input is read in a process of its own (see guard.py for what it must not do there). Whatever goes wrong is
-made as small as possible and kept as a folder of files below --keep; `fuzz.py --replay FOLDER` reads one again. Exit
-code 1 when anything went wrong.
+A process of its own reads each kind of input (see guard.py for what it must not do there). A failure is minimized and
+kept as a folder of files below --keep; `fuzz.py --replay FOLDER` reads it again. Exit code 1 when anything failed.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 NAMES = ("configs", "overrides", "weights", "packs", "lists")
-SILENCE = 120  # seconds without a word from the reading process, after which it hangs
-SMALLER_TRIES = 400  # cases spent on making a failure smaller
+SILENCE = 120  # seconds without a report, after which the reading process counts as hung
+SHRINK_TRIES = 400  # cases spent on minimizing a failure
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(NAMES)}; all without")
-    parser.add_argument("--cases", type=int, default=10_000, help="of each target")
-    parser.add_argument("--seed", type=int, default=None, help="the same cases every time; else others every time")
-    parser.add_argument("--keep", type=Path, default=ROOT / "output" / "fuzz", help="folder for what failed")
-    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="read one kept case again, with a traceback")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--cases", type=int, default=10_000, help="cases per target")
+    parser.add_argument("--seed", type=int, default=None, help="for the same cases every time; default: new cases")
+    parser.add_argument("--keep", type=Path, default=ROOT / "output" / "fuzz", help="folder for failures")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="read a kept case again and print the traceback")
     parser.add_argument("--child", nargs=2, metavar=("TARGET", "SCRATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.targets) - set(NAMES):
-        parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        parser.error(f"unknown target {', '.join(sorted(unknown))}; expected {', '.join(NAMES)}")
     return args
 
 
@@ -52,43 +51,21 @@ def main() -> int:
         return replay(args.replay)
     failures = 0
     seed = int(time.time()) if args.seed is None else args.seed
-    print(f"fuzz     {args.cases:,} cases of each, seed {seed}; what fails is kept in {args.keep}")
+    print(f"fuzz     {args.cases:,} cases per target, seed {seed}; failures are kept in {args.keep}")
     for name in args.targets or NAMES:
         failures += run(name, args.cases, seed, args.keep)
     print("passed" if not failures else f"failed: {failures} different failures")
     return 1 if failures else 0
 
 
-# --- the parent
-# ----------------------------------------------------------------------------------------------------------
-
-
 def run(name: str, cases: int, seed: int, keep: Path) -> int:
-    """Fuzz one target in child processes, a new one where one dies; gives the number of different failures."""
+    """Fuzz one target in a child process, which is replaced when it dies; returns the number of different failures."""
     began, done, found, deaths = time.monotonic(), 0, [], 0
     _minute[0] = 0
     with tempfile.TemporaryDirectory(prefix="passl-fuzz-") as folder:
         scratch = Path(folder)
         while done < cases and deaths < 10:
-            errors = open(scratch / "stderr", "wb")  # noqa: SIM115
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    __file__,
-                    "--child",
-                    name,
-                    str(scratch),
-                    "--cases",
-                    str(cases - done),
-                    "--seed",
-                    str(seed + deaths),
-                ],
-                cwd=ROOT,
-                env=child_environment(scratch),
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+            process = start_child(name, scratch, cases - done, seed + deaths)
             before = done
             for message in messages(process):
                 done = before + message["cases"]
@@ -101,10 +78,9 @@ def run(name: str, cases: int, seed: int, keep: Path) -> int:
             done += 1
             last = (scratch / "stderr").read_text(errors="replace")[-1500:]
             if process.returncode == 1 or not (scratch / "case" / "case.json").is_file():
-                raise SystemExit(f"\nfuzz     {name}: this program failed, not what it reads:\n{last}")
-            what = (
-                f"the reading process died, exit code {process.returncode} (after {SILENCE} s of silence if -9)\n{last}"
-            )
+                raise SystemExit(f"\nfuzz     {name}: this program failed, not the code that it tests:\n{last}")
+            cause = f"killed after {SILENCE} s without a report" if process.returncode == -9 else "died"
+            what = f"the reading process {cause}, exit code {process.returncode}\n{last}"
             found.append(kept(name, what, scratch / "case", keep))
     seconds = time.monotonic() - began
     print(f"\r{name:<10} {done:>7,} cases  {seconds:6.0f} s  {len(found)} different failures{' ' * 30}", flush=True)
@@ -113,8 +89,21 @@ def run(name: str, cases: int, seed: int, keep: Path) -> int:
     return len(found)
 
 
+def start_child(name: str, scratch: Path, cases: int, seed: int) -> subprocess.Popen[str]:
+    words = ["--child", name, str(scratch), "--cases", str(cases), "--seed", str(seed)]
+    with open(scratch / "stderr", "wb") as errors:
+        return subprocess.Popen(
+            [sys.executable, __file__, *words],
+            cwd=ROOT,
+            env=child_environment(scratch),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+
+
 def child_environment(scratch: Path) -> dict[str, str]:
-    """Folders of its own for whatever wants to keep something."""
+    """Its own folders for caches and settings."""
     own = {
         "XDG_CACHE_HOME": str(scratch / "cache"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
@@ -130,7 +119,7 @@ def child_environment(scratch: Path) -> dict[str, str]:
 
 
 def messages(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    """What the child says; one that says nothing for long is killed."""
+    """The child's reports; kills a child that reports nothing for `SILENCE` seconds."""
     import threading
 
     assert process.stdout is not None
@@ -145,7 +134,7 @@ def messages(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-_minute = [0]  # of the last line about progress, on an output that is no terminal
+_minute = [0]  # of the last progress line, where the output is no terminal
 
 
 def progress(name: str, done: int, cases: int, began: float) -> None:
@@ -159,7 +148,7 @@ def progress(name: str, done: int, cases: int, began: float) -> None:
 
 
 def kept(name: str, what: str, case: Path, keep: Path) -> tuple[Path, str]:
-    """A copy of a failing case, with what it did."""
+    """Copy a failing case to `keep`, with the error."""
     title = re.sub(r"\W+", "_", what.splitlines()[0])[:60].strip("_")
     target = keep / name / title
     number = 1
@@ -171,67 +160,69 @@ def kept(name: str, what: str, case: Path, keep: Path) -> tuple[Path, str]:
     return target, what
 
 
-# --- the child
-# -----------------------------------------------------------------------------------------------------------
-
-
 def child(name: str, scratch: Path, cases: int, seed: int) -> int:
-    """Read cases until there have been so many; tell about progress and failures on standard output."""
+    """Read `cases` cases; report progress and failures on standard output."""
     import hypothesis
-    from hypothesis import HealthCheck, Phase, given, settings
 
-    out = os.fdopen(os.dup(1), "w", buffering=1)  # a run's log takes the usual one
+    out = os.fdopen(os.dup(1), "w", buffering=1)  # a run's log uses the usual one
     reader = Reader(name, scratch)
     known: set[str] = set()
-    hunts: list[Hunt] = []
-    state = {"cases": 0, "told": 0.0}
+    searches: list[Search] = []
+    state = {"cases": 0, "reported": 0.0}
 
-    def tell(**more: str) -> None:
-        state["told"] = time.monotonic()
+    def report(**more: str) -> None:
+        state["reported"] = time.monotonic()
         out.write(json.dumps({"cases": int(state["cases"]), **more}) + "\n")
 
-    tell()
+    report()
     while state["cases"] < cases:
-        hunt = Hunt(known, scratch / "smallest")
-        hunts.append(hunt)
+        search = Search(known, scratch / "smallest")
+        searches.append(search)
 
         @hypothesis.seed(seed + len(known))
-        @settings(
-            max_examples=cases - int(state["cases"]),
-            deadline=None,
-            database=None,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
-            report_multiple_bugs=False,
-        )
-        @given(reader.cases)
+        @quiet_settings(cases - int(state["cases"]), "generate", "shrink")
+        @hypothesis.given(reader.cases)
         def each(case: Any) -> None:  # used before the next round begins
-            hunt = hunts[-1]
-            if not hunt.found:
+            search = searches[-1]
+            if not search.found:
                 state["cases"] += 1
-            if time.monotonic() - state["told"] > 1:
-                tell()
-            hunt.judge(case, reader.failure(case))
+            if time.monotonic() - state["reported"] > 1:
+                report()
+            search.judge(case, reader.failure(case))
 
         try:
             each()
-        except (Exception, Enough):
-            if not hunt.found:
+        except (Exception, SmallEnough):
+            if not search.found:
                 raise
-        if not hunt.found:
-            break  # hypothesis has no more of them
-        tell(failure=hunt.what, folder=str(scratch / "smallest"))
-        known.add(hunt.signature)
-    tell()
+        if not search.found:
+            break  # hypothesis has no more cases
+        report(failure=search.what, folder=str(scratch / "smallest"))
+        known.add(search.signature)
+    report()
     return 0
 
 
-class Enough(KeyboardInterrupt):
-    """Small enough: hypothesis would go on for minutes, and lets nothing else through."""
+def quiet_settings(examples: int, *phases: str) -> Any:
+    """Hypothesis without deadline, database and health checks."""
+    from hypothesis import HealthCheck, Phase, settings
+
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase[phase] for phase in phases],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
 
 
-class Hunt:
-    """From the first failure of a new kind on, the smallest case that fails in the same way."""
+class SmallEnough(KeyboardInterrupt):
+    """Ends the minimization, which hypothesis would continue for minutes; it lets no other exception through."""
+
+
+class Search:
+    """After the first failure of a new kind, the smallest case that fails in the same way."""
 
     def __init__(self, known: set[str], folder: Path) -> None:
         self._known, self._folder = known, folder
@@ -242,10 +233,10 @@ class Hunt:
         return bool(self.signature)
 
     def judge(self, case: Any, failure: tuple[str, str] | None) -> None:
-        """Raises when the case fails in the way that is hunted."""
+        """Raises AssertionError when the case fails in the way that is searched for."""
         self._tries += self.found
-        if self._tries > SMALLER_TRIES:
-            raise Enough
+        if self._tries > SHRINK_TRIES:
+            raise SmallEnough
         if failure is None or failure[0] in self._known:
             return
         if self.found and failure[0] != self.signature:
@@ -261,7 +252,7 @@ class Hunt:
 def write_case(case: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
     case.write(folder / "files")
-    (folder / "case.json").write_text(json.dumps({"words": case.words}))
+    (folder / "case.json").write_text(json.dumps({"arguments": case.arguments}))
 
 
 class Reader:
@@ -286,35 +277,29 @@ class Reader:
         self._outside = self._listing()
 
     def _warm_up(self) -> None:
-        """Read a few cases unwatched, for what is imported, compiled and cached at the first use."""
-        from hypothesis import HealthCheck, Phase, given, seed, settings
+        """Read a few cases without the guard, for what is imported, compiled and cached at the first use."""
+        import hypothesis
 
         for case in self._target.first:
             self._read(case)
 
-        @seed(0)
-        @settings(
-            max_examples=30,
-            deadline=None,
-            database=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(self.cases)
+        @hypothesis.seed(0)
+        @quiet_settings(30, "generate")
+        @hypothesis.given(self.cases)
         def each(case: Any) -> None:
             try:
                 self._read(case)
-            except Exception:  # the watched ones will tell
+            except Exception:  # a guarded case will show it
                 return
 
         each()
 
     def _read(self, case: Any) -> None:
         folder, output = self._fresh(case)
-        self._target.read(folder, output, case.words)
+        self._target.read(folder, output, case.arguments)
 
     def _fresh(self, case: Any) -> tuple[Path, Path]:
-        """The case's folder, written anew, beside the images that lists name; and an empty folder for output."""
+        """The case's folder, rewritten, beside the images that lists name; and an empty folder for output."""
         top, output = self._scratch / "case", self._scratch / "output"
         for folder in (top, output):
             shutil.rmtree(folder, ignore_errors=True)
@@ -333,13 +318,13 @@ class Reader:
         }
 
     def failure(self, case: Any) -> tuple[str, str] | None:
-        """(what kind, everything about it) of what went wrong, None for nothing."""
+        """(kind, full description) of the failure; None when there is none."""
         from tests.fuzz.guard import Escape
 
         folder, output = self._fresh(case)
         try:
             with self._guard.watch():
-                self._target.read(folder, output, case.words)
+                self._target.read(folder, output, case.arguments)
         except Escape as error:
             kind = re.sub(r"'[^']*'|\d+", "…", str(error).splitlines()[0])
             return signature(error, f"escape: {kind}"), f"escape: {error}\n{traceback.format_exc()}"
@@ -350,58 +335,30 @@ class Reader:
         if now != self._outside:
             changed = sorted(set(now.items()) ^ set(self._outside.items()))
             self._outside = now
-            return (
-                "files changed outside of the output folder",
-                f"files changed outside of the output folder: {changed[:5]}",
-            )
+            kind = "files changed outside the output folder"
+            return kind, f"{kind}: {changed[:5]}"
         return None
 
 
-# What reads cases, by target: imported before they are watched, with whatever it imports late.
+# Modules that read cases, by target: imported before the guard is armed.
+_WEIGHTS = "convert info read torch_files safetensors_files"
+_LISTS = "data.datasets integrations.prepare engine.pretrain evaluation.masks evaluation.multilabel weights.zoo"
 READERS = {
     "configs": ("config", "integrations.yaml_files"),
     "overrides": ("config",),
-    "weights": (
-        "config",
-        "weights.convert",
-        "weights.info",
-        "weights.read",
-        "weights.torch_files",
-        "weights.safetensors_files",
-    ),
+    "weights": ("config", *(f"weights.{name}" for name in _WEIGHTS.split())),
     "packs": ("data.datasets",),
-    "lists": (
-        "data.datasets",
-        "integrations.prepare",
-        "engine.pretrain",
-        "evaluation.masks",
-        "evaluation.multilabel",
-        "visualize.report",
-        "visualize.schedule",
-        "visualize.views",
-        "weights.zoo",
-    ),
+    "lists": (*_LISTS.split(), *(f"visualize.{name}" for name in ("report", "schedule", "views"))),
 }
+_CODECS = "ascii latin1 unicode_escape raw_unicode_escape utf-8-sig cp437 "
+_CODECS += "utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be"
 
 
 def import_everything(name: str) -> None:
     import codecs
     import importlib
 
-    for codec in (
-        "ascii",
-        "latin1",
-        "unicode_escape",
-        "raw_unicode_escape",
-        "utf-8-sig",
-        "utf-16",
-        "utf-16-le",
-        "utf-16-be",
-        "utf-32",
-        "utf-32-le",
-        "utf-32-be",
-        "cp437",
-    ):
+    for codec in _CODECS.split():
         codecs.lookup(codec)
     for module in ("numpy.ma", "xml.etree.ElementTree", "html.parser", "pwd"):
         importlib.import_module(module)
@@ -410,20 +367,20 @@ def import_everything(name: str) -> None:
 
 
 def signature(error: BaseException, kind: str) -> str:
-    """What tells one failure from another: its kind and the place in the project."""
+    """Distinguishes failures: the kind, and the place in the project."""
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if f"{os.sep}passl_densecl{os.sep}" in frame.filename and "/tests/" not in frame.filename:
             place = f"{Path(frame.filename).name}:{frame.name}"
-    text = re.sub(r"\d+|'[^']*'", "…", str(error))[:60] if kind == "Wrong" else ""
+    text = re.sub(r"\d+|'[^']*'", "…", str(error))[:60] if kind == "Violation" else ""
     return f"{kind} in {place} {text}".strip()
 
 
 def replay(folder: Path) -> int:
-    """Read one kept case and show what happens."""
-    from tests.fuzz.targets import Case
+    """Read one kept case and print the result."""
+    from tests.fuzz.cases import Case
 
-    said = json.loads((folder / "case.json").read_text())
+    record = json.loads((folder / "case.json").read_text())
     files = {
         str(path.relative_to(folder / "files")): path.read_bytes()
         for path in (folder / "files").rglob("*")
@@ -432,7 +389,7 @@ def replay(folder: Path) -> int:
     name = next(name for name in NAMES if name in folder.resolve().parts)
     with tempfile.TemporaryDirectory(prefix="passl-fuzz-") as scratch:
         os.environ.update(child_environment(Path(scratch)))
-        failure = Reader(name, Path(scratch)).failure(Case(files, tuple(said["words"])))
+        failure = Reader(name, Path(scratch)).failure(Case(files, tuple(record["arguments"])))
         os.chdir(ROOT)
     print(failure[1] if failure else "read without a failure")
     return 1 if failure else 0

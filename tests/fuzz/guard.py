@@ -1,9 +1,8 @@
 """What a hostile input must not do, watched from inside the process that reads it.
 
 The process that fuzzes installs an audit hook (PEP 578), a limit of its address space and a limit of processor time.
-While a case is watched, anything that runs code, reaches outside of the allowed folder, or takes too much is stopped on
-the spot by an exception that no ``except Exception`` can swallow, and remembered in case something swallows it all the
-same.
+While a case is watched, an exception that no ``except Exception`` catches stops anything that runs code, writes outside
+the allowed folder, or takes too much memory or time. It is also recorded, in case a bare ``except`` catches it.
 """
 
 from __future__ import annotations
@@ -20,67 +19,28 @@ SECONDS = 4.0  # of processor time, for one case
 MEMORY = 2**30  # bytes of address space that a case may add to what the process has before it
 RISE = 200 * 2**20  # bytes of memory in use that one case may add
 
-# What runs code, or begins to. `exec` and `compile` also come with every import, so all modules are imported before.
-_RUNS = (
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.fork",
-    "os.forkpty",
-    "subprocess.Popen",
-    "pty.spawn",
-    "exec",
-    "compile",
-    "import",
-    "pickle.find_class",
-    "code.__new__",
-    "ctypes.dlopen",
-    "ctypes.dlsym",
-    "ctypes.call_function",
-    "ctypes.cdata",
-    "marshal.loads",
-    "marshal.load",
-    "os.putenv",
-    "os.chdir",
-    "os.kill",
-    "signal.pthread_kill",
-    "webbrowser.open",
-    "shutil.make_archive",
-    "shutil.unpack_archive",
-)
+# Events that run code or prepare it. Every import raises `exec` and `compile`: all modules are imported before.
+_RUNS_TEXT = """
+os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.putenv os.chdir os.kill subprocess.Popen pty.spawn
+exec compile import pickle.find_class code.__new__ marshal.loads marshal.load signal.pthread_kill webbrowser.open
+ctypes.dlopen ctypes.dlsym ctypes.call_function ctypes.cdata shutil.make_archive shutil.unpack_archive
+"""
+_CHANGES_TEXT = """
+os.rename os.remove os.rmdir os.mkdir os.link os.symlink os.truncate os.chmod os.chown os.utime os.setxattr
+os.removexattr os.mkfifo os.mknod shutil.rmtree shutil.move shutil.copyfile tempfile.mkstemp tempfile.mkdtemp
+sqlite3.connect
+"""
+_RUNS, _CHANGES = frozenset(_RUNS_TEXT.split()), frozenset(_CHANGES_TEXT.split())
 _REACHES_OUT = ("socket.", "urllib.", "http.", "ftplib.", "smtplib.", "poplib.", "imaplib.", "telnetlib.")
-_CHANGES = (
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.mkdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
-    "os.chown",
-    "os.utime",
-    "os.setxattr",
-    "os.removexattr",
-    "os.mkfifo",
-    "os.mknod",
-    "shutil.rmtree",
-    "shutil.move",
-    "shutil.copyfile",
-    "tempfile.mkstemp",
-    "tempfile.mkdtemp",
-    "sqlite3.connect",
-)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Escape(BaseException):
-    """A case did what no input may make the project do."""
+    """A case did what no input may cause."""
 
 
 class Guard:
-    """Watches cases; there is one in a process, and it cannot be taken out of it again.
+    """Watches cases; one per process, and it cannot be removed.
 
     Args:
         allowed: folders in which a case may write.
@@ -95,7 +55,7 @@ class Guard:
 
     @contextmanager
     def watch(self, seconds: float = SECONDS) -> Iterator[None]:
-        """Around one case. Raises Escape when it did what it must not, even where that was swallowed."""
+        """Watch one case. Raises Escape for a forbidden act, even where the first exception was caught."""
         self.escapes = []
         _forget_peak()
         before = _memory("VmHWM")
@@ -108,11 +68,11 @@ class Guard:
             yield
         except MemoryError:
             self._armed = False
-            self.escapes.append("memory: asked for more than there is")
+            self.escapes.append("memory: requested more than the limit")
         finally:
             self._armed = False
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # making cases takes memory as well
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # making cases needs memory as well
         rise = _memory("VmHWM") - before
         if rise > RISE:
             self.escapes.append(f"memory: {rise >> 20} MiB more")
@@ -127,10 +87,10 @@ class Guard:
         if not self._armed:
             return
         self._late += 1
-        if self._late > 2:  # something native goes on all the same
-            os.write(2, b"time: more than the seconds that a case has\n")
+        if self._late > 2:  # native code continues nevertheless
+            os.write(2, b"time: more than a case may take\n")
             os._exit(70)
-        self._stop("time: more than the seconds of processor time that a case has")
+        self._stop("time: more processor time than a case may take")
 
     def _audit(self, event: str, arguments: tuple) -> None:
         if not self._armed:
@@ -155,11 +115,11 @@ class Guard:
             return
         full = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
         if not (full + os.sep).startswith(self._allowed):
-            self._stop(f"{event} {full!r}, outside of the output folder")
+            self._stop(f"{event} {full!r}, outside the output folder")
 
 
 def listing(*folders: Path) -> dict[str, tuple[int, int]]:
-    """Path → (size, time of change) of everything below the folders: native code writes without an audit."""
+    """Path → (size, modification time) of everything below the folders: native code writes without audit events."""
     found = {}
     for folder in folders:
         for path in [folder, *folder.rglob("*")]:
@@ -177,6 +137,6 @@ def _memory(key: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Let the peak of memory in use start anew."""
+    """Reset the peak of memory in use."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")

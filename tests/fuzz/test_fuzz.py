@@ -1,4 +1,4 @@
-"""A small, fixed sample of what `make fuzz` reads; and the watch over it notices what it is there for."""
+"""A small, fixed sample of `make fuzz`; and the guard detects what it must."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ try:
     with guard.watch(1.0):
         {does}
 except Escape as escape:
-    print("seen", str(escape)[:200])
+    print("detected", str(escape)[:200])
 else:
-    print("not seen")
+    print("not detected")
 """
 
 
 @pytest.mark.parametrize(
-    ("does", "seen"),
+    ("does", "detected"),
     [
         ("pass", None),
         ("(scratch / 'output' / 'x').write_text('x')", None),
@@ -70,13 +70,13 @@ else:
         ("sum(1 for _ in iter(int, 1))", "time"),
     ],
 )
-def test_the_watch_sees(does, seen, tmp_path):
+def test_the_guard_detects(does, detected, tmp_path):
     code = textwrap.dedent(GUARDED).format(root=str(ROOT), does=does)
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=100)
-    if seen is None:
-        assert done.stdout == "not seen\n", done.stderr
+    if detected is None:
+        assert done.stdout == "not detected\n", done.stderr
     else:
-        assert done.stdout.startswith(f"seen {seen}"), done.stdout + done.stderr
+        assert done.stdout.startswith(f"detected {detected}"), done.stdout + done.stderr
     assert not any((tmp_path / name).exists() for name in ("x", "y", "z"))
 
 
@@ -84,6 +84,7 @@ PLANTED = """
 import sys
 sys.path.insert(0, {root!r})
 import passl_densecl.config as config
+from passl_densecl.errors import InputError
 good = config.load_config
 def load_config(path, overrides=()):
     if b"seed" in open(path, "rb").read():
@@ -99,12 +100,12 @@ exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), {{"__name__": "__ma
     ("does", "found"),
     [
         ("raise KeyError('planted')", "KeyError"),
-        ("open(str(path) + '.new', 'w')", "outside of the output folder"),
-        ("raise config.InputError('\\\\x1b[31m' * 0 + 'x' * 200_000)", "a message of"),
+        ("open(str(path) + '.new', 'w')", "outside the output folder"),
+        ("raise InputError('x' * 200_000)", "a message of"),
     ],
 )
-def test_a_planted_fault_is_found_and_made_small(does, found, tmp_path):
-    """The whole chain: found in the reading process, told to the other one, kept as a small case."""
+def test_a_planted_fault_is_found_and_minimized(does, found, tmp_path):
+    """The reading process finds it, minimizes it, keeps it and reports it."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     code = PLANTED.format(root=str(ROOT), does=does)
@@ -116,9 +117,9 @@ def test_a_planted_fault_is_found_and_made_small(does, found, tmp_path):
         timeout=300,
         env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis")},
     )
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    failures = [one for one in told if "failure" in one]
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    failures = [report for report in reports if "failure" in report]
     assert failures, done.stderr
     assert found in failures[0]["failure"]
     assert b"seed" in (scratch / "smallest" / "files" / "config.yaml").read_bytes()
-    assert told[-1]["cases"] >= 40
+    assert reports[-1]["cases"] >= 40

@@ -61,6 +61,18 @@ def test_one_is_stopped_and_after_a_resume_the_first_is_killed(tmp_path, photos,
     assert read(newest).step >= 6  # whole
 
 
+ALONE = """
+import paddle
+from passl_densecl.distributed import process_group
+from passl_densecl.reliability.signals import StopRequest
+paddle.set_device("cpu")
+process_group.START_WITHIN = 2.0
+with StopRequest():
+    print("here", flush=True)
+    process_group.start()
+"""
+
+
 def alone(rank: int) -> subprocess.Popen:
     """One of two processes, whose partner does not come."""
     first, second = free_ports(2)
@@ -72,13 +84,8 @@ def alone(rank: int) -> subprocess.Popen:
         "PADDLE_DISTRI_BACKEND": "gloo",
         "PADDLE_CURRENT_ENDPOINT": f"127.0.0.1:{(first, second)[rank]}",
     }
-    code = "from passl_densecl.distributed import process_group\n"
-    code += "from passl_densecl.reliability.signals import StopRequest\nimport paddle\n"
-    code += "paddle.set_device('cpu')\nprocess_group.START_WITHIN = 2.0\n"
-    code += "with StopRequest():\n    print('here', flush=True)\n"
-    code += "    process_group.start()\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", ALONE],
         cwd=ROOT,
         env=environment() | own,
         stdout=subprocess.PIPE,
