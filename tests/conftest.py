@@ -1,4 +1,4 @@
-"""What tests share: the folder of real images and reference values, where there is one."""
+"""Shared fixtures: reference data, small photographs, and the removal of temporary files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `../shared` beside the repository (or $DENSECL_SHARED); tests that want it skip without it."""
+    """The folder `../shared` beside the repository (or $DENSECL_SHARED); tests that need it are skipped without it."""
     folder = Path(os.environ.get("DENSECL_SHARED", ROOT.parent / "shared"))
     if not (folder / "reference").is_dir():
         pytest.skip(f"no reference data at {folder}")
@@ -39,9 +39,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = rng.integers(0, 90, (72, 80, 3), dtype=np.uint8)
         color = [(220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 40)][label]
         x, y = (int(value) for value in rng.integers(20, 52, 2))
-        cv2.circle(image, (x, y), 16, color, -1) if label % 2 else cv2.rectangle(
-            image, (x - 15, y - 15), (x + 15, y + 15), color, -1
-        )
+        if label % 2:
+            cv2.circle(image, (x, y), 16, color, -1)
+        else:
+            cv2.rectangle(image, (x - 15, y - 15), (x + 15, y + 15), color, -1)
         (root / f"class_{label}").mkdir(exist_ok=True)
         cv2.imwrite(str(root / f"class_{label}" / f"{index:02d}.png"), image)
     return root
@@ -49,7 +50,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _tidy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[None]:
-    """What a module's fixtures wrote goes with the module, unless a test failed in it; `photos` is for all modules."""
+    """Remove what a module's fixtures wrote, unless a test failed in it; `photos` is for all modules."""
     before, failed = set(tmp_path_factory.getbasetemp().iterdir()), request.session.testsfailed
     yield
     if request.session.testsfailed == failed:

@@ -1,7 +1,7 @@
-"""SIGKILL at many moments, each run resumed until it ends: nothing of the result may differ from an undisturbed run's.
+"""SIGKILL at many moments; each run is resumed until it ends, and its result must equal that of an undisturbed run.
 
-`python -m tests.reliability.kill` (make test-kill). Half of the moments are random in time, the others aimed at narrow
-windows (strike.py). Compared are the bytes of every remaining checkpoint, which ones remain, and metrics.jsonl.
+`python -m tests.reliability.kill` (make test-kill). Half of the moments are random in time, the others are places in
+the code (strike.py). Compared are the names and bytes of the remaining checkpoints, and metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tests.engine.runs import ROOT, command, environment, metrics, write_config
 from tests.reliability.pictures import write_pictures
 from tests.reliability.strike import children
 
-# (processes, place, which time, whom). A run has 15 steps with a checkpoint each and evaluations at 0, 10 and 15; its
-# 27th rename is that of the last checkpoint (after it come only the removal of an older one and an evaluation), its 2nd
-# line of metrics that of step 1, which no checkpoint has yet.
-AIMED = [
+# (processes, place, which call, victims). A run has 15 steps with a checkpoint each and evaluations at 0, 10 and 15;
+# its 27th rename is that of the last checkpoint (only the removal of an older one and an evaluation follow), its 2nd
+# line of metrics that of step 1, which is in no checkpoint yet.
+PLACED = [
     (1, "start", 1, "self"),
     (1, "step", 7, "self"),
     (1, "sync", 12, "self"),
@@ -51,14 +51,14 @@ SETTINGS = {
 @dataclass(frozen=True)
 class Moment:
     processes: int
-    whom: str  # "self"; of two processes "workers" or "all", with their launcher
+    victims: str  # "self"; for two processes "workers", or "all" with their launcher
     seconds: float | None = None
     place: str = ""
     number: int = 0
 
     def __str__(self) -> str:
         when = f"after {self.seconds:.1f} s" if self.seconds is not None else f"at {self.place} {self.number}"
-        return f"{self.processes} {'process  ' if self.processes == 1 else 'processes'} {self.whom:<7} {when}"
+        return f"{self.processes} {'process  ' if self.processes == 1 else 'processes'} {self.victims:<7} {when}"
 
 
 def configure(folder: Path, pictures: Path) -> Path:
@@ -83,39 +83,37 @@ def start(config: Path, *options: str, processes: int, strike: tuple[str, int, s
 
 
 def kill_at(config: Path, moment: Moment, limit: float = 600) -> int:
-    """Start a run (resuming what is there), have it killed, and give the exit code of what was started."""
+    """Start or resume a run and have it killed; returns the exit code of the process that was started."""
     options = ("--resume", "auto")
     if moment.seconds is None:
-        strike = (moment.place, moment.number, moment.whom)
+        strike = (moment.place, moment.number, moment.victims)
         return start(config, *options, processes=moment.processes, strike=strike).wait(limit)
     process = start(config, *options, processes=moment.processes)
     try:
         return process.wait(moment.seconds)
     except subprocess.TimeoutExpired:
         trainers = children(process.pid) if moment.processes > 1 else []
-        for pid in [*([] if moment.whom == "workers" else [process.pid]), *trainers]:
+        for pid in [*([] if moment.victims == "workers" else [process.pid]), *trainers]:
             os.kill(pid, signal.SIGKILL)
         return process.wait(limit)
 
 
 def finish(config: Path, processes: int, limit: float = 600) -> None:
-    """Resume until it ends well; once must be enough."""
+    """Resume once; the run must end with exit code 0."""
     process = start(config, "--resume", "auto", processes=processes)
     if process.wait(limit) != 0:
-        raise RuntimeError(
-            f"the resumed run ended with exit code {process.returncode}: see {config.with_suffix('.out')}"
-        )
+        out = config.with_suffix(".out")
+        raise RuntimeError(f"the resumed run ended with exit code {process.returncode}: see {out}")
 
 
 def differences(run: Path, expected: Path) -> list[str]:
-    """What is not as in the undisturbed run."""
+    """Differences from the undisturbed run."""
     found = []
     ours, theirs = metrics(run), metrics(expected)
     if ours != theirs:
         lines = [[(line["step"], *sorted(line)[:1]) for line in one] for one in (ours, theirs)]
-        found.append(
-            f"metrics.jsonl: {lines[0]} instead of {lines[1]}" if lines[0] != lines[1] else "metrics.jsonl: values"
-        )
+        what = f"{lines[0]} instead of {lines[1]}" if lines[0] != lines[1] else "values"
+        found.append(f"metrics.jsonl: {what}")
     names = [sorted(entry.name for entry in (one / "checkpoints").iterdir()) for one in (run, expected)]
     if names[0] != names[1]:
         found.append(f"checkpoints: {names[0]} instead of {names[1]}")
@@ -127,26 +125,52 @@ def differences(run: Path, expected: Path) -> list[str]:
 
 
 def where(run: Path) -> str:
-    """How far a killed run had come, from what it left behind."""
+    """How far a killed run came, from the files that it left."""
     if not (run / "train.log").is_file():
         return "start-up: no log yet"
     half = [entry.name for entry in (run / "checkpoints").glob(".*.tmp")] if (run / "checkpoints").is_dir() else []
-    steps = [
-        json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")
-    ]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
     place = f"after the metrics of step {steps[-1]}" if steps else "before the first step"
     return place + (f", in the write or removal of {half[0]}" if half else "")
 
 
 def moments(count: int, seed: int, lengths: dict[int, float]) -> list[Moment]:
     rng = random.Random(seed)
-    chosen = [Moment(processes, whom, None, place, number) for processes, place, number, whom in AIMED]
+    chosen = [Moment(processes, victims, None, place, number) for processes, place, number, victims in PLACED]
     chosen = chosen if count > len(chosen) else rng.sample(chosen, (count + 1) // 2)
     while len(chosen) < count:
         processes = 1 + len(chosen) % 2
-        whom = "self" if processes == 1 else rng.choice(["workers", "all"])
-        chosen.append(Moment(processes, whom, rng.uniform(0.1, 0.95) * lengths[processes]))
+        victims = "self" if processes == 1 else rng.choice(["workers", "all"])
+        chosen.append(Moment(processes, victims, rng.uniform(0.1, 0.95) * lengths[processes]))
     return chosen
+
+
+def undisturbed(scratch: Path, pictures: Path, processes: int) -> tuple[Path, float]:
+    """(run folder, seconds) of a run that nothing disturbs."""
+    config, began = configure(scratch / f"undisturbed_{processes}", pictures), time.monotonic()
+    finish(config, processes)
+    return config.parent / "run", time.monotonic() - began
+
+
+def try_moment(folder: Path, pictures: Path, moment: Moment, expected: Path) -> tuple[str, list[str]]:
+    """Kill a run and resume it; returns how far it came before, and what is wrong with the result."""
+    config = configure(folder, pictures)
+    code = kill_at(config, moment)
+    while code == 0 and moment.seconds is not None:  # it ended first: again, and earlier
+        moment = replace(moment, seconds=0.6 * moment.seconds)
+        shutil.rmtree(folder)
+        config = configure(folder, pictures)
+        code = kill_at(config, moment)
+    place = where(folder / "run")
+    try:
+        finish(config, moment.processes)
+        found = differences(folder / "run", expected)
+    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+        found = [str(error), config.with_suffix(".out").read_text()[-2000:]]
+    if code == 0:
+        found.append("it was not killed: it never reached the place")
+    return place, found
 
 
 def main() -> int:
@@ -156,33 +180,17 @@ def main() -> int:
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     failed = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        pictures, lengths, undisturbed = write_pictures(Path(scratch) / "pictures", 40), {}, {}
-        for processes in (1, 2):
-            config = configure(Path(scratch) / f"undisturbed_{processes}", pictures)
-            began = time.monotonic()
-            finish(config, processes)
-            lengths[processes], undisturbed[processes] = time.monotonic() - began, config.parent / "run"
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        pictures = write_pictures(scratch / "pictures", 40)
+        whole = {processes: undisturbed(scratch, pictures, processes) for processes in (1, 2)}
+        lengths = {processes: seconds for processes, (_, seconds) in whole.items()}
         print(f"undisturbed: {lengths[1]:.0f} s with one process, {lengths[2]:.0f} s with two", flush=True)
         for index, moment in enumerate(moments(args.moments, args.seed, lengths)):
-            config = configure(Path(scratch) / f"killed_{index}", pictures)
-            code = kill_at(config, moment)
-            while code == 0 and moment.seconds is not None:  # it had ended: anew, and earlier
-                moment = replace(moment, seconds=0.6 * moment.seconds)
-                shutil.rmtree(config.parent)
-                config = configure(config.parent, pictures)
-                code = kill_at(config, moment)
-            place = where(config.parent / "run")
-            try:
-                finish(config, moment.processes)
-                found = differences(config.parent / "run", undisturbed[moment.processes])
-            except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-                found = [str(error), config.with_suffix(".out").read_text()[-2000:]]
-            if code == 0:
-                found.append("it was not killed: the place was never come to")
+            place, found = try_moment(scratch / f"killed_{index}", pictures, moment, whole[moment.processes][0])
             failed += bool(found)
-            print(f"{index + 1:>3} {moment!s:<46} {place:<72} {'; '.join(found) or 'the same bits'}", flush=True)
-    print(f"{args.moments - failed} of {args.moments} as if nothing had happened", flush=True)
+            print(f"{index + 1:>3} {moment!s:<46} {place:<72} {'; '.join(found) or 'identical'}", flush=True)
+    print(f"{args.moments - failed} of {args.moments} ended like the undisturbed run", flush=True)
     return 1 if failed else 0
 
 

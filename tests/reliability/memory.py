@@ -1,4 +1,4 @@
-"""What processes hold, read from /proc, and how it grows: memory, open files, files of /dev/shm. Linux only."""
+"""Memory, open files and files of /dev/shm that processes hold, from /proc, and how they grow. Linux only."""
 
 from __future__ import annotations
 
@@ -20,41 +20,38 @@ class Process(NamedTuple):
     pid: int
     parent: int
     command: str
-    anonymous: float  # pages that no file stands behind, shared or not: neither the page cache nor a fork changes it
+    anonymous: float  # pages without a file, shared or not: independent of the page cache and of forks
     resident: float  # RSS
-    proportional: (
-        float  # of `anonymous`: shared pages divided by those who share, so that a sum over processes is honest
-    )
+    proportional: float  # as `anonymous`, shared pages divided by the number of sharers: for sums over processes
     files: int  # open file descriptors
     shm: frozenset[str]  # files of /dev/shm that it has open or mapped
 
 
 class Fit(NamedTuple):
-    """A straight line through a series: its slope an hour and the standard error of that."""
+    """A straight line through a series: its slope per hour, with the standard error."""
 
     slope: float
     error: float
 
     @property
     def least(self) -> float:
-        """The slope that the series shows beyond doubt (two standard errors)."""
+        """The lower bound of the slope (two standard errors)."""
         return self.slope - 2 * self.error
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may grow by, and why."""
+    """How much a run may grow, and why."""
 
-    # Two weeks, the length of a long run, are 336 hours: 3 MiB an hour are then 1 GiB, which a host with room for a
-    # training can spare. A step of this soak takes a small part of a real one's time, so what leaks a step or an epoch
-    # leaks here many times as fast as it would there.
-    mib_an_hour: float = 3.0
-    files: int = 0  # a file that stays open, stays open every time: none is too few to matter
-    shm_files: int = 0  # and so for a file in shared memory, which outlives the run
+    # A long run takes two weeks (336 hours): 3 MiB per hour are then 1 GiB, which a training host can spare. A step
+    # here is much shorter than a real one, so a leak per step or epoch is many times as fast here.
+    mib_per_hour: float = 3.0
+    files: int = 0  # a file that stays open once stays open every time
+    shm_files: int = 0  # likewise a file in shared memory, which outlives the run
 
 
 def tree(root: int) -> list[Process]:
-    """The process `root` and all that descend from it; one that ends meanwhile is left out."""
+    """The process `root` and its descendants, without those that end meanwhile."""
     children: dict[int, list[int]] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit() and (parent := _parent(int(entry.name))) is not None:
@@ -70,7 +67,7 @@ def tree(root: int) -> list[Process]:
 
 
 def read_process(pid: int) -> Process | None:
-    """What a process holds now; None when it has ended."""
+    """What a process holds now; None after its end."""
     folder = PROC / str(pid)
     try:
         rollup = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
@@ -88,15 +85,15 @@ def read_process(pid: int) -> Process | None:
 
 
 def shm_files() -> set[str]:
-    """The files of /dev/shm, whoever made them."""
+    """The files of /dev/shm, of all programs."""
     return {SHM + name for name in os.listdir(SHM)}
 
 
 def fit(hours: Sequence[float], values: Sequence[float], blocks: int = 20) -> Fit:
-    """The slope of a series by least squares over the medians of `blocks` stretches of equal length.
+    """The slope of a series by least squares over the medians of `blocks` intervals of equal length.
 
-    Samples near each other are alike (an epoch breathes: evaluation takes and gives back), so each alone would claim
-    more certainty than there is; medians of stretches are nearly independent.
+    Neighboring samples are correlated (an evaluation takes memory and gives it back), and would make the standard error
+    too small; medians of intervals are nearly independent.
     """
     if len(values) < 3 * 4:
         raise ValueError(f"{len(values)} samples are too few for a slope")
@@ -110,7 +107,7 @@ def fit(hours: Sequence[float], values: Sequence[float], blocks: int = 20) -> Fi
 
 
 def growth(counts: Sequence[int]) -> int:
-    """By how much the least of the last quarter exceeds the least of the first: what was opened and not closed."""
+    """The least count of the last quarter minus that of the first: what was opened and not closed."""
     quarter = max(1, len(counts) // 4)
     return min(counts[-quarter:]) - min(counts[:quarter])
 
@@ -118,8 +115,7 @@ def growth(counts: Sequence[int]) -> int:
 def totals(processes: Iterable[Process]) -> tuple[float, int]:
     """(MiB of anonymous memory, open files) of several processes together.
 
-    The pages of libraries are left out: others on the machine share them, and what each pays changes as they come and
-    go.
+    Without the pages of libraries: other programs share them, and each one's part changes as programs start and end.
     """
     processes = list(processes)
     return sum(process.proportional for process in processes), sum(process.files for process in processes)

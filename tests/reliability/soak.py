@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Train for an hour on small data and see whether memory, open files or shared memory grow: `make soak`.
+"""Train for an hour on small data and measure the growth of memory, open files and shared memory: `make soak`.
 
-Three stages: one process for most of the time, two processes behind the launcher, then ten stops (SIGTERM) and resumes
-in a row. Data workers, a checkpoint and a k-NN evaluation every epoch are part of each. Every process is sampled from
-outside. Writes soak.json and soak.png. Exit code 0 when everything stays within the limits of memory.py, 1 when not.
+Three stages: one process for most of the time, two processes under the launcher, then ten stops (SIGTERM) and resumes.
+Each has data workers, and a checkpoint and a k-NN evaluation every epoch. Every process is sampled from outside.
+Writes soak.json and soak.png. Exit code 0 when everything stays within the limits of memory.py, 1 when not.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from tests.engine.runs import ROOT, command, environment, write_config
 from tests.reliability.memory import Fit, Limits, Process, fit, growth, shm_files, totals, tree
 
 WARM_UP = 0.2  # of a stage: allocators, caches and the queue fill
-TOO_LONG = 900  # seconds that a start, an epoch or a stop may take before the soak gives up
+TOO_LONG = 900  # seconds that a start, an epoch or a stop may take before the soak fails
 LIMITS = Limits()
+TRANSFORMS = ["RandomResizedCrop", "ColorJitter", "RandomGrayscale", "GaussianBlur", "RandomHorizontalFlip"]
 
 
 @dataclass
@@ -53,16 +54,12 @@ class Series:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60, help="about how long, all stages together")
+    parser.add_argument("--minutes", type=float, default=60, help="duration of all stages together, approximately")
     parser.add_argument("--workers", type=int, default=1, help="data workers of each process")
-    parser.add_argument("--resumes", type=int, default=10, help="how many stops and resumes in a row")
-    parser.add_argument(
-        "--two", type=float, default=0.25, help="share of the time for two processes; 0 leaves them out"
-    )
+    parser.add_argument("--resumes", type=int, default=10, help="number of stops and resumes in a row")
+    parser.add_argument("--two", type=float, default=0.25, help="share of the time for two processes; 0 for none")
     parser.add_argument("--every", type=float, default=2, help="seconds between two samples")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "output" / "soak", help="folder for data, runs and results"
-    )
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "soak", help="folder for data and results")
     return parser.parse_args()
 
 
@@ -97,7 +94,7 @@ def main() -> int:
     }
     (args.output / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(stages, args.output / "soak.png")
-    for line in told(result):
+    for line in report(result):
         print(line)
     print(f"wrote    {args.output / 'soak.json'} and soak.png")
     return 1 if problems else 0
@@ -107,10 +104,6 @@ def version(package: str) -> str:
     from importlib import metadata
 
     return metadata.version(package)
-
-
-# --- what is trained
-# ---------------------------------------------------------------------------------------------------
 
 
 def make_images(folder: Path, count: int = 128) -> Path:
@@ -131,7 +124,7 @@ def make_images(folder: Path, count: int = 128) -> Path:
 
 
 def config(name: str, images: Path, args: argparse.Namespace) -> Path:
-    """A run without an end: the smallest net, a checkpoint and an evaluation every epoch."""
+    """An endless run: the smallest network, a checkpoint and an evaluation every epoch."""
     folder = args.output / time.strftime("run_%Y%m%d_%H%M%S")
     folder.mkdir(parents=True)
     return write_config(
@@ -144,25 +137,14 @@ def config(name: str, images: Path, args: argparse.Namespace) -> Path:
         log_every_steps=1,
         model__queue_len=64,
         data__num_workers=args.workers,
-        data__transforms=_transforms(),
+        data__transforms=[{"name": name, **({"size": 32} if "Crop" in name else {})} for name in TRANSFORMS],
         checkpoint={"every_epochs": 1, "keep": 2},
         evaluation={"train": str(images), "val": str(images), "every_epochs": 1, "k": 5, "size": 32},
     )
 
 
-def _transforms() -> list[dict[str, Any]]:
-    return [
-        {"name": "RandomResizedCrop", "size": 32},
-        {"name": "ColorJitter"},
-        {"name": "RandomGrayscale"},
-        {"name": "GaussianBlur"},
-        {"name": "RandomHorizontalFlip"},
-    ]
-
-
 def start(config: Path, *options: str, processes: int = 1) -> subprocess.Popen[bytes]:
-    log = open(config.with_suffix(".out"), "ab")  # noqa: SIM115
-    with log:
+    with open(config.with_suffix(".out"), "ab") as log:
         return subprocess.Popen(
             command("tools/train.py", "-c", config, *options, processes=processes, logs=config.with_suffix(".launch")),
             cwd=ROOT,
@@ -173,14 +155,14 @@ def start(config: Path, *options: str, processes: int = 1) -> subprocess.Popen[b
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:
-    """SIGTERM to every process that trains, and the exit code."""
+    """Send SIGTERM to every trainer; returns the exit code."""
     for trainer in trainers(tree(process.pid)):
         os.kill(trainer.pid, signal.SIGTERM)
     return process.wait(timeout=TOO_LONG)
 
 
 def trainers(processes: list[Process]) -> list[Process]:
-    """Those that train, in the order of their ranks: neither the launcher nor data workers, which are forks."""
+    """The trainers by rank: neither the launcher nor data workers, which are forks."""
     training = {p.pid: p for p in processes if "tools/train.py" in p.command and "distributed.launch" not in p.command}
     return sorted((p for p in training.values() if p.parent not in training), key=lambda p: p.pid)
 
@@ -197,7 +179,7 @@ def wait_for(what: str, done: Callable[[], bool], process: subprocess.Popen[byte
 
 
 def steps_of(run: Path) -> list[int]:
-    """The steps in metrics.jsonl that were trained, in the order of its lines."""
+    """The training steps in metrics.jsonl, in the order of its lines."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
@@ -208,17 +190,13 @@ def checkpoints_of(run: Path) -> list[str]:
     return sorted(path.name for path in run.glob("checkpoints/*"))
 
 
-# --- one long run
-# ------------------------------------------------------------------------------------------------------
-
-
 def train(
     title: str, processes: int, minutes: float, images: Path, args: argparse.Namespace, seen_shm: set[str]
 ) -> dict[str, Any]:
-    """Train for so long, and fit what each process holds."""
+    """Train for `minutes`, sample every process and fit the series."""
     path = config("run", images, args)
     run = path.parent / "run"
-    print(f"soak     {title}: {minutes:.0f} minutes, {args.workers} data worker(s) each, in {run}", flush=True)
+    print(f"soak     {title}: {minutes:.0f} minutes, {args.workers} data worker(s) per process, in {run}", flush=True)
     process = start(path, processes=processes)
     series, began = {}, time.monotonic()
     try:
@@ -231,7 +209,7 @@ def train(
     finally:
         if process.poll() is None:
             stop(process)
-    # The launcher has an exit code of its own for processes that were stopped.
+    # The launcher has its own exit code for stopped processes.
     asked = code == 143 if processes == 1 else "on request" in (run / "train.log").read_text()
     return judge(title, series, run, [] if asked else [f"{title}: did not stop on request (exit code {code})"])
 
@@ -247,12 +225,13 @@ def samples(
 
 
 def record(series: dict[str, Series], hour: float, found: list[Process]) -> None:
-    """Trainers and their workers under names that last, and everything together."""
+    """Adds a sample of each trainer and each worker, under stable names, and of all processes together."""
     known = trainers(found)
     for rank, trainer in enumerate(known):
         workers = sorted((p for p in found if p.parent == trainer.pid), key=lambda p: p.pid)
-        for name, one in [(f"process {rank}", trainer), *((f"worker {p.pid} of process {rank}", p) for p in workers)]:
-            series.setdefault(name, Series(name)).add(hour, one.anonymous, one.files)
+        named = {f"process {rank}": trainer} | {f"worker {p.pid} of process {rank}": p for p in workers}
+        for name, process in named.items():
+            series.setdefault(name, Series(name)).add(hour, process.anonymous, process.files)
     series.setdefault("together", Series("together")).add(hour, *totals(found))
 
 
@@ -265,13 +244,13 @@ def progress(title: str, minute: float, minutes: float, series: Series, run: Pat
 
 
 def judge(title: str, series: dict[str, Series], run: Path, problems: list[str]) -> dict[str, Any]:
-    """Slopes after the warm-up of everything that lived through the stage, and what is wrong."""
+    """Slopes after the warm-up of all processes that lasted through the stage, and what is wrong."""
     end = series["together"].hours[-1]
     rows = []
     for one in series.values():
         rest = one.after(WARM_UP * end)
         if len(rest.hours) < 0.9 * len(series["together"].after(WARM_UP * end).hours):
-            continue  # an evaluation's workers: they come and go, and count in the sum
+            continue  # an evaluation's workers, which end with it; they count in the sum
         line, more = fit(rest.hours, rest.mib), growth(rest.files)
         what = "anonymous memory of all processes" if one.name == "together" else "anonymous memory"
         rows.append(
@@ -288,7 +267,7 @@ def judge(title: str, series: dict[str, Series], run: Path, problems: list[str])
                 "files_growth": more,
             }
         )
-        problems += complaints(f"{title}, {one.name}", line, more)
+        problems += find_problems(f"{title}, {one.name}", line, more)
     steps = len(steps_of(run))
     return {
         "title": title,
@@ -303,31 +282,26 @@ def judge(title: str, series: dict[str, Series], run: Path, problems: list[str])
     }
 
 
-def complaints(name: str, line: Fit, more_files: int) -> list[str]:
-    """What a series does that it must not."""
+def find_problems(name: str, line: Fit, more_files: int) -> list[str]:
+    """The limits that a series exceeds."""
     found = []
-    if line.least > LIMITS.mib_an_hour:
-        found.append(
-            f"{name}: memory grows by {line.slope:.1f} ± {line.error:.1f} MiB an hour, more than {LIMITS.mib_an_hour:g}"
-        )
+    if line.least > LIMITS.mib_per_hour:
+        rate = f"{line.slope:.1f} ± {line.error:.1f} MiB per hour"
+        found.append(f"{name}: memory grows by {rate}, more than {LIMITS.mib_per_hour:g}")
     if more_files > LIMITS.files:
         found.append(f"{name}: {more_files} more files are open than at the start")
     return found
 
 
-# --- stops and resumes
-# ---------------------------------------------------------------------------------------------------
-
-
 def stop_and_resume(images: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Stop within an epoch and resume, again and again: no step lost, none twice, nothing left lying about."""
+    """Stop within an epoch and resume, repeatedly: no step is lost or repeated, no file is left over."""
     path = config("resumed", images, args)
     run = path.parent / "resumed"
     problems, rounds = [], []
     for number in range(args.resumes + 1):
         before = len(steps_of(run))
         process = start(path, "--resume", "auto")
-        target = before + 9 + number % 7  # an epoch has eight steps: past one checkpoint, at another place each time
+        target = before + 9 + number % 7  # an epoch has eight steps: after a checkpoint, at different places
         wait_for(f"step {target}", lambda: len(steps_of(run)) >= target, process)  # noqa: B023
         (trainer,) = trainers(tree(process.pid))
         code = stop(process)
@@ -343,17 +317,13 @@ def stop_and_resume(images: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {"count": args.resumes, "rounds": rounds, "problems": problems}
 
 
-# --- results
-# -------------------------------------------------------------------------------------------------------------
-
-
-def told(result: dict[str, Any]) -> Iterator[str]:
+def report(result: dict[str, Any]) -> Iterator[str]:
     for stage in result["stages"]:
         minutes = stage["hours"] * 60
         yield f"{stage['title']}: {minutes:.0f} minutes, {stage['steps']:,} steps, {stage['epochs']:,} epochs"
         for row in stage["rows"]:
             yield (
-                f"  {row['name']:<26} {row['slope']:+7.2f} ± {row['error']:.2f} MiB an hour  ({row['what']}, "
+                f"  {row['name']:<26} {row['slope']:+7.2f} ± {row['error']:.2f} MiB per hour  ({row['what']}, "
                 f"{row['mib_start']:,.0f} to {row['mib_end']:,.0f} MiB); open files {row['files_start']}, "
                 f"{row['files_growth']:+d}"
             )

@@ -1,8 +1,7 @@
-"""Run a script that is killed at a chosen moment: `strike.py WHAT NUMBER WHOM SCRIPT ARGUMENTS…`.
+"""Run a script that is killed at a chosen place: `strike.py PLACE NUMBER VICTIMS SCRIPT ARGUMENTS…`.
 
-WHAT is a place from PLACES, NUMBER says which time it is come to (from 1), in the main process of the run. WHOM is
-`self`,
-`workers` (all trainers of the launcher on this machine) or `all` (the launcher first, then they).
+PLACE is a key of PLACES, NUMBER counts its calls (from 1) in the main process of the run. VICTIMS is `self`, `workers`
+(all trainers of the launcher on this machine) or `all` (the launcher first, then its trainers).
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# name → (module, attribute path, whether death comes after the call rather than before)
+# place → (module or class, function, whether it is killed after the call rather than before)
 PLACES = {
     "start": ("passl_densecl.distributed.process_group", "start", False),
     "model": ("passl_densecl.engine.pretrain", "build_model", True),
     "step": ("passl_densecl.models.DenseCL", "enqueue", False),
     "sync": ("os", "fsync", False),  # in a file of a checkpoint
-    "rename": ("os", "replace", False),  # of a folder: a checkpoint gets its name, or loses it
+    "rename": ("os", "replace", False),  # of a folder: a checkpoint gets or loses its name
     "renamed": ("os", "replace", True),
-    "prune": ("shutil", "rmtree", False),  # its name is gone already
+    "prune": ("shutil", "rmtree", False),  # the old checkpoint has lost its name
     "evaluation": ("passl_densecl.engine.knn.OnlineKNN", "_features", True),
     "metrics": ("passl_densecl.reliability.log.RunLog", "metrics", True),
 }
@@ -42,17 +41,17 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def die(whom: str) -> None:
+def kill(victims: str) -> None:
     launcher = os.getppid()
-    if whom != "self":
+    if victims != "self":
         trainers = children(launcher)
-        for pid in [*([launcher] if whom == "all" else []), *(pid for pid in trainers if pid != os.getpid())]:
+        for pid in [*([launcher] if victims == "all" else []), *(pid for pid in trainers if pid != os.getpid())]:
             os.kill(pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(what: str, number: int, whom: str) -> None:
-    owner_name, name, after = PLACES[what]
+def arm(place: str, number: int, victims: str) -> None:
+    owner_name, name, after = PLACES[place]
     try:
         owner = importlib.import_module(owner_name)
     except ImportError:
@@ -61,24 +60,24 @@ def arm(what: str, number: int, whom: str) -> None:
     function: Callable = getattr(owner, name)
     count = 0
 
-    def struck(*args: object, **kwargs: object) -> object:
+    def counted(*args: object, **kwargs: object) -> object:
         nonlocal count
-        here = "rename" not in what or Path(str(args[0])).is_dir()
+        here = "rename" not in place or Path(str(args[0])).is_dir()
         count += here
         if here and count == number and not after:
-            die(whom)
+            kill(victims)
         result = function(*args, **kwargs)
         if here and count == number and after:
-            die(whom)
+            kill(victims)
         return result
 
-    setattr(owner, name, struck)
+    setattr(owner, name, counted)
 
 
 if __name__ == "__main__":
-    what, number, whom, script, *arguments = sys.argv[1:]
+    place, number, victims, script, *arguments = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
-        arm(what, int(number), whom)
+        arm(place, int(number), victims)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")

@@ -112,7 +112,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(disk):
 
 @pytest.mark.parametrize("room", [8_192, 600_000, 1_204_224, 1_400_000, 1_507_328, 1_511_424])
 def test_the_disk_fills_in_the_middle_of_a_file(disk, room):
-    """In the model, between the files, in the optimizer, and when only the two small files are left (4,096 pages)."""
+    """In the model, between files, in the optimizer, and when only the two small files are left (pages of 4,096)."""
     checkpoints, log = Checkpoints(disk.path / "run", 9), Recorder()
     save(checkpoints, 1, log)
     disk.fill(leave=room)

@@ -1,6 +1,4 @@
-"""Killed in the narrow windows and resumed, a run is as if nothing had happened. `make test-kill` does it at 20
-moments.
-"""
+"""A run that is killed at critical places and resumed equals an undisturbed run. `make test-kill` tries 20 moments."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ from tests.reliability.kill import Moment, differences, finish, kill_at
 
 # Two steps with a checkpoint each, of which one is kept, and an evaluation before and after.
 SHORT = {"epochs": 1, "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 1}}
-STRIKES = [
-    ("metrics", 2),  # after the line of step 1, which no checkpoint has: the next start is from scratch
-    ("rename", 2),  # the second checkpoint is written but has not its name yet
-    ("renamed", 1),  # the last checkpoint has its name; the older one is still there, the evaluation has not been made
+KILLS = [
+    ("metrics", 2),  # after the line of step 1, which is in no checkpoint: the next start is from scratch
+    ("rename", 2),  # the second checkpoint is written but not renamed yet
+    ("renamed", 1),  # the last checkpoint has its name; the older one still exists, no evaluation yet
 ]
 
 
@@ -30,18 +28,18 @@ def config(tmp_path, photos):
     return config
 
 
-def test_killed_three_times_it_ends_as_if_it_had_not_been(config):
+def test_a_run_killed_three_times_equals_an_undisturbed_one(config):
     whole, killed = config("whole"), config("killed")
     finish(whole, 1)
     assert [line["step"] for line in metrics(whole.parent / "run")] == [0, 1, 2, 2]
-    for place, number in STRIKES:
+    for place, number in KILLS:
         assert kill_at(killed, Moment(1, "self", None, place, number)) == -signal.SIGKILL
     finish(killed, 1)
     assert differences(killed.parent / "run", whole.parent / "run") == []
 
 
-def test_differences_are_seen(tmp_path):
-    """The comparison above would prove nothing if it found nothing."""
+def test_differences_are_found(tmp_path):
+    """The comparison above proves something only if it can fail."""
     run, other = tmp_path / "run", tmp_path / "other"
     for one in (run, other):
         (one / "checkpoints" / "epoch_0001").mkdir(parents=True)

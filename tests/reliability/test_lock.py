@@ -1,6 +1,4 @@
-"""One run in one folder: a second one is refused, a killed one leaves no lock, an old run is not overwritten by
-accident.
-"""
+"""One run per folder: a second one is rejected, a killed one leaves no lock, no run is overwritten by accident."""
 
 from __future__ import annotations
 
@@ -60,11 +58,12 @@ def holder():
         process.wait()
 
 
-def test_a_second_run_is_refused_and_told_by_whom(holder, tmp_path, photos):
+def test_a_second_run_is_rejected_and_the_first_is_named(holder, tmp_path, photos):
     process = holder(tmp_path / "run")
     config = load_config(write_config(tmp_path, photos), ["device=cpu"])
     for options in ({}, {"resume": "auto"}, {"overwrite": True}):
-        with pytest.raises(InputError, match=rf"run' is in use by a running process {process.pid} on .*, since 20"):
+        message = rf"run' is in use by a run that goes on: process {process.pid} on .*, since 20"
+        with pytest.raises(InputError, match=message):
             pretrain(config, **options)
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [".lock"]  # and wrote nothing
 
@@ -80,7 +79,7 @@ def test_a_killed_run_leaves_no_lock_even_when_its_worker_lives_on(holder, tmp_p
         assert json.loads((tmp_path / "run" / ".lock").read_text())["pid"] == os.getpid()
 
 
-def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch):
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -97,7 +96,7 @@ def test_other_processes_of_a_run_do_not_lock(holder, tmp_path, monkeypatch):
         pass
 
 
-def test_a_refused_start_leaves_no_folder(tmp_path):
+def test_a_rejected_start_leaves_no_folder(tmp_path):
     with pytest.raises(InputError, match="later"), locked(tmp_path / "output" / "run"):
         raise InputError("later")
     assert not (tmp_path / "output" / "run").exists()
@@ -119,17 +118,16 @@ def test_a_run_is_replaced_only_with_overwrite_and_only_when_the_new_one_can_sta
     before = arrays(run, "epoch_0001")
     (run / "notes.txt").write_text("mine")
     (run / ".checkpoints.tmp" / "epoch_0009").mkdir(parents=True)  # from an --overwrite that was killed
-    with pytest.raises(
-        InputError, match=r"already holds a run \(epoch_0001\); continue it with --resume, .*--overwrite"
-    ):
+    message = r"already holds a run \(epoch_0001\); continue it with --resume, .*--overwrite"
+    with pytest.raises(InputError, match=message):
         pretrain(load_config(finished, ["device=cpu"]))
     with pytest.raises(InputError, match="not both"):
         pretrain(load_config(finished, ["device=cpu"]), resume="auto", overwrite=True)
     with pytest.raises(InputError, match="no folder"):
         pretrain(load_config(finished, ["device=cpu", f"data.root={tmp_path}/nothing"]), overwrite=True)
-    assert {name: array.tobytes() for name, array in arrays(run, "epoch_0001").items()} == {
-        name: array.tobytes() for name, array in before.items()
-    }
+    unchanged = arrays(run, "epoch_0001")
+    assert list(unchanged) == list(before)
+    assert all(unchanged[name].tobytes() == array.tobytes() for name, array in before.items())
     assert len(metrics(run)) == 2
 
     assert pretrain(load_config(finished, ["device=cpu", "seed=5"]), overwrite=True) == 0
@@ -150,7 +148,7 @@ def test_metrics_without_a_checkpoint_are_a_run_too(finished, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]  # not four lines
 
 
-def test_a_resume_from_an_older_checkpoint_gives_up_the_later_ones_but_loses_none(finished, tmp_path):
+def test_a_resume_from_an_older_checkpoint_sets_the_later_ones_aside(finished, tmp_path):
     run = tmp_path / "run"
     later = (run / "checkpoints" / "epoch_0001" / "model.pdparams").read_bytes()
     first = run / "checkpoints" / "step_00000001"

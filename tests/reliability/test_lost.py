@@ -1,4 +1,4 @@
-"""A process that is killed or stops answering ends the others, in time and with a message; the run can continue."""
+"""When a process is killed or stops answering, the others end in time with a message; the run can be resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from passl_densecl.reliability.checkpoint import Checkpoints, read
 from tests.engine.runs import ROOT, environment, metrics, write_config
-from tests.reliability.trainers import free_ports, said, start_trainers, steps_of, wait_for_step
+from tests.reliability.trainers import free_ports, output_of, start_trainers, steps_of, wait_for_step
 
 SHAPE = {
     "epochs": 3,
@@ -30,7 +30,7 @@ def ended():
         trainer.wait()
 
 
-def test_one_is_stopped_and_after_a_resume_the_first_is_killed(tmp_path, photos, ended):
+def test_the_second_is_stopped_and_after_a_resume_the_first_is_killed(tmp_path, photos, ended):
     config = write_config(tmp_path, photos, **SHAPE)
     trainers = start_trainers(config)
     ended += trainers
@@ -38,22 +38,22 @@ def test_one_is_stopped_and_after_a_resume_the_first_is_killed(tmp_path, photos,
     trainers[1].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     assert trainers[0].wait(60) == 3
-    assert time.monotonic() - began > 3  # it had 5 s to answer
-    assert "process 1 of 2 (host " in said(config, 0)
-    assert "has sent no heartbeat for " in said(config, 0)
-    assert "continue with --resume auto" in said(config, 0)
-    assert "Traceback" not in said(config, 0)
+    assert time.monotonic() - began > 3  # the limit is 5 s
+    assert "process 1 of 2 (host " in output_of(config, 0)
+    assert "has sent no heartbeat for " in output_of(config, 0)
+    assert "continue with --resume auto" in output_of(config, 0)
+    assert "Traceback" not in output_of(config, 0)
     trainers[1].send_signal(signal.SIGCONT)
-    assert trainers[1].wait(60) == 3  # awake again, it hears that the others have gone without it
-    assert "has sent no heartbeat for " in said(config, 1)
+    assert trainers[1].wait(60) == 3  # once continued, it learns that the others have ended
+    assert "has sent no heartbeat for " in output_of(config, 1)
 
     trainers = start_trainers(config, "--resume", "auto")
     ended += trainers
     wait_for_step(tmp_path / "run", 7, trainers)
     trainers[0].kill()
     assert trainers[1].wait(20) == 3
-    assert "process 0 of 2 (host 127.0.0.1) is gone: killed, or crashed" in said(config, 1)
-    assert "Traceback" not in said(config, 1)
+    assert "process 0 of 2 (host 127.0.0.1) is gone: killed, or crashed" in output_of(config, 1)
+    assert "Traceback" not in output_of(config, 1)
 
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, steps_of(tmp_path / "run") + 1))
     newest = Checkpoints(tmp_path / "run", keep=2).newest()
@@ -74,7 +74,7 @@ with StopRequest():
 
 
 def alone(rank: int) -> subprocess.Popen:
-    """One of two processes, whose partner does not come."""
+    """One of two processes; the other one never starts."""
     first, second = free_ports(2)
     own = {
         "PADDLE_TRAINER_ID": str(rank),
@@ -97,13 +97,13 @@ def alone(rank: int) -> subprocess.Popen:
     return process
 
 
-def test_one_without_a_first_process_gives_up():
+def test_a_process_without_the_first_one_gives_up():
     _, errors = alone(1).communicate(timeout=60)
     assert "RunError: process 0 of 2 cannot be reached at 127.0.0.1:" in errors
 
 
-def test_the_first_one_can_be_stopped_while_it_waits_for_the_others():
+def test_the_first_process_can_be_stopped_while_it_waits():
     process = alone(0)
-    time.sleep(3)  # it is in Paddle's code by now
+    time.sleep(3)  # it is in Paddle's native code by now
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) in (-signal.SIGTERM, 128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Signs of life: who is dead, silent, slow or gone in peace is told apart, and every process hears of it."""
+"""Heartbeats: a dead, silent, slow or finished process is distinguished, and all processes are informed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Group:
         return [self.main, *self.others.values()]
 
     def die(self, rank: int) -> None:
-        """As the system does it for a killed process: its end of the connection is closed, nothing is said."""
+        """Close the connection without a message, as the system does for a killed process."""
         self.others[rank]._closed = True
         self.others[rank]._wake.close()
         self.others[rank]._thread.join()
@@ -59,7 +59,7 @@ def group(monkeypatch):
             member._closed = True
 
 
-def test_a_dead_process_is_noticed_at_once_and_by_all(group):
+def test_a_dead_process_is_detected_at_once_and_by_all(group):
     three = group(2)
     three.die(2)
     assert "process 2 is gone" in (three.main.lost_within(5) or "")
@@ -68,7 +68,7 @@ def test_a_dead_process_is_noticed_at_once_and_by_all(group):
         three.others[1].wait_for_all()
 
 
-def test_a_silent_process_is_noticed_after_the_limit(group, monkeypatch):
+def test_a_silent_process_is_detected_after_the_limit(group, monkeypatch):
     two = group(1)
     began = time.monotonic()
     monkeypatch.setattr(two.others[1], "_send", lambda message: None)  # as if it were stopped
@@ -78,29 +78,28 @@ def test_a_silent_process_is_noticed_after_the_limit(group, monkeypatch):
 
 def test_a_slow_process_is_waited_for(group):
     three = group(2)
-    came = []
+    passed = []
 
-    def come(who: Peers, after: float) -> None:
+    def take_part(member: Peers, delay: float) -> None:
         for _ in range(3):
-            time.sleep(after)
-            who.wait_for_all()
-            came.append(who)
+            time.sleep(delay)
+            member.wait_for_all()
+            passed.append(member)
 
-    threads = [
-        threading.Thread(target=come, args=(who, after)) for who, after in zip(three.all(), (0, 1.5, 0), strict=True)
-    ]
+    delays = zip(three.all(), (0, 1.5, 0), strict=True)
+    threads = [threading.Thread(target=take_part, args=pair) for pair in delays]
     for thread in threads:
         thread.start()
     time.sleep(1.2)  # twice the limit
-    assert came == []
+    assert passed == []
     for thread in threads:
         thread.join(10)
-    assert len(came) == 9
-    assert all(set(came[at : at + 3]) == set(three.all()) for at in (0, 3, 6))  # nobody is a meeting ahead
+    assert len(passed) == 9
+    assert all(set(passed[at : at + 3]) == set(three.all()) for at in (0, 3, 6))  # nobody is a barrier ahead
     assert [member.lost for member in three.all()] == [None] * 3
 
 
-def test_one_that_says_goodbye_is_not_missed(group):
+def test_a_process_that_leaves_is_not_missed(group):
     two = group(1)
     two.others[1].leave()
     time.sleep(LIMIT * 2)
@@ -109,26 +108,26 @@ def test_one_that_says_goodbye_is_not_missed(group):
     assert two.exits == []
 
 
-def test_an_error_is_told_to_all(group):
+def test_an_error_is_announced_to_all(group):
     three = group(2)
     three.others[1].leave(ValueError("data.root: no images\nunder it"))
     for member in (three.main, three.others[2]):
         assert "process 1 has ended with an error: data.root: no images. " in (member.lost_within(5) or "")
 
 
-def test_a_main_thread_that_hangs_is_left_behind(group):
+def test_a_hanging_main_thread_is_ended(group):
     two = group(1)
     two.die(1)
     time.sleep(0.5)
-    assert two.exits == []  # it has a while to end by itself
-    with two.main.uninterrupted():  # and as long as it writes a checkpoint
+    assert two.exits == []  # it has some time to end by itself
+    with two.main.uninterrupted():  # and longer while it writes a checkpoint
         time.sleep(1.5)
         assert two.exits == []
     time.sleep(0.5)
     assert two.exits == [(0, 3)]
 
 
-def test_strangers_are_sent_away():
+def test_strangers_are_rejected():
     server, port, secret = peers.listen()
     strangers = [peers.connect("127.0.0.1", port, bytes(16), 1, 5), peers.connect("127.0.0.1", port, secret, 7, 5)]
     friend = peers.connect("127.0.0.1", port, secret, 1, 5)

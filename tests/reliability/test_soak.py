@@ -1,4 +1,4 @@
-"""The soak's instruments: they must see a leak where there is one, and none where there is none."""
+"""The soak's measurements: they must find a leak where there is one, and none where there is none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ while True:
 """
 
 
-def watched(code: str, samples: int) -> tuple[list[float], list[float], list[int]]:
+def sample(code: str, samples: int) -> tuple[list[float], list[float], list[int]]:
     """(hours, MiB, open files) of a process that runs the code."""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
@@ -42,36 +42,36 @@ def watched(code: str, samples: int) -> tuple[list[float], list[float], list[int
     return list(hours), list(mib), list(files)
 
 
-def test_a_process_that_grows_is_seen():
-    hours, mib, files = watched(GROWS, 24)
+def test_growth_is_found():
+    hours, mib, files = sample(GROWS, 24)
     line = fit(hours, mib)
-    assert line.least > 1000  # MiB an hour; up to 180,000 where nothing else runs
+    assert line.least > 1000  # MiB per hour; up to 180,000 where nothing else runs
     assert growth(files) > 3
-    assert soak.complaints("x", line, growth(files)) == [
-        f"x: memory grows by {line.slope:.1f} ± {line.error:.1f} MiB an hour, more than 3",
+    assert soak.find_problems("x", line, growth(files)) == [
+        f"x: memory grows by {line.slope:.1f} ± {line.error:.1f} MiB per hour, more than 3",
         f"x: {growth(files)} more files are open than at the start",
     ]
 
 
-def test_a_process_that_does_not_grow_is_let_pass():
-    hours, mib, files = watched("import time\nprint(1, flush=True)\nwhile True: time.sleep(1)", 24)
-    assert soak.complaints("x", fit(hours, mib), growth(files)) == []
+def test_a_process_that_does_not_grow_passes():
+    hours, mib, files = sample("import time\nprint(1, flush=True)\nwhile True: time.sleep(1)", 24)
+    assert soak.find_problems("x", fit(hours, mib), growth(files)) == []
 
 
 def test_a_slope_among_noise():
-    """Sawteeth, as evaluation makes them, hide no slow leak and make none."""
+    """Sawteeth, which evaluations cause, neither hide a slow leak nor look like one."""
     hours = np.linspace(0, 1, 1800)
     teeth = 200 * ((hours * 60) % 1 > 0.7) + np.random.default_rng(0).normal(0, 2, 1800)
     flat, leaking = fit(hours, 500 + teeth), fit(hours, 500 + teeth + 8 * hours)
     assert abs(flat.slope) < 2 * flat.error + 1
-    assert soak.complaints("x", flat, 0) == []
+    assert soak.find_problems("x", flat, 0) == []
     assert leaking.slope == pytest.approx(8, abs=1)
-    assert len(soak.complaints("x", leaking, 0)) == 1
+    assert len(soak.find_problems("x", leaking, 0)) == 1
 
 
-def test_uncertain_is_not_guilty():
-    assert soak.complaints("x", Fit(50, 40), 0) == []
-    assert soak.complaints("x", Fit(50, 20), 0)
+def test_an_uncertain_slope_is_no_problem():
+    assert soak.find_problems("x", Fit(50, 40), 0) == []
+    assert soak.find_problems("x", Fit(50, 20), 0)
 
 
 def test_too_few_samples_are_an_error():
@@ -84,7 +84,7 @@ def test_files_that_are_closed_again_do_not_count():
     assert growth([10, 14, 10, 12, 11, 14, 12, 13]) == 2
 
 
-def test_a_file_in_shared_memory_is_seen():
+def test_a_file_in_shared_memory_is_found():
     name = f"/dev/shm/passl-soak-{os.getpid()}"
     with open(name, "w") as file:
         try:
@@ -104,7 +104,7 @@ def test_a_process_that_has_ended_is_left_out():
     assert tree(ended.pid) == []
 
 
-def test_trainers_are_told_from_launcher_and_workers():
+def test_trainers_are_distinguished_from_launcher_and_workers():
     def one(pid: int, parent: int, command: str) -> memory.Process:
         return memory.Process(pid, parent, command, 0, 0, 0, 0, frozenset())
 

@@ -1,5 +1,5 @@
-"""SIGTERM and SIGINT at any time: at once where nothing is to be saved, else a checkpoint at the next step; twice: at
-once.
+"""SIGTERM and SIGINT: the run ends at once where there is nothing to save, else with a checkpoint at the next step. A
+second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -18,48 +18,32 @@ from tests.reliability.trainers import wait_for_step
 
 SHAPE = {"epochs": 2, "batch_size": 8, "checkpoint": {"every_epochs": 1, "keep": 2}}
 
-# A place in a run becomes slow, and says that it is there: `here` appears beside the config.
+# Makes a function of a run slow; the file `here` beside the config shows that it was called.
 SLOW = """
 import runpy, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import {module} as owner
 {setup}
-inner = {owner}.{name}
+inner = owner.{name}
 def slow(*args, **kwargs):
     Path({here!r}).touch()
     for _ in range({seconds} * 50):
         time.sleep(0.02)
     return inner(*args, **kwargs)
-{owner}.{name} = slow
+owner.{name} = slow
 sys.argv = ["tools/train.py", "-c", {config!r}]
 runpy.run_path("tools/train.py", run_name="__main__")
 """
 
 
-def start_slow(
-    config: Path, module: str, name: str, seconds: int, setup: str = "", owner: str = "owner"
-) -> subprocess.Popen:
-    """A run that takes `seconds` in a function; back when it is there."""
+def start_slow(config: Path, module: str, name: str, seconds: int, setup: str = "") -> subprocess.Popen:
+    """Start a run that spends `seconds` in a function; returns when the function is called."""
     here = config.with_name("here")
-    code = SLOW.format(
-        root=str(ROOT),
-        module=module,
-        setup=setup,
-        owner=owner,
-        name=name,
-        here=str(here),
-        seconds=seconds,
-        config=str(config),
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    paths = {"root": str(ROOT), "here": str(here), "config": str(config)}
+    code = SLOW.format(**paths, module=module, setup=setup, name=name, seconds=seconds)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment(), text=True, **pipes)
     deadline = time.monotonic() + 100
     while not here.exists():
         assert process.poll() is None, process.communicate()
@@ -79,25 +63,23 @@ def test_before_the_first_step_it_ends_at_once(tmp_path, photos, how, code):
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_in_a_checkpoint_write_it_is_whole_and_the_run_stops_after_the_next_step(tmp_path, photos):
+def test_a_checkpoint_is_completed_and_the_run_stops_after_the_next_step(tmp_path, photos):
     config = write_config(tmp_path, photos, **SHAPE)
     process = start_slow(config, "passl_densecl.reliability.checkpoint", "dump_pickle", 1)
     for _ in range(3):  # as the launcher sends it
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
     assert process.wait(60) == 143
-    assert sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()) == [
-        "epoch_0001",
-        "step_00000006",
-    ]
+    names = sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["epoch_0001", "step_00000006"]
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_second_signal_ends_it_at_once_even_in_native_code(tmp_path, photos):
-    """Python's own handlers wait for the main thread, which here is in a call that lasts."""
+    """Python's own handlers wait for the main thread, which is in a native call here."""
     setup = "import ctypes\nlock = ctypes.CDLL(None).pthread_mutex_lock\n"
     setup += "mutex = ctypes.create_string_buffer(64)\nlock(mutex)\n"
-    setup += "owner.dump_pickle = lambda *args, **kwargs: lock(mutex)"  # for ever, and no signal wakes it
+    setup += "owner.dump_pickle = lambda *args, **kwargs: lock(mutex)"  # forever, and no signal interrupts it
     config = write_config(tmp_path, photos, **SHAPE)
     process = start_slow(config, "passl_densecl.reliability.checkpoint", "dump_pickle", 0, setup=setup)
     process.send_signal(signal.SIGINT)
@@ -111,7 +93,7 @@ def test_a_second_signal_ends_it_at_once_even_in_native_code(tmp_path, photos):
     assert "stopped  asked again: nothing more is saved" in errors
 
 
-def test_in_an_evaluation_it_goes_to_its_end_and_stops_after_the_next_step(tmp_path, photos):
+def test_an_evaluation_is_completed_and_the_run_stops_after_the_next_step(tmp_path, photos):
     halves = {"train": str(photos), "val": str(photos), "size": 32, "k": 3}
     config = write_config(tmp_path, photos, **SHAPE, evaluation=halves)
     process = start_slow(config, "passl_densecl.engine.knn", "pooled_features", 0)
@@ -128,7 +110,7 @@ def test_in_an_evaluation_it_goes_to_its_end_and_stops_after_the_next_step(tmp_p
     assert [line["step"] for line in again][: len(steps)] == steps
 
 
-def test_the_launcher_hands_a_request_on_and_nothing_is_lost(tmp_path, photos):
+def test_the_launcher_forwards_a_request_and_nothing_is_lost(tmp_path, photos):
     """It sends SIGTERM three times; the trainers save once, wait for the first one's checkpoint and end together."""
     config = write_config(tmp_path, photos, **SHAPE)
     with open(tmp_path / "out", "w") as out:
@@ -143,7 +125,7 @@ def test_the_launcher_hands_a_request_on_and_nothing_is_lost(tmp_path, photos):
     try:
         wait_for_step(tmp_path / "run", 2, [launcher])
         launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(100) == 15  # the launcher's own word for it
+        assert launcher.wait(100) == 15  # the launcher's own exit code
     finally:
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Trainers of one run, started without a launcher: nobody but themselves can notice that one is gone."""
+"""Trainers of one run, started without a launcher: only they themselves can detect that one is gone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start_trainers(config: Path, *options: str, count: int = 2) -> list[subprocess.Popen]:
-    """tools/train.py in `count` processes; what each says goes to trainer.RANK beside the config."""
+    """tools/train.py in `count` processes; their output goes to trainer.RANK beside the config."""
     ends = [f"127.0.0.1:{port}" for port in free_ports(count)]
     trainers = []
     for rank in range(count):
@@ -35,25 +35,19 @@ def start_trainers(config: Path, *options: str, count: int = 2) -> list[subproce
             "PADDLE_DISTRI_BACKEND": "gloo",
         }
         with open(config.with_name(f"trainer.{rank}"), "w") as out:
-            trainers.append(
-                subprocess.Popen(
-                    [sys.executable, "tools/train.py", "-c", str(config), *options],
-                    cwd=ROOT,
-                    env=environment() | own,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
+            words = [sys.executable, "tools/train.py", "-c", str(config), *options]
+            streams = {"stdout": out, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(words, cwd=ROOT, env=environment() | own, start_new_session=True, **streams)
+            trainers.append(process)
     return trainers
 
 
-def said(config: Path, rank: int) -> str:
+def output_of(config: Path, rank: int) -> str:
     return config.with_name(f"trainer.{rank}").read_text(errors="replace")
 
 
 def wait_for_step(run: Path, step: int, trainers: list[subprocess.Popen], seconds: float = 200) -> None:
-    """Until metrics.jsonl has the step, while all trainers live."""
+    """Wait until metrics.jsonl has the step; fails when a trainer ends."""
     deadline = time.monotonic() + seconds
     while steps_of(run) < step:
         assert [trainer.poll() for trainer in trainers] == [None] * len(trainers), run

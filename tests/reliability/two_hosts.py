@@ -1,8 +1,7 @@
-"""Two hosts on one machine: two network namespaces and a link between them, which is cut in the middle of a training.
+"""Two hosts on one machine: two network namespaces and a link between them, which is cut during a training.
 
 `python -m tests.reliability.two_hosts` (make test-two-hosts; needs root and `ip`). Both sides must end with exit code 3
-and a sentence, in bounded time; with the link restored the run is resumed and must end with the bits of an undisturbed
-one.
+and a message, in bounded time; the run is resumed over the restored link and must equal an undisturbed one.
 """
 
 from __future__ import annotations
@@ -50,32 +49,11 @@ def launch(config: Path, port: int) -> list[subprocess.Popen]:
     """`paddle.distributed.launch --nnodes 2` on both hosts, one trainer each."""
     launchers = []
     for number, host in enumerate(HOSTS):
-        words = [
-            "ip",
-            "netns",
-            "exec",
-            host,
-            sys.executable,
-            "-m",
-            "paddle.distributed.launch",
-            "--nnodes",
-            "2",
-            "--rank",
-            str(number),
-            "--master",
-            f"{ADDRESSES[0]}:{port}",
-            "--host",
-            ADDRESSES[number],
-            "--nproc_per_node",
-            "1",
-            "--log_dir",
-            str(config.with_name(f"launch_{number}")),
-            "tools/train.py",
-            "-c",
-            str(config),
-            "--resume",
-            "auto",
-        ]
+        launcher = f"-m paddle.distributed.launch --nnodes 2 --nproc_per_node 1 --master {ADDRESSES[0]}:{port}"
+        launcher += f" --rank {number} --host {ADDRESSES[number]} --log_dir"
+        words = ["ip", "netns", "exec", host, sys.executable, *launcher.split()]
+        words += [str(config.with_name(f"launch_{number}"))]
+        words += ["tools/train.py", "-c", str(config), "--resume", "auto"]
         with open(config.with_name(f"host_{number}"), "a") as out:
             own = environment() | {"GLOO_SOCKET_IFNAME": LINKS[number]}
             launchers.append(
@@ -95,13 +73,13 @@ def wait_all(launchers: list[subprocess.Popen], since: float, seconds: float) ->
     return [ended.get(number, (None, seconds)) for number in range(len(launchers))]
 
 
-def sentences(config: Path, number: int) -> list[str]:
+def messages(config: Path, number: int) -> list[str]:
     log = config.with_name(f"launch_{number}") / "workerlog.0"
     return [line for line in log.read_text(errors="replace").splitlines() if "continue with --resume auto" in line]
 
 
 def run(scratch: Path) -> list[str]:
-    """What went wrong, nothing when all is well."""
+    """Returns what went wrong."""
     pictures, configs = write_pictures(scratch / "pictures", 40), {}
     for name in ("whole", "cut"):
         (scratch / name).mkdir()
@@ -113,24 +91,22 @@ def run(scratch: Path) -> list[str]:
     deadline = time.monotonic() + 300
     while steps_of(scratch / "cut" / "run") < 7:
         if time.monotonic() > deadline or any(launcher.poll() is not None for launcher in launchers):
-            return ["the run to be cut did not come to step 7", (scratch / "cut" / "host_0").read_text()[-3000:]]
+            return ["the run to be cut did not reach step 7", (scratch / "cut" / "host_0").read_text()[-3000:]]
         time.sleep(0.05)
     ip("-n", HOSTS[0], "link", "set", LINKS[0], "down")
     cut = wait_all(launchers, time.monotonic(), 120)
     print(f"link cut after step {steps_of(scratch / 'cut' / 'run')}: exit codes and seconds {cut}", flush=True)
     for number in (0, 1):
-        print(f"  host {number} said: {sentences(configs['cut'], number)}", flush=True)
+        print(f"  host {number}: {messages(configs['cut'], number)}", flush=True)
     found = [f"host {n}: exit code {code}" for n, (code, _) in enumerate(cut) if code != 3]
-    found += [f"host {n} said nothing" for n in (0, 1) if not sentences(configs["cut"], n)]
+    found += [f"host {n}: no message" for n in (0, 1) if not messages(configs["cut"], n)]
 
     ip("-n", HOSTS[0], "link", "set", LINKS[0], "up")
     again = wait_all(launch(configs["cut"], 8713), time.monotonic(), 600)
     print(f"link restored, resumed: exit codes and seconds {again}", flush=True)
-    found += [
-        f"{name}: exit codes {codes}"
-        for name, codes in (("undisturbed", whole), ("resumed", again))
-        if [code for code, _ in codes] != [0, 0]
-    ]
+    for name, codes in (("undisturbed", whole), ("resumed", again)):
+        if [code for code, _ in codes] != [0, 0]:
+            found.append(f"{name}: exit codes {codes}")
     return found or differences(scratch / "cut" / "run", scratch / "whole" / "run")
 
 
@@ -149,7 +125,7 @@ def main() -> int:
                 os.kill(int(pid), signal.SIGKILL)
             ip("netns", "del", host, check=False)
         ip("link", "del", LINKS[0], check=False)
-    print("\n".join(found) or "resumed over the restored link: the same bits", flush=True)
+    print("\n".join(found) or "resumed over the restored link: identical", flush=True)
     return 1 if found else 0
 
 
