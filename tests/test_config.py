@@ -1,4 +1,4 @@
-"""Configs: what ships is the published recipe, and whatever is wrong with a file is said at once."""
+"""Configs: the shipped ones are the published recipes, and all errors in a file are reported together."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ schedule: {name: cosine}
 
 @pytest.fixture
 def load(tmp_path):
-    """GOOD with some of its text replaced, loaded."""
+    """Loads GOOD with replacements, additions and overrides."""
 
     def load(*overrides: str, replace: dict[str, str] | None = None, extra: str = ""):
         text = GOOD
@@ -52,7 +52,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def problems(load):
-    """The problems that loading names: {key: message}."""
+    """The problems that loading reports: {key: message}."""
 
     def problems(*overrides: str, **changes) -> dict[str, str]:
         with pytest.raises(InputError) as error:
@@ -66,7 +66,7 @@ def problems(load):
     return problems
 
 
-# ---------------------------------------------------------------- what ships
+# ---------------------------------------------------------------- shipped configs
 
 
 def test_configs_ship():
@@ -80,8 +80,9 @@ def test_shipped_config_reads_back_to_the_same_value(path, tmp_path):
     again = tmp_path / "config.yaml"
     again.write_text(dump_config(config), encoding="utf-8")
     assert load_config(again) == config
-    assert path.read_text(encoding="utf-8").startswith("#"), "opens with what it reproduces"
-    assert f"configs/{path.parent.name}/{path.name}" in path.read_text(encoding="utf-8"), "names its own command"
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("#"), "opens with what it reproduces"
+    assert f"configs/{path.parent.name}/{path.name}" in text, "contains its command"
 
 
 def test_names_of_runs_differ():
@@ -135,7 +136,7 @@ def test_linear_recipe_is_the_published_one(depth):
     assert config.data.val_transforms == (T.Resize(size=256), T.CenterCrop(size=224))
 
 
-def test_the_rate_follows_the_batch(load):
+def test_the_rate_scales_with_the_batch(load):
     config = load("batch_size=64", "optimizer.reference_batch_size=256")
     assert config.base_lr == pytest.approx(0.1 / 4)
 
@@ -143,7 +144,7 @@ def test_the_rate_follows_the_batch(load):
 # ---------------------------------------------------------------- values
 
 
-def test_numbers_are_read_as_people_mean_them(load):
+def test_numbers_in_every_notation_are_read(load):
     config = load(replace={"weight_decay: 1e-4": "weight_decay: 1e-4, momentum: .5"})
     assert config.optimizer.weight_decay == 1e-4
     assert config.optimizer.momentum == 0.5
@@ -156,7 +157,7 @@ def test_a_config_cannot_be_changed(load):
         load().epochs = 3
 
 
-def test_every_problem_is_named_at_once(problems):
+def test_all_problems_are_reported_together(problems):
     found = problems(
         replace={
             "depth": "dept",
@@ -180,7 +181,7 @@ def test_every_problem_is_named_at_once(problems):
     assert len(found) == 9
 
 
-WRONG = [  # what is replaced, key, message
+INVALID = [  # what is replaced, key, message
     ({"batch_size: 8\n": "batch_size: 8.5\n"}, "batch_size", "expected a whole number, got 8.5"),
     ({"epochs: 2": "epochs: true"}, "epochs", "expected a whole number, got True"),
     ({"epochs: 2": "epochs: 0"}, "epochs", "expected at least 1, got 0"),
@@ -220,10 +221,8 @@ WRONG = [  # what is replaced, key, message
 ]
 
 
-@pytest.mark.parametrize(
-    ("replace", "key", "message"), WRONG, ids=[f"{key}-{i}" for i, (_, key, _) in enumerate(WRONG)]
-)
-def test_a_wrong_value_is_explained(problems, replace, key, message):
+@pytest.mark.parametrize(("replace", "key", "message"), INVALID, ids=[key for _, key, _ in INVALID])
+def test_an_invalid_value_is_explained(problems, replace, key, message):
     assert problems(replace=replace) == {key: message}
 
 
@@ -235,7 +234,7 @@ def test_keys_of_the_other_task_are_unknown(load, tmp_path):
         load_config(path)
 
 
-def test_the_batch_must_divide_and_the_queue_must_hold_it(problems):
+def test_the_batch_must_be_divisible_and_fit_into_the_queue(problems):
     found = problems("micro_batch_size=3", "model.queue_len=4")
     assert set(found) == {"micro_batch_size", "model.queue_len"}
     assert found["micro_batch_size"] == "3 does not divide batch_size 8; try micro_batch_size 2, or batch_size 9"
@@ -243,7 +242,7 @@ def test_the_batch_must_divide_and_the_queue_must_hold_it(problems):
     assert found["model.queue_len"].endswith("try 32 or auto")
 
 
-def test_what_a_message_suggests_is_right(load):
+def test_suggested_values_are_valid(load):
     assert load("micro_batch_size=2").micro_batch_count == 4
     assert load("micro_batch_size=3", "batch_size=9").micro_batch_count == 3
     assert load("model.queue_len=32").model.queue_len == 32
@@ -252,7 +251,7 @@ def test_what_a_message_suggests_is_right(load):
 # ---------------------------------------------------------------- overrides
 
 
-def test_overrides_reach_every_depth(load):
+def test_overrides_change_keys_at_every_depth(load):
     config = load(
         "model.depth=50",
         "data.root=with space/and=sign",
@@ -267,16 +266,16 @@ def test_overrides_reach_every_depth(load):
     assert config.data.root == "with space/and=sign"
     assert config.data.transforms == (T.RandomResizedCrop(size=32), T.RandomGrayscale(p=0.3))
     assert config.optimizer.lr == 0.01
-    assert config.epochs == 5  # the last one holds
+    assert config.epochs == 5  # the last one wins
 
 
-def test_an_override_can_open_a_section_that_the_file_leaves_out(load):
+def test_an_override_can_add_a_section(load):
     assert "amp" not in GOOD
     assert load("amp.enabled=true").amp.enabled
     assert load("checkpoint.keep=7").checkpoint.keep == 7
 
 
-def test_wrong_overrides_are_named_with_the_rest(problems):
+def test_invalid_overrides_are_reported_with_the_rest(problems):
     found = problems(
         "modle.depth=50",
         "model.dpth=18",
@@ -297,7 +296,7 @@ def test_wrong_overrides_are_named_with_the_rest(problems):
     assert len(found) == 8
 
 
-def test_an_override_that_is_no_yaml_is_named(load):
+def test_an_override_that_is_not_yaml_is_an_error(load):
     with pytest.raises(InputError, match=r"-o name=a: b: c, line 1: not readable as YAML"):
         load("name=a: b: c")
 
@@ -305,7 +304,7 @@ def test_an_override_that_is_no_yaml_is_named(load):
 # ---------------------------------------------------------------- files
 
 
-def test_a_missing_file_comes_with_a_neighbor(tmp_path):
+def test_a_missing_file_is_an_error_with_a_suggestion(tmp_path):
     (tmp_path / "densecl_r50.yaml").write_text(GOOD)
     with pytest.raises(InputError, match=r"r5\.yaml': no such file; did you mean 'densecl_r50.yaml'\?"):
         load_config(tmp_path / "densecl_r5.yaml")
@@ -313,7 +312,7 @@ def test_a_missing_file_comes_with_a_neighbor(tmp_path):
         load_config(tmp_path / "nowhere" / "densecl_r50.yaml")
 
 
-def test_a_folder_is_no_config(tmp_path):
+def test_a_folder_is_not_a_config(tmp_path):
     with pytest.raises(InputError, match="this is a folder; give the YAML file in it"):
         load_config(tmp_path)
 
@@ -331,7 +330,7 @@ def test_a_folder_is_no_config(tmp_path):
     ],
     ids=["list", "empty", "bracket", "tab", "bytes", "key", "python"],
 )
-def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
+def test_an_unreadable_file_is_reported_with_the_line(tmp_path, content, message):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
@@ -370,7 +369,7 @@ def test_check_prints_the_resolved_config_without_paddle(tmp_path):
     assert load_config(resolved) == load_config(ROOT / "configs/densecl/densecl_r50.yaml", ["data.root=photos"])
 
 
-def test_check_of_a_wrong_config_is_exit_code_2_and_no_traceback():
+def test_check_of_an_invalid_config_is_exit_code_2_without_a_traceback():
     done = check("-c", "configs/densecl/densecl_r50.yaml", "-o", "model.dpeth=50")
     assert done.returncode == 2
     assert done.stdout == ""

@@ -13,22 +13,15 @@ from passl_densecl.schedules import Constant, Cosine, StepDecay
 RUN = {"steps_per_epoch": 10, "epochs": 4}
 
 
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [
-        (0, 1.0),
-        (9, 1.0),
-        (10, 0.5 + math.sqrt(0.125)),
-        (19, 0.5 + math.sqrt(0.125)),
-        (20, 0.5),
-        (39, 0.5 - math.sqrt(0.125)),
-    ],
-)
+HIGH, LOW = 0.5 + math.sqrt(0.125), 0.5 - math.sqrt(0.125)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 1.0), (9, 1.0), (10, HIGH), (19, HIGH), (20, 0.5), (39, LOW)])
 def test_cosine_per_epoch_keeps_one_value_through_an_epoch(step, factor):
     assert Cosine(per="epoch")(step, **RUN) == pytest.approx(factor, abs=1e-12)
 
 
-def test_cosine_per_step_goes_from_one_to_zero_and_never_up():
+def test_cosine_per_step_decreases_from_one_to_zero():
     factors = [Cosine(per="step")(step, **RUN) for step in range(41)]
     assert factors[0] == 1.0
     assert factors[20] == pytest.approx(0.5, abs=1e-12)
@@ -42,7 +35,7 @@ def test_cosine_stays_at_zero_after_the_end():
     assert Cosine(per="epoch")(95, **RUN) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_cosine_is_per_epoch_unless_told_otherwise():
+def test_cosine_is_per_epoch_by_default():
     """The original sets the rate at the start of an epoch."""
     assert Cosine().per == "epoch"
     assert Cosine()(9, **RUN) == 1.0
@@ -63,7 +56,7 @@ def test_step_decay_drops_at_the_start_of_its_epochs(epoch, factor):
         assert schedule(step, steps_per_epoch=7, epochs=100) == pytest.approx(factor)
 
 
-def test_warmup_is_a_line_that_ends_at_the_full_rate():
+def test_warmup_is_linear_up_to_the_full_rate():
     factors = [Constant(warmup_epochs=0.5)(step, **RUN) for step in range(8)]
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])
 
@@ -77,6 +70,6 @@ def test_warmup_multiplies_the_schedule():
 
 
 @pytest.mark.parametrize("values", [{"gamma": 0.0}, {"gamma": 1.5}, {"warmup_epochs": -1.0}])
-def test_impossible_settings_are_refused(values):
+def test_impossible_settings_are_errors(values):
     with pytest.raises(ValidationError):
         StepDecay(milestones=(1,), **values)

@@ -1,4 +1,4 @@
-"""The model: who moves the key encoder, what reaches the keys, and what it starts from."""
+"""The model: key encoder, gradients, projections and initial weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def small(**changes) -> DenseCL:
 
 
 def frozen_keys(**changes) -> DenseCL:
-    """A model whose moving average stands still."""
+    """A model whose key encoder never changes."""
     model = small(**changes)
     model.momentum = 1.0
     return model
@@ -74,7 +74,7 @@ def test_the_moving_average_comes_before_the_keys():
         np.testing.assert_allclose(value, expected[name], atol=1e-6, err_msg=name)
 
 
-def test_moving_average_is_its_closed_form_and_of_trained_weights_only():
+def test_moving_average_equals_its_closed_form_for_trained_weights_only():
     model = small(momentum=0.9)
     start = state(model.key_encoder)
     for name, parameter in model.key_encoder.named_parameters():
@@ -102,14 +102,13 @@ def test_moving_average_is_its_closed_form_and_of_trained_weights_only():
 def test_no_gradient_reaches_keys_queues_or_the_key_encoder():
     model, batch = small(), images(4)
     keys = model.encode_keys(batch, micro_batch_size=2)
-    assert all(
-        part.stop_gradient for part in (keys.global_vector, keys.dense_mean, keys.local.features, keys.local.dense)
-    )
-    key = model.key_encoder(normalize(batch))  # even where nobody says no_grad
+    for part in (keys.global_vector, keys.dense_mean, keys.local.features, keys.local.dense):
+        assert part.stop_gradient
+    key = model.key_encoder(normalize(batch))  # even without no_grad
     assert key.global_vector.stop_gradient
     assert key.dense.stop_gradient
     query = model.query_encoder(normalize(images(4, seed=1)))
-    assert query.features.stop_gradient  # the correspondence is no path for the loss
+    assert query.features.stop_gradient  # no gradient through the correspondence
     losses = model.losses(query, key, 0.5)
     global_loss, dense_loss = losses["global_loss"], losses["dense_loss"]
     (global_loss + dense_loss).backward()
@@ -143,9 +142,8 @@ def test_running_statistics_are_each_encoders_own():
         np.testing.assert_array_equal(value, query_before[name], err_msg=name)
     with paddle.no_grad():
         first = model.key_encoder.backbone.conv1(normalize(batch)).numpy()
-    np.testing.assert_allclose(
-        model.key_encoder.backbone.bn1._mean.numpy(), 0.1 * first.mean(axis=(0, 2, 3)), atol=1e-5
-    )  # Paddle's momentum 0.9 from a mean of 0
+    mean = model.key_encoder.backbone.bn1._mean.numpy()
+    np.testing.assert_allclose(mean, 0.1 * first.mean(axis=(0, 2, 3)), atol=1e-5)  # Paddle's momentum 0.9, from 0
     key_before = state(model.key_encoder)
     model(images(4, seed=1), keys.local, 0.5)
     for name, value in state(model.key_encoder).items():
@@ -153,7 +151,7 @@ def test_running_statistics_are_each_encoders_own():
     assert not np.array_equal(model.query_encoder.backbone.bn1._mean.numpy(), query_before["backbone.bn1._mean"])
 
 
-def test_shuffled_keys_come_back_in_their_places():
+def test_shuffled_keys_are_returned_in_order():
     model, batch = frozen_keys(), images(6)
     order = np.array([3, 0, 5, 1, 4, 2])
     shuffled = model.encode_keys(batch, micro_batch_size=2, order=order)
@@ -173,7 +171,7 @@ def test_shuffled_keys_come_back_in_their_places():
     np.testing.assert_array_equal(shuffled.dense_mean.numpy(), shuffled.local.dense_mean.numpy())
 
 
-def test_in_eval_mode_the_order_changes_nothing():
+def test_the_order_changes_nothing_in_eval_mode():
     model, batch = frozen_keys(), images(6)
     model.eval()
     plain = parts(model.encode_keys(batch, micro_batch_size=3).local)
@@ -182,12 +180,12 @@ def test_in_eval_mode_the_order_changes_nothing():
         np.testing.assert_allclose(value, plain[name], atol=1e-6, err_msg=name)
 
 
-def test_the_queues_take_global_keys_and_dense_means():
+def test_the_queues_store_global_keys_and_dense_means():
     model, batch = small(), images(4)
     before = model.global_queue.keys.numpy().copy()
     keys = model.encode_keys(batch, micro_batch_size=4)
     model.losses(model.query_encoder(normalize(batch)), keys.local, 0.5)
-    np.testing.assert_array_equal(model.global_queue.keys.numpy(), before)  # nothing moves before `enqueue`
+    np.testing.assert_array_equal(model.global_queue.keys.numpy(), before)  # unchanged before `enqueue`
     model.enqueue(keys)
     np.testing.assert_array_equal(model.global_queue.keys.numpy()[:4], keys.local.global_vector.numpy())
     np.testing.assert_array_equal(model.dense_queue.keys.numpy()[:4], keys.local.dense_mean.numpy())
@@ -211,6 +209,10 @@ def test_shapes_and_lengths_of_projections():
         np.testing.assert_allclose(np.linalg.norm(parts(out)[name], axis=1), 1, atol=1e-5, err_msg=name)
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 def test_projections_are_those_of_the_paper():
     """Global: pool, then the head. Dense mean: over positions, before the vectors are normalized."""
     encoder = Encoder(BackboneSpec(18), HeadSpec(hidden_dim=16, out_dim=8))
@@ -219,16 +221,12 @@ def test_projections_are_those_of_the_paper():
         out = encoder.project(features)
         dense = encoder.dense_head(features).numpy().reshape(2, 8, 4)
         global_vector = encoder.global_head(features.mean(axis=[2, 3])).numpy()
-    norm = np.linalg.norm
-    np.testing.assert_allclose(
-        out.global_vector.numpy(), global_vector / norm(global_vector, axis=1, keepdims=True), atol=1e-6
-    )
-    np.testing.assert_allclose(out.dense.numpy(), dense / norm(dense, axis=1, keepdims=True), atol=1e-6)
-    mean = dense.mean(axis=2)
-    np.testing.assert_allclose(out.dense_mean.numpy(), mean / norm(mean, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(out.global_vector.numpy(), unit(global_vector), atol=1e-6)
+    np.testing.assert_allclose(out.dense.numpy(), unit(dense), atol=1e-6)
+    np.testing.assert_allclose(out.dense_mean.numpy(), unit(dense.mean(axis=2)), atol=1e-6)
 
 
-def test_num_grid_pools_the_neck_and_the_correspondence_alike():
+def test_num_grid_pools_the_dense_head_and_the_correspondence_alike():
     model = small(num_grid=3, last_stride=1)
     batch = images(2)
     keys = model.encode_keys(batch, micro_batch_size=2)
@@ -237,18 +235,14 @@ def test_num_grid_pools_the_neck_and_the_correspondence_alike():
     encoder = model.query_encoder
     features = paddle.to_tensor(np.random.default_rng(3).random((2, 512, 4, 4), dtype=np.float32))
     cells = [(0, 2), (1, 3), (2, 4)]  # adaptive windows of 3 cells over 4 positions
-    pooled = np.stack(
-        [[features.numpy()[:, :, a:b, c:d].mean(axis=(2, 3)) for c, d in cells] for a, b in cells]
-    ).transpose(2, 3, 0, 1)
+    rows = [[features.numpy()[:, :, a:b, c:d].mean(axis=(2, 3)) for c, d in cells] for a, b in cells]
+    pooled = np.stack(rows).transpose(2, 3, 0, 1)
     with paddle.no_grad():
         out, by_hand = encoder.project(features), encoder.dense_head(paddle.to_tensor(pooled)).numpy().reshape(2, 8, 9)
-    flat = pooled.reshape(2, 512, 9)
-    np.testing.assert_allclose(out.features.numpy(), flat, atol=1e-6)
-    np.testing.assert_allclose(out.dense.numpy(), by_hand / np.linalg.norm(by_hand, axis=1, keepdims=True), atol=1e-5)
-    whole = encoder.global_head(features.mean(axis=[2, 3])).numpy()  # the global branch sees the map as it is
-    np.testing.assert_allclose(
-        out.global_vector.numpy(), whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6
-    )
+    np.testing.assert_allclose(out.features.numpy(), pooled.reshape(2, 512, 9), atol=1e-6)
+    np.testing.assert_allclose(out.dense.numpy(), unit(by_hand), atol=1e-5)
+    whole = encoder.global_head(features.mean(axis=[2, 3])).numpy()  # the global branch uses the whole map
+    np.testing.assert_allclose(out.global_vector.numpy(), unit(whole), atol=1e-6)
     losses = model(batch, keys.local, 0.5)
     assert all(math.isfinite(float(value)) for value in losses.values())
 
@@ -265,7 +259,7 @@ def test_rows_and_concat_are_inverse():
 # ---------------------------------------------------------------- without the dense branch
 
 
-def test_moco_v2_is_the_global_half_of_the_same_model():
+def test_moco_v2_is_the_global_branch_of_the_same_model():
     full, half, batch = small(), small(dense=False), images(4)
     assert half.dense_queue is None
     assert half.query_encoder.dense_head is None
@@ -286,7 +280,7 @@ def test_moco_v2_is_the_global_half_of_the_same_model():
     np.testing.assert_array_equal(half.global_queue.keys.numpy()[:4], half_keys.global_vector.numpy())
 
 
-# ---------------------------------------------------------------- weights at the start
+# ---------------------------------------------------------------- initial weights
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +288,7 @@ def wide():
     return Encoder(BackboneSpec(18), HeadSpec(hidden_dim=256, out_dim=128), seed=1)
 
 
-def test_backbone_starts_kaiming_normal_fan_out(wide):
+def test_backbone_weights_start_kaiming_normal_fan_out(wide):
     names = [f"layer{stage}.{block}.conv{i}" for stage in (1, 2, 3, 4) for block in (0, 1) for i in (1, 2)]
     for name in ("conv1", *names, "layer2.0.downsample.0"):
         layer = dict(wide.backbone.named_sublayers())[name]
@@ -310,7 +304,7 @@ def test_backbone_starts_kaiming_normal_fan_out(wide):
             assert (parameter.numpy() == start).all(), name
 
 
-def test_global_neck_starts_kaiming_normal_fan_in_with_zero_biases(wide):
+def test_global_head_starts_kaiming_normal_fan_in_with_zero_biases(wide):
     for position, fan_in in ((0, 512), (2, 256)):
         layer = wide.global_head[position]
         assert layer.weight.shape[0] == fan_in
@@ -318,7 +312,7 @@ def test_global_neck_starts_kaiming_normal_fan_in_with_zero_biases(wide):
         assert (layer.bias.numpy() == 0).all()
 
 
-def test_dense_neck_starts_uniform_within_its_fan_in(wide):
+def test_dense_head_starts_uniform_within_its_fan_in(wide):
     for position, fan_in in ((0, 512), (2, 256)):
         bound = 1 / math.sqrt(fan_in)
         for parameter in (wide.dense_head[position].weight, wide.dense_head[position].bias):
@@ -328,7 +322,7 @@ def test_dense_neck_starts_uniform_within_its_fan_in(wide):
             assert values.std() == pytest.approx(bound / math.sqrt(3), rel=0.12)
 
 
-def test_key_encoder_starts_as_a_copy_and_is_one():
+def test_key_encoder_starts_as_a_copy_and_is_separate():
     model = small()
     query, key = state(model.query_encoder), state(model.key_encoder)
     assert query.keys() == key.keys()
@@ -340,7 +334,7 @@ def test_key_encoder_starts_as_a_copy_and_is_one():
         np.testing.assert_array_equal(value, key[name], err_msg=name)
 
 
-def test_weights_depend_on_the_seed_and_on_nothing_else():
+def test_weights_depend_on_the_seed_only():
     first = state(small(seed=3))
     paddle.seed(77)
     np.random.seed(77)
@@ -360,7 +354,7 @@ def value_is_random(name: str, value: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize(("stem_stride", "last_stride", "side"), [(4, 2, 2), (2, 2, 4), (1, 2, 8), (4, 1, 4)])
-def test_strides_change_the_map_and_not_the_weights(depth, stem_stride, last_stride, side, published):
+def test_strides_change_the_map_but_not_the_weights(depth, stem_stride, last_stride, side, published):
     backbone = build_backbone(BackboneSpec(depth, stem_stride, last_stride=last_stride), seed=None)
     backbone.eval()
     assert {name: tuple(value.shape) for name, value in backbone.state_dict().items()} == published[depth]
@@ -380,10 +374,8 @@ def published():
 
 
 def test_strides_keep_the_values_of_the_weights():
-    plain, dense = (
-        state(build_backbone(BackboneSpec(18), seed=2)),
-        state(build_backbone(BackboneSpec(18, 1, last_stride=1), seed=2)),
-    )
+    plain = state(build_backbone(BackboneSpec(18), seed=2))
+    dense = state(build_backbone(BackboneSpec(18, 1, last_stride=1), seed=2))
     for name, value in plain.items():
         np.testing.assert_array_equal(dense[name], value, err_msg=name)
 
@@ -404,19 +396,19 @@ def count(layer: paddle.nn.Layer) -> int:
 
 
 @pytest.mark.parametrize(
-    ("depth", "backbone", "neck"),
+    ("depth", "backbone", "heads"),
     # Linear or 1×1 conv C → 2048 → 128 with biases, twice
     [(18, 11_176_512, 2 * (512 * 2048 + 2048 + 2048 * 128 + 128)), (50, 23_508_032, 8_917_248)],
 )
-def test_number_of_trained_weights(depth, backbone, neck):
+def test_number_of_trained_weights(depth, backbone, heads):
     encoder = Encoder(BackboneSpec(depth))
     assert count(encoder.backbone) == backbone
-    assert count(encoder) - count(encoder.backbone) == neck
+    assert count(encoder) - count(encoder.backbone) == heads
     if depth == 50:
         assert count(encoder) == 32_425_280
 
 
-def test_images_are_normalized_as_everyone_does():
+def test_images_are_normalized_with_the_statistics_of_imagenet():
     pixel = paddle.to_tensor(np.array([[[[0, 128, 255]]]], np.uint8))
     expected = (np.array([0, 128, 255]) / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     out = normalize(pixel)

@@ -29,7 +29,7 @@ def plain(*arrays: np.ndarray, temperature: float) -> tuple[float, float, np.nda
 def test_the_streamed_loss_equals_the_plain_one(temperature):
     query, negatives = unit((12, 6), 0), unit((30, 6), 1)
     positive = unit((12, 6), 2)
-    positive[:5] = query[:5]  # some are right
+    positive[:5] = query[:5]  # some positives beat every negative
     tensors = [paddle.to_tensor(part) for part in (query, positive, negatives)]
     tensors[0].stop_gradient = False
     loss, top1 = info_nce(*tensors, temperature)
@@ -43,7 +43,7 @@ def test_the_streamed_loss_equals_the_plain_one(temperature):
     assert tensors[2].grad is None
 
 
-def test_info_nce_stays_exact_where_exponentials_overflow():
+def test_info_nce_is_exact_where_exponentials_overflow():
     query, positive, negatives = unit((4, 6), 3), -unit((4, 6), 3), unit((9, 6), 4)
     loss, _ = info_nce(*(paddle.to_tensor(part) for part in (query, positive, negatives)), 0.002)
     assert float(loss) == pytest.approx(plain(query, positive, negatives, temperature=0.002)[0], rel=1e-5)
@@ -54,20 +54,16 @@ def test_info_nce_stays_exact_where_exponentials_overflow():
 @pytest.mark.parametrize("queue_len", [1, 24, 4096])
 def test_chance_is_the_logarithm_of_the_number_of_candidates(queue_len):
     one = unit((1, 8), 5)
-    loss, top1 = info_nce(
-        paddle.to_tensor(one.repeat(3, 0)),
-        paddle.to_tensor(one.repeat(3, 0)),
-        paddle.to_tensor(one.repeat(queue_len, 0)),
-        0.2,
-    )
+    query, positive, negatives = (paddle.to_tensor(one.repeat(count, 0)) for count in (3, 3, queue_len))
+    loss, top1 = info_nce(query, positive, negatives, 0.2)
     assert float(loss) == pytest.approx(math.log(queue_len + 1), rel=1e-5)
-    assert float(top1) <= 1  # ties may fall either way by rounding
+    assert float(top1) <= 1  # rounding decides ties
 
 
 def test_top1_counts_positives_that_beat_every_negative():
     east, north = np.eye(2, dtype="float32")
     query = np.stack([east, east, north])
-    positive = np.stack([east, north, north])  # the second is the worse one
+    positive = np.stack([east, north, north])  # the second is wrong
     _, top1 = info_nce(paddle.to_tensor(query), paddle.to_tensor(positive), paddle.to_tensor(unit((5, 2), 8)), 0.2)
     assert float(top1) == pytest.approx(2 / 3)
 
@@ -94,7 +90,7 @@ def test_gathered_rows_belong_to_their_image_and_match():
             np.testing.assert_array_equal(rows[image * positions + position], dense[image, :, matches[image, position]])
 
 
-def test_match_is_one_way_and_finds_a_permutation_back():
+def test_match_recovers_a_permutation():
     features = unit((2, 16, 9), 14, axis=1)
     order = np.random.default_rng(1).permutation(9)
     matches = match(paddle.to_tensor(features[:, :, order]), paddle.to_tensor(features))

@@ -20,7 +20,7 @@ def test_starts_with_random_unit_vectors():
     assert queue.keys.dtype == paddle.float32
     np.testing.assert_allclose(np.linalg.norm(queue.keys.numpy(), axis=1), 1, atol=1e-6)
     similarity = queue.keys.numpy() @ queue.keys.numpy().T - np.eye(64)
-    assert abs(similarity.mean()) < 0.05  # directions are spread, not all alike
+    assert abs(similarity.mean()) < 0.05  # the directions are spread out
     assert queue.pointer.numpy().tolist() == [0]
 
 
@@ -33,7 +33,7 @@ def test_start_depends_on_seed_and_name_only():
     assert not np.array_equal(Queue(16, 4, "global_queue", seed=4).keys.numpy(), first)
 
 
-def test_wraps_around_where_the_batch_does_not_divide_its_length():
+def test_wraps_around_when_the_batch_does_not_divide_its_length():
     queue = Queue(7, 3, "global_queue")
     expected, pointer = queue.keys.numpy().copy(), 0
     for step in range(6):
@@ -55,7 +55,7 @@ def test_only_the_oldest_are_overwritten():
     np.testing.assert_array_equal(queue.keys.numpy()[3:], before[3:])
 
 
-def test_takes_as_many_keys_as_it_is_long_and_not_one_more():
+def test_takes_at_most_as_many_keys_as_it_holds():
     queue = Queue(6, 3, "global_queue")
     queue.enqueue(paddle.to_tensor(keys_of(2, 3, seed=0)))
     full = keys_of(6, 3, seed=1)
@@ -67,7 +67,7 @@ def test_takes_as_many_keys_as_it_is_long_and_not_one_more():
     np.testing.assert_array_equal(queue.keys.numpy(), np.roll(full, 2, axis=0))
 
 
-def test_lower_precision_and_gradient_stay_outside():
+def test_keys_are_stored_in_float32_without_gradient():
     queue = Queue(4, 3, "global_queue")
     keys = paddle.to_tensor(keys_of(2, 3, seed=5), stop_gradient=False)
     queue.enqueue((keys * 1.0).astype("float16"))
@@ -76,7 +76,7 @@ def test_lower_precision_and_gradient_stay_outside():
     np.testing.assert_allclose(queue.keys.numpy()[:2], keys.numpy(), atol=1e-3)
 
 
-def test_travels_in_the_state_of_the_model():
+def test_is_saved_in_the_state_of_the_model():
     queue = Queue(5, 3, "global_queue")
     queue.enqueue(paddle.to_tensor(keys_of(3, 3, seed=7)))
     state = {name: value.numpy() for name, value in queue.state_dict().items()}

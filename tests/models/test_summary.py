@@ -52,7 +52,7 @@ def pretraining(**changes: object) -> PretrainModelConfig:
 
 
 @pytest.mark.parametrize(("depth", "published"), [(18, 1.82), (50, 4.11), (101, 7.83), (152, 11.56)])
-def test_backbones_cost_what_is_published_and_what_the_closed_form_says(depth, published):
+def test_backbone_costs_equal_the_published_ones_and_the_closed_form(depth, published):
     cost = backbone_cost(depth, 224)
     assert cost == by_hand(depth, 224)
     assert round(cost.multiply_adds / 1e9, 2) == published
@@ -62,7 +62,7 @@ def test_backbones_cost_what_is_published_and_what_the_closed_form_says(depth, p
 
 @pytest.mark.parametrize("stem_stride", [4, 2, 1])
 @pytest.mark.parametrize("last_stride", [2, 1])
-def test_strides_count_as_they_are(stem_stride, last_stride):
+def test_strides_are_counted(stem_stride, last_stride):
     for depth, size in ((18, 75), (50, 32)):
         assert backbone_cost(depth, size, stem_stride, last_stride) == by_hand(depth, size, stem_stride, last_stride)
 
@@ -77,10 +77,10 @@ def test_densecl_r50_is_the_published_network():
         "dense_head": 4_458_624,
     }
     assert (summary.weights, summary.trained, summary.map_shape) == (64_850_560, 32_425_280, (2048, 7, 7))
-    neck = 2048 * 2048 + 2048 * 128
-    forward = 4_109_364_224 + 50 * neck  # one pooled vector and 49 positions
-    assert summary.parts["global_head"].multiply_adds == neck
-    assert summary.parts["dense_head"].multiply_adds == 49 * neck
+    head = 2048 * 2048 + 2048 * 128
+    forward = 4_109_364_224 + 50 * head  # one pooled vector and 49 positions
+    assert summary.parts["global_head"].multiply_adds == head
+    assert summary.parts["dense_head"].multiply_adds == 49 * head
     assert summary.training == {
         "query encoder, forward": forward,
         "query encoder, backward": 2 * forward,
@@ -131,16 +131,16 @@ def test_linear_evaluation_trains_its_last_layer_only():
     assert sum(int(np.prod(p.shape)) for p in trained) == summary.trained
 
 
-def test_groups_batches_and_repeated_layers_count_and_nothing_is_left_behind():
+def test_groups_batches_and_repeated_layers_are_counted_and_hooks_are_removed():
     conv = nn.Conv2D(4, 6, 3, padding=1, groups=2)
     network = nn.Sequential(conv, nn.BatchNorm2D(6), nn.ReLU(), nn.Conv2D(6, 4, 1), conv)
     found = costs(network, paddle.zeros([3, 4, 5, 5]))
     assert sum(found.values(), Cost()).convolution == 25 * (2 * 6 * 2 * 9 + 4 * 6)  # `conv` runs twice
     assert found["1"] == Cost(weights=12, statistics=12, batch_norm=2 * 6 * 25)
     again = costs(network, paddle.zeros([1, 4, 5, 5]))
-    assert again == found  # for one image, whatever the batch; no hook of the first count is still there
+    assert again == found  # per image, for any batch; no hook of the first count is left
 
 
-def test_an_unknown_layer_is_refused():
+def test_an_unknown_layer_is_an_error():
     with pytest.raises(ValueError, match=r"0: the multiply-adds of a Conv1D are not known"):
         costs(nn.Sequential(nn.Conv1D(2, 2, 1)), paddle.zeros([1, 2, 4]))

@@ -62,7 +62,7 @@ def test_a_second_run_is_rejected_and_the_first_is_named(holder, tmp_path, photo
     process = holder(tmp_path / "run")
     config = load_config(write_config(tmp_path, photos), ["device=cpu"])
     for options in ({}, {"resume": "auto"}, {"overwrite": True}):
-        message = rf"run' is in use by a run that goes on: process {process.pid} on .*, since 20"
+        message = rf"run' is in use by a running process {process.pid} on .*, since 20"
         with pytest.raises(InputError, match=message):
             pretrain(config, **options)
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [".lock"]  # and wrote nothing
