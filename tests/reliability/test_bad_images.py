@@ -347,10 +347,16 @@ def test_a_worker_killed_by_the_system(tmp_path, folder):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    workers = children(process.pid)
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
+    workers: set[int] = set()
+    while process.poll() is None:  # a worker that has given its last batch of an epoch is not missed: kill the next too
+        assert time.monotonic() < deadline
+        for pid in children(process.pid)[:1]:
+            workers.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
     _, said = process.communicate(timeout=60)
+    assert workers
     assert process.returncode == 3, said
     assert re.search(r"a data worker was killed \(signal 9\).*memory.*data\.num_workers than 2.*--resume auto", said)
     assert "Traceback" not in said
