@@ -19,8 +19,7 @@ from pathlib import Path
 import passl_densecl
 from benchmarks import data, loader, loss, step
 from benchmarks.measure import machine
-from passl_densecl.cli.command import Parser, command
-from passl_densecl.cli.options import check_folders
+from passl_densecl.cli.command import Parser, check_outputs, command
 
 VERBS = {"data": data, "loss": loss, "step": step, "loader": loader}
 
@@ -38,7 +37,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 @command
 def main(words: list[str] | None = None) -> int:
     args = parse_arguments(words)
-    check_folders(json=args.json)
+    check_outputs(args, ("json",))
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     before = machine()
     text, figures = VERBS[args.verb].run(args)

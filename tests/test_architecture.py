@@ -23,6 +23,7 @@ LAYERS = [
     {"visualize"},
     {"api"},
     {"cli"},
+    {"__main__"},
     {"benchmarks"},
     {"tools"},
 ]

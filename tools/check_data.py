@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Decode every image of a folder and list those that cannot be read. The code is in passl_densecl/cli/check_data."""
+"""Decode every image of a folder and list those that cannot be read: the same as `densecl data check`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.check_data import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("data check"))

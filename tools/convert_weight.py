@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Convert weights between the names and formats of seven projects. The code is in passl_densecl/cli/convert."""
+"""Convert weights between the names and formats of seven projects: the same as `densecl convert`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.convert import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("convert"))

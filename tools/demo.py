@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""The whole way on real photographs, in minutes on a CPU. The code is in passl_densecl/cli/demo."""
+"""The whole way on real photographs, in minutes on a CPU: the same as `densecl demo`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.demo import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("demo"))

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Features of a folder of images as a table. The code is in passl_densecl/cli/embed."""
+"""Features of a folder of images as a table: the same as `densecl embed`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.embed import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("embed"))

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Judge backbones: k-NN, linear, SVM, dense probe, correspondence. The code is in passl_densecl/cli/evaluate."""
+"""Judge backbones: k-NN, linear, SVM, dense probe, correspondence: the same as `densecl eval`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.evaluate import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("eval"))

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Take the backbone out of a checkpoint. The code is in passl_densecl/cli/extract."""
+"""Take the backbone out of a checkpoint: the same as `densecl extract`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.extract import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("extract"))

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Pack a folder of images into one LMDB file. The code is in passl_densecl/cli/pack."""
+"""Pack a folder of images into one LMDB file: the same as `densecl data pack`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.pack import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("data pack"))

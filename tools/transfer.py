@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Prepare or check a detector's or segmenter's config for these weights. The code is in passl_densecl/cli/transfer."""
+"""Prepare or check a detector's or segmenter's config for these weights: the same as `densecl transfer`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, installed or not
 
-from passl_densecl.cli.transfer import main
+from passl_densecl.cli.main import tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tool("transfer"))

@@ -1,4 +1,7 @@
-"""Find the images of a set that cannot be read: python tools/check_data.py DIR"""
+"""Decode every image of a set; say what is in it and which images cannot be read.
+
+Exit code 0: all are fine; 1: some are bad; 2: invalid input, named in the message.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import os
 import time
 from pathlib import Path
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import print_first, progress
-from passl_densecl.cli.options import add_list_options, add_workers_option, check_folders, worker_count
+from passl_densecl.cli.options import add_images, add_list_options, add_workers_option, worker_count
 from passl_densecl.data.check import Report, check_images
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.errors import InputError
@@ -23,23 +26,17 @@ OUTPUT = (
 )
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        description="Decode every image of a set; say what is in it and which images cannot be read.",
-        epilog="Exit code 0: all are fine; 1: some are bad; 2: invalid input, named in the message.",
-    )
-    parser.add_argument("root", metavar="DIR", help="a folder of images, or an .lmdb packed from one")
+def add_options(parser: Parser) -> None:
+    add_images(parser, "a folder of images, or an .lmdb packed from one")
     add_list_options(parser)
     add_workers_option(parser)
     parser.add_argument("--output", type=Path, metavar="F.txt", help=OUTPUT)
-    return parser.parse_args(words)
 
 
 def check(args: argparse.Namespace) -> bool:
     """Print the report and write the list; True when all images are fine."""
     workers = worker_count(args)
-    check_folders(output=args.output)
-    images = scan_images(args.root, args.list_file, labeled=args.labeled)
+    images = scan_images(args.images, args.list_file, labeled=args.labeled)
     print(f"data     {images.describe()}", flush=True)
     began = time.perf_counter()
     with progress("check") as bar:
@@ -50,11 +47,13 @@ def check(args: argparse.Namespace) -> bool:
         f"({len(images) / seconds:,.0f} images/s)"
     )
     print_contents(report)
-    output = args.output or Path(DEFAULT_OUTPUT)
-    if report.bad or args.output:
-        write_list(output, images, report)
     if report.bad:
         print_bad(images, report)
+    output = args.output or Path(DEFAULT_OUTPUT)
+    if report.bad and args.output is None and output.exists() and not args.overwrite:
+        print(f"note     {output} exists already and is not replaced: add --overwrite, or --output F.txt")
+    elif report.bad or args.output:
+        write_list(output, images, report)
         print(f"wrote    {output}")
     return not report.bad
 
@@ -98,6 +97,4 @@ def write_list(output: Path, images: ImageSet, report: Report) -> None:
         raise InputError(f"--output {output}: {error.strerror or error}") from error
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    return 0 if check(parse_arguments(words)) else 1
+main = Verb(__doc__, add_options, lambda args: 0 if check(args) else 1, examples=("data check photos",))

@@ -1,52 +1,53 @@
-"""Convert a file of weights for another project: python tools/convert_weight.py IN OUT --to detectron2"""
+"""Write a file of ResNet weights, whoever made it, as another project expects it.
+
+The source is recognized by the names in it: this project's checkpoints, run folders and classifiers, PASSL's, the
+DenseCL authors', mmpretrain's, MoCo's, torchvision's, detectron2's, PaddleClas's, PaddleDetection's, and safetensors.
+Targets ending in 'state' take a whole pre-training state: both encoders, projection heads and queues. Nothing in IN is
+executed, whoever made it.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.options import add_encoder_option
+from passl_densecl.errors import InputError
 from passl_densecl.weights.convert import SOURCES, STATE_TARGETS, TARGETS, convert
 
-EPILOG = (
-    "The source is recognized by the names in it: this project's checkpoints, run folders and classifiers, PASSL's, "
-    "the DenseCL authors', mmpretrain's, MoCo's, torchvision's, detectron2's, PaddleClas's, PaddleDetection's, and "
-    "safetensors. Targets ending in 'state' take a whole pre-training state: both encoders, projection heads and "
-    "queues. Nothing in IN is executed, whoever made it."
-)
-FROM = f"whose names the file must have, normally not needed: {' | '.join(SOURCES)}"
+FROM = f"whose names the file must have, normally not needed: {', '.join(SOURCES)}"
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    description = "Read a file of ResNet weights, whoever made it, and write it as another project expects it."
-    parser = Parser(description=description, epilog=EPILOG)
+def add_options(parser: Parser) -> None:
     targets = (*TARGETS, *STATE_TARGETS)
-    output = "the file to write; its suffix must fit --to"
-    parser.add_argument("input", metavar="IN", type=Path, help="a file, a checkpoint folder or a run folder")
-    parser.add_argument("output", metavar="OUT", type=Path, nargs="?", help=output)
-    parser.add_argument("--to", choices=targets, metavar="TARGET", help=" | ".join(targets))
+    parser.add_place("--weights", metavar="IN", type=Path, help="a file, a checkpoint folder or a run folder")
+    parser.add_place(
+        "--output", metavar="OUT", type=Path, required=False, help="the file to write; its suffix must fit --to"
+    )
+    parser.add_argument("--to", choices=targets, metavar="TARGET", help=f"who is to read it: {', '.join(targets)}")
     parser.add_argument("--from", dest="source", choices=tuple(SOURCES), metavar="SOURCE", help=FROM)
-    add_encoder_option(parser)
-    parser.add_argument("--prefix", help="what stands before the backbone's names, where the file holds several")
-    parser.add_argument("--info", action="store_true", help="write nothing; say what IN is and what it holds")
-    args = parser.parse_args(words)
-    if args.info and (args.output or args.to):
-        parser.error("--info takes one file and writes nothing")
-    if not args.info and not (args.output and args.to):
-        parser.error("give IN, OUT and --to TARGET (or IN and --info)")
-    return args
+    add_encoder_option(parser, prefix=True)
+    parser.add_argument("--info", action="store_true", help="write nothing; describe IN (the same as densecl info IN)")
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    args = parse_arguments(words)
+def run(args: argparse.Namespace) -> None:
     if args.info:
-        from passl_densecl.weights.files import weights_file
-        from passl_densecl.weights.info import describe_file, render
+        from passl_densecl.cli.info import describe_weights
 
-        print(render(describe_file(weights_file(args.input))))
-        return 0
-    done = convert(args.input, args.output, args.to, from_=args.source, encoder=args.encoder, prefix=args.prefix)
+        if args.output or args.to:
+            raise InputError("--info takes one file and writes nothing")
+        return describe_weights(args.weights)
+    if not (args.output and args.to):
+        raise InputError("give IN, OUT and --to TARGET (or IN and --info)")
+    done = convert(args.weights, args.output, args.to, from_=args.source, encoder=args.encoder, prefix=args.prefix)
     print("\n".join(done.lines()))
-    return 0
+    return None
+
+
+main = Verb(
+    __doc__,
+    add_options,
+    run,
+    examples=("convert output/densecl_r50 r50.pkl --to detectron2", "convert densecl_r50.pth r50.pdparams --to paddle"),
+)

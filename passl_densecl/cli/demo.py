@@ -1,7 +1,8 @@
-"""The whole way on real photographs, in minutes on a CPU: python tools/demo.py --output output/demo [--data DIR]"""
+"""Pre-train, extract, evaluate and look, on real photographs or on yours, in minutes on a CPU."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import multiprocessing
@@ -23,15 +24,15 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.config import LinearConfig, PretrainConfig, load_config
 from passl_densecl.data.datasets import ImageSet, decode, scan_images
 from passl_densecl.errors import InputError
 from passl_densecl.text import quantity
 from passl_densecl.transforms import CenterCrop, Resize, output_size
 
-ROOT = Path(__file__).resolve().parents[2]
-PRETRAIN, LINEAR = "configs/demo/densecl_r18.yaml", "configs/demo/linear_r18.yaml"
+PACKAGE = Path(__file__).resolve().parents[1]
+PRETRAIN, LINEAR = "demo/densecl_r18", "demo/linear_r18"
 MARKER = ".made_by_demo"  # a folder with it may be emptied
 
 # Photographs inside the wheels of scikit-image and scikit-learn: nothing is downloaded. The class is the photograph.
@@ -158,10 +159,6 @@ class Split:
         return root if self.list_file is None else [*root, f"{section}.list_file={self.list_file}"]
 
 
-def as_options(settings: Iterable[str]) -> list[str]:
-    return [word for setting in settings for word in ("-o", setting)]
-
-
 @dataclass(frozen=True)
 class Images:
     """What the demo runs on. Pre-training sees the images of `train` without their labels."""
@@ -262,38 +259,34 @@ class Stopwatch:
 
 
 def run(*command: str) -> None:
-    """Print a command as one would type it, and run it in the repository. Raises InputError when it fails."""
-    print("$ " + shlex.join(["python", *command]), flush=True)
+    """Print a verb of `densecl` as one would type it, and run it. Raises InputError when it fails."""
+    print("$ " + shlex.join(["densecl", *command]), flush=True)
     # The launcher imports Paddle before this package, which silences the warning, is imported.
-    environment = os.environ | {"PYTHONWARNINGS": "ignore:No ccache found:UserWarning", "PYTHONUNBUFFERED": "1"}
-    words, pipe = [sys.executable, *command], subprocess.PIPE
+    quiet = {"PYTHONWARNINGS": "ignore:No ccache found:UserWarning", "PYTHONUNBUFFERED": "1"}
+    paths = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    words, pipe = [sys.executable, "-m", "passl_densecl", *command], subprocess.PIPE
+    environment = os.environ | quiet | {"PYTHONPATH": paths}
     process = subprocess.Popen(
-        words, env=environment, cwd=ROOT, text=True, errors="replace", stdout=pipe, stderr=subprocess.STDOUT
+        words, env=environment, text=True, errors="replace", stdout=pipe, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.strip() and not line.startswith("LAUNCH INFO"):
+        if line.strip():
             print("  " + line, end="", flush=True)
     if process.wait():
         raise InputError(f"that command ended with exit code {process.returncode}; its message is above")
 
 
 def shown(path: Path) -> str:
-    """Relative to the repository, in which the commands run, where it lies in it."""
-    path = path.resolve()
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    """Relative to the working folder, where it lies in it."""
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def processes(config: PretrainConfig) -> int:
     """Two on two cores or more, when the config's micro-batches can be shared."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 2 if cores >= 2 and config.micro_batch_count % 2 == 0 else 1
-
-
-def script(count: int, output: str) -> list[str]:
-    """The start of a training command with so many processes."""
-    launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(count), "--log_dir", f"{output}/launch_log"]
-    return [*(launcher if count > 1 else []), "tools/train.py"]
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -441,10 +434,10 @@ def demo(output: Path, data: Path | None) -> None:
     run_dir = f"{where}/{config.name}"
     weights = f"{where}/{config.name}.pdparams"
     with watch.stage("pre-training", "pre-training, without labels"):
-        run(*script(processes(config), where), "-c", PRETRAIN, *as_options(overrides))
+        run("train", PRETRAIN, "--devices", f"cpu:{processes(config)}", *overrides)
     checkpoint = f"{run_dir}/checkpoints/epoch_{config.epochs:04d}"
     with watch.stage("extraction", "the backbone alone"):
-        run("tools/extract_weight.py", checkpoint, "--output", weights, "--remove_prefix")
+        run("extract", checkpoint, "--output", weights, "--remove_prefix")
 
     linear: dict[str, float] = {}
     if images.labeled:
@@ -455,7 +448,7 @@ def demo(output: Path, data: Path | None) -> None:
     size = ["--size", str(PICTURE_SIZE)]
     untrained = ["--depth", str(config.model.depth), "--stem-stride", str(config.model.stem_stride)]
     with watch.stage("pictures", "pictures: the same two views, matched by both backbones"):
-        match = ["tools/visualize.py", "match", images.picture]
+        match = ["plot", "match", images.picture]
         run(*match, "--weights", checkpoint, "--output", picture, *size)
         run(*match, "--weights", "random", *untrained, "--output", random_picture, *size)
     with watch.stage("measurements", "correspondences, neighbors and contrastive top-1, of both backbones"):
@@ -479,13 +472,13 @@ def demo(output: Path, data: Path | None) -> None:
         "picture": picture,
         "weights": weights,
     }
-    (ROOT / where / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (Path(where) / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(f"picture  {picture} (with random weights: {random_picture})")
     print(f"numbers  {where}/summary.json\nweights  {weights}")
 
 
 def pretraining_config(overrides: Sequence[str] = ()) -> PretrainConfig:
-    config = load_config(ROOT / PRETRAIN, overrides)
+    config = load_config(PRETRAIN, overrides)
     assert isinstance(config, PretrainConfig)
     return config
 
@@ -497,16 +490,16 @@ def epochs_for(split: Split) -> int:
 
 def linear_accuracy(name: str, source: str, images: Images, where: str) -> float:
     """Train a classifier on a backbone and evaluate its best epoch; top-1 from 0 to 1."""
-    config = load_config(ROOT / LINEAR)
+    config = load_config(LINEAR)
     assert isinstance(config, LinearConfig)
     run_name = f"linear_{name}"
     data = [*images.train.settings("data.train"), *images.val.settings("data.val")]
-    options = as_options([f"name={run_name}", f"output_dir={where}", *data])
+    options = ["--name", run_name, f"output_dir={where}", *data]
     count = 2 if config.batch_size % 2 == 0 and (os.cpu_count() or 1) >= 2 else 1
-    run(*script(count, where), "-c", LINEAR, *options, "--pretrained", source)
-    best = best_checkpoint(ROOT / where / run_name)
-    run("tools/train.py", "-c", LINEAR, *options, "--load", shown(best), "--evaluate-only")
-    return float(json.loads((ROOT / where / run_name / "evaluation.json").read_text(encoding="utf-8"))["top1"])
+    run("train", LINEAR, *options, "--devices", f"cpu:{count}", "--pretrained", source)
+    best = best_checkpoint(Path(where) / run_name)
+    run("train", LINEAR, *options, "--load", shown(best), "--evaluate-only")
+    return float(json.loads((Path(where) / run_name / "evaluation.json").read_text(encoding="utf-8"))["top1"])
 
 
 def best_checkpoint(run_dir: Path) -> Path:
@@ -520,7 +513,7 @@ def best_checkpoint(run_dir: Path) -> Path:
 
 def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last object of a run's metrics.jsonl."""
-    return json.loads((ROOT / run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return json.loads((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
 def prepare(output: Path) -> None:
@@ -533,16 +526,17 @@ def prepare(output: Path) -> None:
     (output / MARKER).touch()
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    parser = Parser(description="Pre-train, extract, evaluate and look, on real photographs or on yours.")
-    default, folder = Path("output/demo"), "your images, in a folder for each class or in any layout"
-    parser.add_argument("--output", type=Path, default=default, help=f"folder to write (default: {default})")
-    parser.add_argument("--data", type=Path, metavar="DIR", help=folder)
-    args = parser.parse_args(words)
+def add_options(parser: Parser) -> None:
+    data = "your images, in a folder for each class or in any layout (default: photographs of PyPI packages)"
+    output = "folder to write; one that the demo made is emptied"
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR", help=output)
+    parser.add_argument("--data", type=Path, metavar="DIR", help=data)
+
+
+def run_demo(args: argparse.Namespace) -> None:
     if args.data is not None and not args.data.is_dir():
         raise InputError(f"--data {args.data}: no such folder")
-    output, data = args.output.resolve(), None if args.data is None else args.data.resolve()
-    os.chdir(ROOT)  # the commands are shown and run from here
-    demo(output, data)
-    return 0
+    demo(args.output.resolve(), None if args.data is None else args.data.resolve())
+
+
+main = Verb(__doc__, add_options, run_demo, examples=("demo", "demo --data photos"), outputs=())

@@ -1,4 +1,7 @@
-"""Features of a folder of images as a table: python tools/embed.py DIR --weights W --output F.npz"""
+"""Features of every image of a folder, with the file names, as a table.
+
+Images that cannot be decoded are left out and named. Files appear when they are complete.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import numpy as np
 
 from passl_densecl.api.embeddings import Embeddings, check_format, embed, nearest, write, write_card, write_neighbors
 from passl_densecl.api.info import checked_view
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import print_first
-from passl_densecl.cli.options import add_list_options, add_weights_options, at_least
+from passl_densecl.cli.options import add_images, add_list_options, add_weights_options, at_least
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
 from passl_densecl.data.workers import available_cores
 from passl_densecl.disk import whole_file
@@ -34,33 +37,27 @@ STAGE = (
 NEIGHBORS = "also F_neighbors.csv with the K nearest images of each, and F_neighbors.png with some of them"
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        description="Features of every image of a folder, with the file names, as a table.",
-        epilog="Images that cannot be decoded are left out and named. Files appear when they are complete.",
-    )
+def add_options(parser: Parser) -> None:
     output = "the table: .npz, .csv or .parquet (needs pyarrow)"
     stages = ("pooled", "backbone", "global", "dense")
-    size = "pixels of the center crop (default: as the weights' run)"
+    size = "side of the center crop (default: as the weights' run)"
     workers = "processes that decode, 0 for none (default: by cores)"
-    parser.add_argument("root", metavar="DIR", help="a folder of images, or a pack (.lmdb)")
-    add_weights_options(parser, note="; also the name of a published model")
+    add_weights_options(parser)
+    add_images(parser, "a folder of images, or a pack (.lmdb)")
     parser.add_argument("--output", type=Path, required=True, metavar="F", help=output)
     parser.add_argument("--stage", choices=stages, default="pooled", help=STAGE)
-    parser.add_argument("--size", type=int, metavar="N", help=size)
+    parser.add_argument("--size", type=int, metavar="PIXELS", help=size)
     parser.add_argument("--neighbors", type=int, metavar="K", help=NEIGHBORS)
     add_list_options(parser)
-    parser.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images computed at once")
     parser.add_argument("--workers", type=int, metavar="N", help=workers)
     parser.add_argument("--device", metavar="D", help="cpu, gpu or gpu:1 (default: Paddle's choice)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
-    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> None:
     outputs = planned(args)
     check(args, outputs)
-    images = scan_images(args.root, args.list_file, labeled=args.labeled)
+    images = scan_images(args.images, args.list_file, labeled=args.labeled)
     if args.neighbors is not None and args.neighbors >= len(images):
         raise InputError(f"--neighbors {args.neighbors}: expected at most {len(images) - 1}, of {len(images)} images")
     check_decodable(images)
@@ -158,7 +155,7 @@ def neighbors(args: argparse.Namespace, outputs: dict[str, Path], images: ImageS
             cosines[:, :10],
             labels=found.labels,
             names=[os.path.basename(name) for name in found.names],
-            title=f"{printable(args.root)}, {args.stage} features of {args.weights}",
+            title=f"{printable(args.images)}, {args.stage} features of {args.weights}",
         )
     except InputError as error:
         print(f"note     no {outputs['picture'].name}: {error}")
@@ -168,7 +165,6 @@ def neighbors(args: argparse.Namespace, outputs: dict[str, Path], images: ImageS
     return [outputs["neighbors"], outputs["picture"]]
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    run(parse_arguments(words))
-    return 0
+main = Verb(
+    __doc__, add_options, run, examples=("embed output/densecl_r50 --images photos --output photos.npz --neighbors 5",)
+)

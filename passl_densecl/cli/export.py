@@ -1,4 +1,8 @@
-"""Write a trained network as a Paddle inference model or as ONNX: python tools/export.py WEIGHTS OUT --format onnx"""
+"""Write a trained network for another runtime, run it there, and compare the outputs.
+
+As a model of paddle.inference or as ONNX. Nothing in WEIGHTS is executed, whoever made them. OUT appears only when the
+comparison is passed.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passl_densecl.cli.command import Parser, command
-from passl_densecl.cli.options import add_stride_options, at_least, backbone_options
+from passl_densecl.cli.command import Parser, Verb
+from passl_densecl.cli.options import add_backbone_options, add_size, at_least, backbone_options, size_of
 from passl_densecl.export.network import INPUTS, STAGES, Network, read_network
 from passl_densecl.export.target import FORMATS, check_output, require
 from passl_densecl.text import megabytes
@@ -29,27 +33,25 @@ INPUT = (
 )
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        description="Write a trained network for another runtime, run it there, and compare the outputs.",
-        epilog="Nothing in WEIGHTS is executed, whoever made them. OUT appears only when the comparison is passed.",
-    )
-    size = "side of the images that it is tried with (default: 224)"
-    parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint folder, a run folder or a weight file")
-    parser.add_argument("out", metavar="OUT", type=Path, help="paddle: a folder to make; onnx: a file ending in .onnx")
-    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
+def add_options(parser: Parser) -> None:
+    weights = "a run or checkpoint folder, a weight file or the name of a published model"
+    output = "what to write: a file ending in .onnx, or for paddle a new folder"
+    parser.add_place("--weights", metavar="WEIGHTS", help=weights)
+    parser.add_place("--output", metavar="OUT", type=Path, help=output)
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: as the name of OUT says")
     parser.add_argument("--stage", choices=tuple(STAGES), help=STAGE)
     parser.add_argument("--input", choices=tuple(INPUTS), default="uint8", help=INPUT)
-    parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help=size)
+    add_size(parser, "side of the images that it is tried with")
     parser.add_argument("--check", type=Path, metavar="IMAGE", help="also compare the outputs for this photograph")
-    add_stride_options(parser)
-    return parser.parse_args(words)
+    add_backbone_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     at_least(32, size=args.size)
-    check_output(args.out, args.format)
+    args.format = args.format or ("onnx" if args.output.suffix == ".onnx" else "paddle")
+    check_output(args.output, args.format)
     require(args.format)
+    args.size = size_of(args.size, [args.weights])
     network = read_network(args.weights, args.stage, encoder=args.encoder, options=backbone_options(args))
     photo = None if args.check is None else photograph(args.check, args.size)
     print(f"read     {network.source} ({network.kind})")
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's engines report every optimization that they try
     from passl_densecl.export.write import TOLERANCE, export, snippet
 
-    report = export(network, args.out, args.format, kind=args.input, size=args.size, photo=photo)
+    report = export(network, args.output, args.format, kind=args.input, size=args.size, photo=photo)
     for difference in report.differences:
         shape = "×".join(map(str, difference.images))
         print(
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if report.checked is not None and network.stage == "classifier":
         print(f"photo    {args.check}: {best_classes(report.checked[0], network.classes)}")
     show(report)
-    print(f"run it so:\n\n{snippet(args.out, args.format, report.info, args.size)}")
+    print(f"run it so:\n\n{snippet(args.output, args.format, report.info, args.size)}")
 
 
 def photograph(path: Path, size: int) -> np.ndarray:
@@ -116,7 +118,4 @@ def show(report: Report) -> None:
         print(f"{name:<8} {facts['name']}: {facts['dtype']} ({', '.join(facts['axes'])}); {facts['values']}")
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    run(parse_arguments(words))
-    return 0
+main = Verb(__doc__, add_options, run, examples=("export output/densecl_r50 r50.onnx",), outputs=())

@@ -1,4 +1,7 @@
-"""Take the backbone out of a checkpoint: python tools/extract_weight.py CKPT --output W.pdparams --remove_prefix"""
+"""Take the backbone out of a checkpoint, under the names of paddle.vision.
+
+Nothing in CKPT is executed, whoever made it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb, check_outputs
 from passl_densecl.cli.options import add_encoder_option
 from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
@@ -16,31 +19,29 @@ from passl_densecl.weights.read import read_backbone
 from passl_densecl.weights.recorded import recorded_backbone, recorded_card
 from passl_densecl.weights.writing import write_pickle
 
-ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = "a run folder (its newest checkpoint), a checkpoint folder, or a file of weights, ours or PASSL's"
 LINEAR_CONFIGS = {  # the linear evaluation that goes with a backbone
-    BackboneSpec(18, 2, 2): "configs/demo/linear_r18.yaml",
-    BackboneSpec(18, 4, 1): "configs/small/linear_r18.yaml",
-    BackboneSpec(50, 4, 2): "configs/moco/moco_clas_r50.yaml",
-    BackboneSpec(101, 4, 2): "configs/moco/moco_clas_r101.yaml",
+    BackboneSpec(18, 2, 2): "demo/linear_r18",
+    BackboneSpec(18, 4, 1): "small/linear_r18",
+    BackboneSpec(50, 4, 2): "moco_clas_r50",
+    BackboneSpec(101, 4, 2): "moco_clas_r101",
 }
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    description = "Take the backbone out of a checkpoint, under the names of paddle.vision."
-    parser = Parser(description=description, epilog="Nothing in CKPT is executed, whoever made it.")
-    checkpoint = "a checkpoint folder, a run folder (its newest checkpoint) or a file of weights, ours or PASSL's"
+def add_options(parser: Parser) -> None:
     remove = "write conv1.weight instead of backbone.conv1.weight"
-    prefix = "what stands before conv1.weight in the file, where it holds several backbones"
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help=checkpoint)
-    parser.add_argument("--output", type=Path, required=True, metavar="W.pdparams", help="the file to write")
+    output = "the file to write (default: in the run's folder, backbone_CHECKPOINT.pdparams)"
+    parser.add_place("--weights", metavar="CKPT", type=Path, help=CHECKPOINT)
+    parser.add_argument("--output", type=Path, metavar="W.pdparams", help=output)
     parser.add_argument("--remove_prefix", "--remove-prefix", action="store_true", help=remove)  # the first is PASSL's
-    add_encoder_option(parser)
-    parser.add_argument("--prefix", help=prefix)
-    return parser.parse_args(words)
+    add_encoder_option(parser, prefix=True)
 
 
 def extract(args: argparse.Namespace) -> None:
-    source = weights_file(args.checkpoint)
+    source = weights_file(args.weights)
+    if args.output is None:
+        args.output = derived_output(source)
+        check_outputs(args, ("output",))
     if args.output.suffix != ".pdparams":
         raise InputError(f"--output {args.output}: the name must end in .pdparams for PaddleDetection and PaddleClas")
     if args.output.exists() and args.output.samefile(source):
@@ -58,9 +59,16 @@ def extract(args: argparse.Namespace) -> None:
     if not backbone.is_published:
         strides = f"model.stem_stride {backbone.stem_stride}, model.last_stride {backbone.last_stride}"
         print(f"note     trained with {strides}: passl_densecl reads this from the file, other libraries must be told")
-    config = LINEAR_CONFIGS.get(backbone, "")
-    config = config if (ROOT / config).is_file() else "YOUR_LINEAR_CONFIG.yaml"
-    print(f"next     python tools/train.py -c {config} --pretrained {shlex.quote(str(args.output))}")
+    config = LINEAR_CONFIGS.get(backbone, "YOUR_LINEAR_CONFIG.yaml")
+    print(f"next     densecl train {config} --pretrained {shlex.quote(str(args.output))}")
+
+
+def derived_output(source: Path) -> Path:
+    """RUN/backbone_epoch_0200.pdparams for a checkpoint of a run, else W_backbone.pdparams beside the file."""
+    folder = source.resolve().parent
+    if folder.parent.name == "checkpoints":
+        return folder.parent.parent / f"backbone_{folder.name}.pdparams"
+    return source.with_name(f"{source.stem}_backbone.pdparams")
 
 
 def backbone_card(source: Path, depth: int, encoder: str) -> Card:
@@ -75,7 +83,6 @@ def backbone_card(source: Path, depth: int, encoder: str) -> Card:
     return card.replace(kind=BACKBONE, encoder=taken, depth=depth, classes=None, parents=(parent,))
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    extract(parse_arguments(words))
-    return 0
+main = Verb(
+    __doc__, add_options, extract, examples=("extract output/densecl_r50 --output r50.pdparams --remove_prefix",)
+)

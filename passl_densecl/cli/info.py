@@ -1,4 +1,8 @@
-"""Weights and multiply-adds of a config's network: python tools/model_info.py configs/densecl/densecl_r50.yaml"""
+"""What a config's network costs, or what a file of weights is.
+
+Of a config: weights and multiply-adds (FLOPs) of every part. Of weights, whoever made them: what they are, where they
+come from and what they hold; nothing in them is executed.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from passl_densecl.cli.command import Parser, command
-from passl_densecl.cli.options import add_override_option, at_least, check_folders
+from passl_densecl.cli.command import Parser, Verb
+from passl_densecl.cli.options import add_override_option, at_least
 from passl_densecl.config import QUEUE_LEN_MAX, Config, PretrainConfig, load_config
+from passl_densecl.config.packaged import find_config
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import output_size
 
@@ -21,30 +26,49 @@ NAMES = {"global_head": "global head", "dense_head": "dense head", "fc": "classi
 CLASSES = 1000
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Weights and multiply-adds (FLOPs) of a config's network.")
-    classes = f"linear: of the data set, which the config cannot know (default: {CLASSES})"
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment, pre-training or linear")
+def add_options(parser: Parser) -> None:
+    what = "a config (a file, or a packaged name), or weights: a run or checkpoint folder, a weight file"
+    classes = f"linear config: of the data set, which the config cannot know (default: {CLASSES})"
+    size = "config: side of an image (default: as the config trains)"
+    parser.add_argument("what", metavar="CONFIG|WEIGHTS", help=what)
     add_override_option(parser)
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: as the config trains)")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help=size)
     parser.add_argument("--classes", type=int, metavar="N", help=classes)
-    parser.add_argument("--json", type=Path, metavar="F.json", help="also write the figures there")
-    return parser.parse_args(words)
+    parser.add_argument("--arrays", action="store_true", help="weights: also list every array")
+    parser.add_argument("--json", type=Path, metavar="F.json", help="config: also write the figures there")
 
 
-def report(args: argparse.Namespace) -> None:
-    config = load_config(args.config, args.override)
+def run(args: argparse.Namespace) -> None:
+    path = Path(args.what)
+    weights = path.exists() and path.suffix not in (".yaml", ".yml")
+    if weights:
+        if args.override or args.size or args.classes or args.json:
+            raise InputError(f"{args.what} holds weights; -o, --size, --classes and --json go with a config")
+        describe_weights(path, arrays=args.arrays)
+    else:
+        describe_config(args)
+
+
+def describe_weights(path: Path, *, arrays: bool = True) -> None:
+    """Print what a file of weights is, whoever made it."""
+    from passl_densecl.weights.files import weights_file
+    from passl_densecl.weights.info import describe_file, render
+
+    print(render(describe_file(weights_file(path)), arrays=arrays))
+
+
+def describe_config(args: argparse.Namespace) -> None:
+    config = load_config(find_config(args.what), args.override)
     at_least(32, size=args.size)
     transforms = config.data.transforms if isinstance(config, PretrainConfig) else config.data.train_transforms
     size = args.size or output_size(transforms)
     if args.classes is not None and (isinstance(config, PretrainConfig) or args.classes < 1):
         raise InputError(f"--classes {args.classes}: expected 1 or more, with a config of task linear")
-    check_folders(json=args.json)
     summary, notes = summarize(config, size, args.classes)
-    show(summary, args.config, f"ResNet-{config.model.depth}", size, notes)
+    show(summary, args.what, f"ResNet-{config.model.depth}", size, notes)
     if args.json:
         tree = {
-            "config": args.config,
+            "config": args.what,
             "overrides": args.override,
             "size": size,
             **asdict(config.model.backbone),
@@ -115,7 +139,4 @@ def in_units(count: int) -> str:
     return f"{count:,}  "
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    report(parse_arguments(words))
-    return 0
+main = Verb(__doc__, add_options, run, examples=("info densecl_r50", "info output/densecl_r50"))

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from passl_densecl.config import DEPTHS, BackboneOptions
+from passl_densecl.cli.command import Parser
+from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
 from passl_densecl.data.workers import available_cores
 from passl_densecl.errors import InputError
 
-WEIGHTS = "a checkpoint folder, a run folder, a weight file, or 'random' for untrained weights"
+WEIGHTS = "a run or checkpoint folder, a weight file, the name of a published model, or 'random' for untrained weights"
+PUBLISHED_SIZE = 224
 
 
 def add_override_option(parser: argparse.ArgumentParser) -> None:
     help = "for example data.root=photos; repeatable"
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE", help=help)
+
+
+def add_images(parser: Parser, help: str, *, place: bool = True, **kwargs: Any) -> None:
+    """--images, which used to be --root."""
+    if place:
+        parser.add_place("--images", metavar="DIR", help=help, **kwargs)
+    else:
+        parser.add_argument("--images", metavar="DIR", help=help, **kwargs)
+    parser.aliases["--root"] = "--images"
 
 
 def add_list_options(parser: argparse.ArgumentParser) -> None:
@@ -34,28 +47,33 @@ def worker_count(args: argparse.Namespace) -> int:
     return available_cores() if args.workers is None else args.workers
 
 
-def add_encoder_option(parser: argparse.ArgumentParser) -> None:
-    help = "of a pre-training checkpoint (default: query)"
+def add_encoder_option(parser: argparse.ArgumentParser, *, prefix: bool = False) -> None:
+    """Which of several backbones in a file; `prefix`: also by its name there."""
+    if prefix:
+        help = "what stands before conv1.weight in the file, where it holds several backbones (default: found)"
+        parser.add_argument("--prefix", metavar="P", help=help)
+    help = "which encoder of a pre-training checkpoint"
     parser.add_argument("--encoder", choices=("query", "key"), default="query", help=help)
 
 
-def add_stride_options(parser: argparse.ArgumentParser) -> None:
-    """The encoder and the strides, which a weight file may not record."""
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """The encoder, and what a weight file may not record: `backbone_options` reads it."""
     add_encoder_option(parser)
     for name, choices, published in (("--stem-stride", (4, 2, 1), 4), ("--last-stride", (2, 1), 2)):
-        help = f"default: as the config of the weights' run says, else {published}"
+        help = f"of the backbone (default: as the weights' run or card says, else {published})"
         parser.add_argument(name, type=int, choices=choices, help=help)
 
 
 def add_weights_options(
-    parser: argparse.ArgumentParser, *, several: bool = False, note: str = "", depth: str = ""
+    parser: Parser, *, several: bool = False, note: str = "", depth: str = " (default: 50)", required: bool = True
 ) -> None:
-    """--weights (a list where `several`) and what `backbone_options` reads; `note` and `depth` end their help."""
-    nargs = "+" if several else None
-    parser.add_argument("--weights", required=True, nargs=nargs, metavar="W", help=WEIGHTS + note)
-    add_stride_options(parser)
+    """--weights, also by position (a list where `several`), and what `backbone_options` reads; `note` and `depth` end
+    their help."""
+    nargs: dict[str, Any] = {"nargs": "+"} if several else {}
+    parser.add_place("--weights", required=required, metavar="W", help=WEIGHTS + note, **nargs)
+    add_backbone_options(parser)
     parser.add_argument("--depth", type=int, choices=DEPTHS, help=f"of random weights{depth}")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and all random draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and all random draws")
 
 
 def backbone_options(args: argparse.Namespace) -> BackboneOptions:
@@ -63,15 +81,36 @@ def backbone_options(args: argparse.Namespace) -> BackboneOptions:
     return BackboneOptions(getattr(args, "depth", None), args.stem_stride, args.last_stride)
 
 
+def add_size(parser: argparse.ArgumentParser, what: str, default: str = "as the run of the weights, else 224") -> None:
+    parser.add_argument("--size", type=int, metavar="PIXELS", help=f"{what} (default: {default})")
+
+
+def size_of(size: int | None, weights: Sequence[str | Path]) -> int:
+    """--size in pixels, or the size of the images that the runs of the weights trained on, 224 where none is recorded.
+
+    Raises InputError when the weights' runs had different sizes: the option must choose.
+    """
+    if size is not None:
+        return size
+    from passl_densecl.weights.files import weights_file
+    from passl_densecl.weights.recorded import recorded_size
+
+    found = {}
+    for one in weights:
+        if str(one) != RANDOM:
+            found[str(one)] = recorded_size(weights_file(Path(one)))
+    sizes = sorted({each for each in found.values() if each is not None})
+    if len(sizes) > 1:
+        each = ", ".join(f"{one}: {pixels}" for one, pixels in found.items())
+        raise InputError(f"the weights were trained at different sizes ({each}); choose one with --size PIXELS")
+    chosen = sizes[0] if sizes else PUBLISHED_SIZE
+    why = "as in the run of the weights" if sizes else "no size is recorded for the weights"
+    print(f"size     {chosen} px, {why}; --size changes it")
+    return chosen
+
+
 def at_least(least: int, **values: int | None) -> None:
     """Raises InputError for an option below `least`. Keywords are options: `batch_size` is --batch-size."""
     for name, value in values.items():
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
-
-
-def check_folders(**files: Path | None) -> None:
-    """Raises InputError when a file cannot be written because its folder does not exist. Keywords are options."""
-    for name, path in files.items():
-        if path is not None and not path.resolve().parent.is_dir():
-            raise InputError(f"--{name} {path}: the folder {path.parent} does not exist; create it first")

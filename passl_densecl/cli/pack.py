@@ -1,4 +1,7 @@
-"""Pack a set of images into one LMDB file: python tools/pack_data.py DIR OUT.lmdb [--shorter-side 256]"""
+"""Pack a folder of images into one LMDB file, which data.root then names instead of the folder.
+
+The file has its name only when it is complete. Needs the package lmdb: pip install lmdb
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import os
 import shlex
 import time
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import print_first, progress
-from passl_densecl.cli.options import add_list_options, add_workers_option, at_least, worker_count
+from passl_densecl.cli.options import add_images, add_list_options, add_workers_option, at_least, worker_count
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.packing import Packed, pack_images
 from passl_densecl.errors import InputError
@@ -19,18 +22,14 @@ SHOWN = 3  # bad images that are named
 SHORTER_SIDE = "reduce images to a shorter side of N pixels, stored as JPEG; smaller ones are kept byte for byte"
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        description="Pack a folder of images into one LMDB file, which data.root then names instead of the folder.",
-        epilog="The file has its name only when it is complete. Needs the package lmdb: pip install lmdb",
-    )
-    parser.add_argument("root", metavar="DIR", help="a folder of images")
-    parser.add_argument("output", metavar="OUT.lmdb", help="the file to make; it must not exist yet")
+def add_options(parser: Parser) -> None:
+    add_images(parser, "a folder of images")
+    output = "the file to make; it must not exist yet (default: DIR.lmdb)"
+    parser.add_place("--output", metavar="OUT.lmdb", required=False, help=output)
     add_list_options(parser)
-    parser.add_argument("--shorter-side", type=int, metavar="N", help=SHORTER_SIDE)
-    parser.add_argument("--quality", type=int, default=95, help="of these JPEG files, 1 to 100 (default: 95)")
+    parser.add_argument("--shorter-side", type=int, metavar="PIXELS", help=SHORTER_SIDE)
+    parser.add_argument("--quality", type=int, default=95, metavar="Q", help="of these JPEG files, 1 to 100")
     add_workers_option(parser)
-    return parser.parse_args(words)
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -38,11 +37,12 @@ def pack(args: argparse.Namespace) -> None:
     at_least(1, shorter_side=args.shorter_side)
     if not 1 <= args.quality <= 100:
         raise InputError(f"--quality {args.quality}: expected 1 to 100")
+    args.output = args.output or f"{args.images.rstrip('/')}.lmdb"
     if not args.output.endswith(".lmdb"):
         raise InputError(f"{printable(args.output)}: the name must end in .lmdb")
     if os.path.lexists(args.output):
         raise InputError(f"{printable(args.output)} exists already; choose another name, or remove it")
-    images = scan_images(args.root, args.list_file, labeled=args.labeled)
+    images = scan_images(args.images, args.list_file, labeled=args.labeled)
     print(f"data     {images.describe()}", flush=True)
     began = time.perf_counter()
     with progress("pack") as bar:
@@ -71,7 +71,4 @@ def report(args: argparse.Namespace, images: ImageSet, packed: Packed, seconds: 
     print(f"wrote    {printable(args.output)} · use it with -o {key}={printable(shlex.quote(args.output))}")
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    pack(parse_arguments(words))
-    return 0
+main = Verb(__doc__, add_options, pack, examples=("data pack photos photos.lmdb --shorter-side 256",), outputs=())

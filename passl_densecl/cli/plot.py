@@ -1,4 +1,4 @@
-"""Pictures: what training sees, how runs went, what a backbone has learned: python tools/visualize.py VERB --help"""
+"""Pictures: what training sees, how runs went, what a backbone has learned."""
 
 from __future__ import annotations
 
@@ -11,118 +11,102 @@ from pathlib import Path
 
 import numpy as np
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import progress
-from passl_densecl.cli.options import add_weights_options, at_least, backbone_options
+from passl_densecl.cli.options import add_images, add_size, add_weights_options, at_least, backbone_options, size_of
 from passl_densecl.config import PretrainConfig
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
-from passl_densecl.text import megabytes, printable, quantity
+from passl_densecl.text import printable, quantity
 from passl_densecl.transforms import Resize
 from passl_densecl.visualize.style import check_output, need_matplotlib, save_figure
 
-REPORT = "report.html"
 
-
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Pictures of what training sees, how runs went and what a backbone has learned.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, (add_options, draw) in VERBS.items():
-        short, _, long = str(inspect.getdoc(draw)).partition("\n\n")
-        add_options(verbs.add_parser(name, help=short.rstrip("."), description=f"{short} {long}"))
-    return parser.parse_args(words)
-
-
-def match_options(parser: argparse.ArgumentParser) -> None:
+def match_options(parser: Parser) -> None:
     threshold = "leave out pairs with a cosine below T, from -1 to 1"
     one_way = "the nearest neighbor of every cell, one way, as the dense loss takes it"
     augment = "of one image: also change colors, blur and flip, as in training"
-    parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument("image2", type=Path, nargs="?", metavar="IMAGE2", help="without it: two random crops of IMAGE")
-    add_backbone_options(parser)
+    add_weights_options(parser)
+    add_pictures(parser, "one image, of which two random crops are matched, or two images")
+    add_feature_options(parser, "match")
     parser.add_argument("--threshold", type=float, metavar="T", help=threshold)
     parser.add_argument("--all", action="store_true", help=one_way)
-    parser.add_argument("--top", type=int, metavar="N", help="draw only the N most similar pairs")
+    parser.add_argument("--count", type=int, metavar="N", help="draw only the N most similar pairs (default: all)")
+    parser.aliases["--top"] = "--count"
     parser.add_argument("--augment", action="store_true", help=augment)
     parser.add_argument("--json", type=Path, metavar="F.json", help="also write counts, shares and every pair there")
 
 
-def heatmap_options(parser: argparse.ArgumentParser) -> None:
-    point = "a pixel of IMAGE, from its upper left corner (default: the middle)"
-    parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument("image2", type=Path, nargs="?", metavar="IMAGE2")
+def heatmap_options(parser: Parser) -> None:
+    point = "a pixel of the first image, from its upper left corner (default: the middle)"
+    add_weights_options(parser)
+    add_pictures(parser, "one image, or two: the cosine of one cell of the first to all cells")
     parser.add_argument("--point", type=parse_point, metavar="X,Y", help=point)
-    add_backbone_options(parser)
+    add_feature_options(parser, "heatmap")
 
 
-def pca_options(parser: argparse.ArgumentParser) -> None:
-    margin = "leave N cells along the border out of the components; zero padding marks these (default: 0)"
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+def pca_options(parser: Parser) -> None:
+    margin = "leave N cells along the border out of the components; zero padding marks these"
+    add_weights_options(parser)
+    add_pictures(parser, "images, whose components are taken together")
     parser.add_argument("--margin", type=int, default=0, metavar="N", help=margin)
-    add_backbone_options(parser)
+    add_feature_options(parser, "pca")
 
 
-def embedding_options(parser: argparse.ArgumentParser) -> None:
-    method, methods = "tsne needs scikit-learn (default: tsne)", ("tsne", "pca")
-    images = "at most so many, evenly over the folder (default: 1000)"
-    thumbnails = "also draw up to N of the images themselves (default: 0)"
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of images, or a pack (.lmdb)")
-    add_backbone_options(parser, features=False)
-    parser.add_argument("--method", choices=methods, default="tsne", help=method)
-    parser.add_argument("--images", type=int, default=1000, metavar="N", help=images)
+def embedding_options(parser: Parser) -> None:
+    add_weights_options(parser)
+    parser.add_place("--images", type=Path, metavar="DIR", help="a folder of images, or a pack (.lmdb)")
+    add_feature_options(parser, "embedding", features=False)
+    method = "how the points are laid out; tsne needs scikit-learn"
+    count = "images at the most, evenly over the folder"
+    thumbnails = "also draw up to N of the images themselves"
+    parser.add_argument("--method", choices=("tsne", "pca"), default="tsne", help=method)
+    parser.add_argument("--count", type=int, default=1000, metavar="N", help=count)
     parser.add_argument("--thumbnails", type=int, default=0, metavar="N", help=thumbnails)
 
 
-def views_options(parser: argparse.ArgumentParser) -> None:
+def views_options(parser: Parser) -> None:
     add_config(parser)
-    parser.add_argument("--images", type=int, default=8, metavar="N", help="how many (default: 8)")
-    parser.add_argument("--epoch", type=int, default=1, metavar="E", help="counted from 1 (default: 1)")
-    add_root(parser)
-    add_output(parser)
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="pairs of views")
+    parser.add_argument("--epoch", type=int, default=1, metavar="E", help="counted from 1")
+    add_images(parser, "images instead of those that the config names", place=False)
+    add_output(parser, "views")
 
 
-def schedule_options(parser: argparse.ArgumentParser) -> None:
+def schedule_options(parser: Parser) -> None:
     add_config(parser)
-    images = "images of the set, where it is not on this machine: determines the steps"
-    parser.add_argument("--images", type=int, metavar="N", help=images)
-    add_output(parser)
+    count = "images of the set, where it is not on this machine: determines the steps (default: counted)"
+    parser.add_argument("--count", type=int, metavar="N", help=count)
+    add_output(parser, "schedule")
 
 
-def curves_options(parser: argparse.ArgumentParser) -> None:
+def curves_options(parser: Parser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    add_output(parser)
+    add_output(parser, "curves")
 
 
-def report_options(parser: argparse.ArgumentParser) -> None:
-    results = "results of tools/evaluate.py to show; JSON files in the run folder are shown anyway"
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
-    add_root(parser)
-    parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="F.json", help=results)
-    parser.add_argument("--output", type=Path, metavar="F.html", help=f"default: RUN/{REPORT}")
+def add_config(parser: Parser) -> None:
+    help = "a config file, a packaged config's name, or a run folder"
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=help)
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a config file, or a run folder")
+def add_pictures(parser: Parser, help: str) -> None:
+    parser.add_place("--images", type=Path, nargs="+", metavar="IMAGE", help=help)
 
 
-def add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="DIR", help="images instead of those that the config names")
+def add_output(parser: Parser, name: str) -> None:
+    help = "the picture: .png, .svg, .pdf or .jpg"
+    parser.add_argument("--output", type=Path, default=Path(f"{name}.png"), metavar="F.png", help=help)
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar="F.png", help=".png, .svg, .pdf or .jpg")
-
-
-def add_backbone_options(parser: argparse.ArgumentParser, *, features: bool = True) -> None:
+def add_feature_options(parser: Parser, name: str, *, features: bool = True) -> None:
     """What every verb needs that shows the features of a backbone."""
-    which = "the backbone's map, or its dense projection in a pre-training checkpoint (default: backbone)"
-    size = "shorter side of what the backbone sees, pixels; larger gives a finer map (default: 224)"
-    add_weights_options(parser, depth=" (default: 50)")
+    which = "the backbone's map, or its dense projection in a pre-training checkpoint"
     if features:
         parser.add_argument("--features", choices=("backbone", "dense"), default="backbone", help=which)
-    parser.add_argument("--size", type=int, default=224, help=size)
-    add_output(parser)
+    add_size(parser, "shorter side of what the backbone sees; larger gives a finer map")
+    add_output(parser, name)
 
 
 def parse_point(text: str) -> tuple[float, float]:
@@ -144,29 +128,30 @@ def draw_match(args: argparse.Namespace) -> None:
     check_backbone_options(args)
     if args.threshold is not None and not -1 <= args.threshold <= 1:
         raise InputError(f"--threshold {args.threshold}: a cosine is from -1 to 1")
-    at_least(1, top=args.top)
-    if args.augment and args.image2 is not None:
-        raise InputError("--augment goes with one image, of which two views are drawn; omit it or omit IMAGE2")
+    at_least(1, count=args.count)
+    first_path, second_path = one_or_two(args.images)
+    if args.augment and second_path is not None:
+        raise InputError("--augment goes with one image, of which two views are drawn; omit it or the second image")
     if args.json is not None:
         check_output(args.json, (".json",), "--json")
     from passl_densecl.evaluation.correspondence import PHOTOMETRIC  # Paddle takes seconds; a wrong option should not
     from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
 
-    first = decode(str(args.image))
+    first = decode(str(first_path))
     views = None
-    if args.image2 is None:
+    if second_path is None:
         views = two_views(first.shape[0], first.shape[1], args.size, args.seed, flip=0.5 if args.augment else 0.0)
         rng = np.random.default_rng([args.seed, 1])
         image_a, image_b = (view.render(first, PHOTOMETRIC if args.augment else (), rng) for view in views)
     else:
-        image_a, image_b = resized(first, args.size), resized(decode(str(args.image2)), args.size)
+        image_a, image_b = resized(first, args.size), resized(decode(str(second_path)), args.size)
     matches = match_images(model_of(args), image_a, image_b, threshold=args.threshold, mutual=not args.all, views=views)
-    names = args.image.name if args.image2 is None else f"{args.image.name} and {args.image2.name}"
-    figure = draw_matches(image_a, image_b, matches, title=f"{names} · {weights_name(args)}", top=args.top)
+    names = " and ".join(path.name for path in args.images)
+    figure = draw_matches(image_a, image_b, matches, title=f"{names} · {weights_name(args)}", top=args.count)
     print(f"match    {summary(matches)}")
     save(figure, args.output)
     if args.json is not None:
-        images = [str(path) for path in (args.image, args.image2) if path is not None]
+        images = [str(path) for path in args.images]
         content = {"weights": args.weights, "features": args.features, "size": args.size, "images": images}
         if views is not None:
             content["crops"] = [{**view.crop._asdict(), "flipped": view.flipped} for view in views]
@@ -181,18 +166,19 @@ def draw_heat(args: argparse.Namespace) -> None:
     The cosine of one cell of IMAGE to all cells of IMAGE and of IMAGE2.
     """
     check_backbone_options(args)
-    pictures = [decode(str(path)) for path in (args.image, args.image2) if path is not None]
+    one_or_two(args.images)
+    pictures = [decode(str(path)) for path in args.images]
     height, width = pictures[0].shape[:2]
     x, y = args.point or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
         raise InputError(
-            f"--point {x:g},{y:g}: {args.image} is {width}×{height} pixels; x is below {width}, y below {height}"
+            f"--point {x:g},{y:g}: {args.images[0]} is {width}×{height} pixels; x is below {width}, y below {height}"
         )
     from passl_densecl.visualize.heatmap import draw_heatmap, similarity_to
 
     images = [resized(picture, args.size) for picture in pictures]
     similarity = similarity_to(model_of(args), images, (x / width, y / height))
-    names = [path.name for path in (args.image, args.image2) if path is not None]
+    names = [path.name for path in args.images]
     figure = draw_heatmap(
         images, similarity, names=names, title=f"pixel {x:g}, {y:g} of {names[0]} · {weights_name(args)}"
     )
@@ -230,21 +216,21 @@ def draw_folder(args: argparse.Namespace) -> None:
     They are near each other where their features are similar, and colored by sub-folder.
     """
     check_backbone_options(args)
-    at_least(5, images=args.images)
+    at_least(5, count=args.count)
     at_least(0, thumbnails=args.thumbnails)
     if args.method == "tsne":
         from importlib.util import find_spec
 
         if find_spec("sklearn") is None:
             raise InputError("t-SNE needs scikit-learn: pip install scikit-learn; or take --method pca")
-    images = scan_images(args.folder)
+    images = scan_images(args.images)
     from passl_densecl.visualize.embedding import draw_embedding, lay_out, neighbor_agreement, pooled_sample
 
     args.features = "backbone"
     model = model_of(args)
     print(f"data     {images.describe()}")
     with progress("features") as bar:
-        sample = pooled_sample(model, images, args.images, args.size, bar)
+        sample = pooled_sample(model, images, args.count, args.size, bar)
     for path in sample.bad[:5]:
         print(f"warning  cannot decode {path}; left out")
     if len(set(sample.groups)) > 1:
@@ -252,16 +238,23 @@ def draw_folder(args: argparse.Namespace) -> None:
         count = len(sample.groups)
         print(f"result   nearest neighbor in the same sub-folder: {share:.1%} of {count:,} (chance {chance:.1%})")
     layout = lay_out(sample.vectors, args.method, args.seed)
-    title = f"{args.folder.name or args.folder} · {weights_name(args)}"
+    title = f"{args.images.name or args.images} · {weights_name(args)}"
     save(draw_embedding(sample, layout, title=title, thumbnails=args.thumbnails), args.output)
 
 
+def one_or_two(images: list[Path]) -> tuple[Path, Path | None]:
+    if len(images) > 2:
+        raise InputError(f"--images: expected one image or two, got {len(images)}")
+    return images[0], images[1] if len(images) == 2 else None
+
+
 def check_backbone_options(args: argparse.Namespace) -> None:
-    """Check, before anything slow, what `add_backbone_options` added."""
+    """Check, before anything slow, what `add_feature_options` added; settle --size."""
     need_matplotlib()
     at_least(32, size=args.size)
     at_least(0, seed=args.seed)
     check_output(args.output)
+    args.size = size_of(args.size, [args.weights])
 
 
 def model_of(args: argparse.Namespace) -> Callable:
@@ -300,15 +293,15 @@ def draw_views(args: argparse.Namespace) -> None:
     config, _ = config_and_run(args.config)
     if not isinstance(config, PretrainConfig):
         raise InputError(f"{args.config}: pairs of views belong to pre-training; this is linear evaluation")
-    root = args.root or config.data.root
-    images = scan_images(root, None if args.root else config.data.list_file)
+    root = args.images or config.data.root
+    images = scan_images(root, None if args.images else config.data.list_file)
     from passl_densecl.visualize.views import draw_pairs, training_pairs
 
     with progress("views") as bar:
-        pairs = training_pairs(config, images, args.images, args.epoch, bar)
-    if args.root and Path(args.root) != Path(config.data.root):
+        pairs = training_pairs(config, images, args.count, args.epoch, bar)
+    if args.images and Path(args.images) != Path(config.data.root):
         print(
-            "note     the run's own views only where --root holds the same files as its data.root: order and draws "
+            "note     the run's own views only where --images holds the same files as its data.root: order and draws "
             "go by position in the list"
         )
     images, size = quantity(len(pairs), "image"), pairs[0].query.shape[0]
@@ -327,8 +320,8 @@ def draw_plan(args: argparse.Namespace) -> None:
     from passl_densecl.visualize.schedule import draw_schedule, plan
 
     config, run = config_and_run(args.config)
-    if args.images is not None:
-        steps = args.images // config.batch_size
+    if args.count is not None:
+        steps = args.count // config.batch_size
     elif run is not None and run.steps_per_epoch:
         steps = run.steps_per_epoch
     else:
@@ -336,7 +329,7 @@ def draw_plan(args: argparse.Namespace) -> None:
         try:
             steps = len(scan_images(data.root, data.list_file)) // config.batch_size
         except InputError as error:
-            raise InputError(f"{error}. Or say how many images there are: --images N") from None
+            raise InputError(f"{error}. Or say how many images there are: --count N") from None
     planned = plan(config, steps)
     print(f"schedule {config.epochs} epochs × {steps:,} steps; learning rate up to {planned.lr.max():g}")
     save(draw_schedule(config, planned, title=config.name), args.output)
@@ -358,48 +351,21 @@ def draw_runs(args: argparse.Namespace) -> None:
     save(draw_curves(runs), args.output)
 
 
-def draw_report(args: argparse.Namespace) -> None:
-    """Everything about a run on one HTML page.
-
-    One file that needs no other: figures, curves, views, correspondences, config and environment of a run.
-    """
-    need_matplotlib()
-    output = args.output or args.run_dir / REPORT
-    from passl_densecl.visualize.report import PARTS, Sources, build_report
-    from passl_densecl.visualize.runs import read_result, read_run
-
-    run = read_run(args.run_dir, need_metrics=False)
-    check_output(output, (".html", ".htm"))
-    results = tuple((path.name, read_result(path)) for path in args.results)
-    with progress("report") as bar:
-        done = iter(range(1, PARTS + 1))
-        page, missing = build_report(run, Sources(args.root, results), lambda _: bar(next(done), PARTS))
-    for reason in missing:
-        print(f"note     not shown: {printable(reason)}")
-    with whole_file(output) as file:
-        file.write(page.encode("utf-8"))
-    print(f"wrote    {printable(str(output))} ({megabytes(len(page))})")
-
-
 def save(figure: object, output: Path) -> None:
     save_figure(figure, output)  # type: ignore[arg-type]
     print(f"wrote    {printable(str(output))}")
 
 
-VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
-    "match": (match_options, draw_match),
-    "heatmap": (heatmap_options, draw_heat),
-    "pca": (pca_options, draw_pca),
-    "embedding": (embedding_options, draw_folder),
-    "views": (views_options, draw_views),
-    "schedule": (schedule_options, draw_plan),
-    "curves": (curves_options, draw_runs),
-    "report": (report_options, draw_report),
+def _verb(draw: Callable[[argparse.Namespace], None], add_options: Callable[[Parser], None], example: str) -> Verb:
+    return Verb(str(inspect.getdoc(draw)), add_options, draw, examples=(f"plot {example}",))
+
+
+VERBS = {
+    "match": _verb(draw_match, match_options, "match output/densecl_r50 left.jpg right.jpg"),
+    "heatmap": _verb(draw_heat, heatmap_options, "heatmap output/densecl_r50 dog.jpg --point 120,80"),
+    "pca": _verb(draw_pca, pca_options, "pca output/densecl_r50 1.jpg 2.jpg 3.jpg"),
+    "embedding": _verb(draw_folder, embedding_options, "embedding output/densecl_r50 photos --count 500"),
+    "views": _verb(draw_views, views_options, "views densecl_r50 --images photos"),
+    "schedule": _verb(draw_plan, schedule_options, "schedule densecl_r50 --count 118287"),
+    "curves": _verb(draw_runs, curves_options, "curves output/densecl_r50 output/moco_v2_r50"),
 }
-
-
-@command
-def main(words: list[str] | None = None) -> int:
-    args = parse_arguments(words)
-    VERBS[args.verb][1](args)
-    return 0

@@ -1,11 +1,11 @@
-"""From a backbone to a detector or segmenter: python tools/transfer.py prepare --toolbox NAME --weights W …"""
+"""Start detectors and segmenters from these weights."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.integrations.toolboxes import TOOLBOXES
 
 PREPARE = "Write weights in a toolbox's names and a config scaled to the devices, and print the one command to run."
@@ -15,44 +15,42 @@ CHECK = (
 )
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description="Start detectors and segmenters from these weights.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    short = "write weights and a config for a toolbox, and print the command"
-    prepare = verbs.add_parser("prepare", help=short, description=PREPARE)
+def prepare_options(parser: Parser) -> None:
     models = "; ".join(f"{name}: {', '.join(toolbox.models)}" for name, toolbox in TOOLBOXES.items())
     folder = "a clone of the toolbox, whose base files the config uses"
-    prepare.add_argument("--toolbox", choices=tuple(TOOLBOXES), required=True)
-    prepare.add_argument("--weights", type=Path, required=True, metavar="W", help="a file, checkpoint or run folder")
-    prepare.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the weights and config")
-    prepare.add_argument("--model", help=f"{models} (default: the first)")
-    prepare.add_argument("--gpus", type=int, default=8, metavar="N", help="devices (default: 8; 0: the CPU)")
-    prepare.add_argument("--images-per-gpu", type=int, metavar="B", help="default: towards the published batch")
-    prepare.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder, as the toolbox expects it")
-    prepare.add_argument("--toolbox-dir", type=Path, metavar="CLONE", help=folder)
-    check = verbs.add_parser("check", help="compare a config with the protocol", description=CHECK)
-    config, weights = "a YAML file of one of the toolboxes, in its place there", "the file to start from"
-    check.add_argument("config", type=Path, metavar="CONFIG", help=config)
-    check.add_argument("--weights", type=Path, metavar="W", help=f"{weights} (default: the one that CONFIG names)")
-    check.add_argument("--gpus", type=int, default=8, metavar="N", help="devices it will run on (default: 8)")
-    return parser.parse_args(words)
+    output = "folder of the weights and config (default: transfer_TOOLBOX)"
+    parser.add_place("--weights", type=Path, metavar="W", help="a file, checkpoint or run folder")
+    parser.add_argument("--toolbox", choices=tuple(TOOLBOXES), required=True, help="who is to train from the weights")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output)
+    parser.add_argument("--model", help=f"{models} (default: the first)")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="devices; 0 is the CPU")
+    parser.add_argument("--images-per-gpu", type=int, metavar="B", help="default: towards the published batch")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder, as the toolbox expects it")
+    parser.add_argument("--toolbox-dir", type=Path, metavar="CLONE", help=folder)
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    args = parse_arguments(words)
-    if args.verb == "check":
-        from passl_densecl.integrations.check import check
+def check_options(parser: Parser) -> None:
+    weights = "the file to start from (default: the one that CONFIG names)"
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file of a toolbox, in its place there")
+    parser.add_argument("--weights", type=Path, metavar="W", help=weights)
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="devices that it will run on")
 
-        checked = check(args.config, args.weights, args.gpus)
-        print("\n".join(checked.lines()))
-        return 1 if checked.findings else 0
+
+def run_check(args: argparse.Namespace) -> int:
+    from passl_densecl.integrations.check import check
+
+    checked = check(args.config, args.weights, args.gpus)
+    print("\n".join(checked.lines()))
+    return 1 if checked.findings else 0
+
+
+def run_prepare(args: argparse.Namespace) -> None:
     from passl_densecl.integrations.prepare import prepare
 
     done = prepare(
         args.toolbox,
         args.weights,
-        args.output,
+        args.output or Path(f"transfer_{args.toolbox}"),
         model=args.model,
         gpus=args.gpus,
         images_per_gpu=args.images_per_gpu,
@@ -60,4 +58,13 @@ def main(words: list[str] | None = None) -> int:
         toolbox_dir=args.toolbox_dir,
     )
     print("\n".join(done.lines()))
-    return 0
+
+
+prepare = Verb(
+    PREPARE,
+    prepare_options,
+    run_prepare,
+    examples=("transfer prepare output/densecl_r50 --toolbox detectron2 --output faster_rcnn",),
+    outputs=(),
+)
+check = Verb(CHECK, check_options, run_check, examples=("transfer check faster_rcnn/config.yaml --gpus 4",))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from passl_densecl.config.packaged import find_config
 from passl_densecl.config.schema import Config, LinearConfig, PretrainConfig
 from passl_densecl.errors import InputError
 from passl_densecl.text import quantity, suggestion
@@ -111,15 +112,16 @@ def _parse(text: str, what: str) -> tuple[Any, list[tuple[str, str]]]:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The checked experiment in the YAML file `path`, with `key=value` overrides such as `data.root=photos`.
+    """The checked experiment in the YAML file `path`, or in the packaged config of that name, with `key=value`
+    overrides such as `data.root=photos`.
 
     Raises InputError, listing every problem at once.
     """
-    path = Path(path)
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {str(path)!r}: {_why_unreadable(path, error)}") from None
+        raise InputError(f"config {str(path)!r}: cannot be read as UTF-8 text: {error}") from None
     tree, problems = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of keys such as 'task: pretrain', got {_shown(tree)}")
@@ -309,15 +311,3 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        try:
-            siblings = [entry.name for entry in path.parent.iterdir()]
-        except OSError:
-            return f"no such file, and no folder {str(path.parent)!r}"
-        return "no such file" + suggestion(path.name, siblings)
-    if isinstance(error, IsADirectoryError):
-        return "this is a folder; give the YAML file in it"
-    return f"cannot be read as UTF-8 text: {error}"

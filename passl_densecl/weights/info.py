@@ -74,8 +74,8 @@ def values_sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
 
 
-def render(info: FileInfo) -> str:
-    """The same for people to read, in aligned lines."""
+def render(info: FileInfo, *, arrays: bool = True) -> str:
+    """The same for people to read, in aligned lines; on one page without the `arrays` and what is not one."""
     lines = [
         f"file     {info.path}",
         f"format   {info.format}, {info.size:,} bytes",
@@ -83,6 +83,9 @@ def render(info: FileInfo) -> str:
         *_card_lines(info.card),
         f"arrays   {len(info.tensors):,} with {info.number_count:,} numbers; sha256 is of the values",
     ]
+    if not arrays:
+        lines.append(f"others   {len(info.others):,} that are no arrays; --arrays lists everything")
+        return "\n".join(map(_printable, lines))
     shown = [(each.name, str(list(each.shape)), each.dtype, each.sha256[:_SHOWN_HASH]) for each in info.tensors]
     widths = [min(_WIDEST, max((len(row[column]) for row in shown), default=0)) for column in range(4)]
     lines += ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in shown]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
+from passl_densecl.transforms import output_size
 from passl_densecl.weights.card import Card, run_card
 from passl_densecl.weights.checkpoints import MODEL, STATE
 from passl_densecl.weights.files import read_card
@@ -113,3 +114,17 @@ def _state_beside(file: Path) -> dict[str, Any]:
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
         found["classes"] = classes
     return found
+
+
+def recorded_size(file: Path) -> int | None:
+    """Pixels per side of the images that the run of the weights trained on; None where nothing says it.
+
+    Raises:
+        InputError: not a weight file, a damaged card, or a recipe that is not known here.
+    """
+    config = recorded_config(file)
+    if config is None:
+        return None
+    from passl_densecl.config import PretrainConfig
+
+    return output_size(config.data.transforms if isinstance(config, PretrainConfig) else config.data.val_transforms)

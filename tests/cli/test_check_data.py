@@ -72,7 +72,9 @@ def test_bad_images_are_counted_named_and_listed(folder, tmp_path):
     assert "3 images in 2 classes listed in" in done.stdout
     assert (tmp_path / "list of bad.txt").read_text() == "# the file is empty (0 bytes)\nin/3.png\n"
     rest.write_text("in/0.png\n")
-    done = run(folder, "--list-file", rest, "--output", tmp_path / "list of bad.txt", cwd=tmp_path)
+    words = ("--list-file", rest, "--output", tmp_path / "list of bad.txt")
+    assert "exists already: choose another name, or add --overwrite" in run(folder, *words, cwd=tmp_path).stderr
+    done = run(folder, *words, "--overwrite", cwd=tmp_path)
     assert done.returncode == 0
     assert (tmp_path / "list of bad.txt").read_text() == ""  # what it said before is no longer true
 

@@ -86,7 +86,7 @@ def test_underscores_mean_hyphens(word, value, capsys):
     assert "_file" not in verb.format_help()
     with pytest.raises(SystemExit):
         parser.parse_args(["pack", "--no_such"])
-    assert "unrecognized arguments: --no_such" in capsys.readouterr().err
+    assert "unknown option --no_such" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", ["InputError('no such thing')", "RunError('the disk is full')"])

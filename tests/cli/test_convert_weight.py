@@ -16,9 +16,10 @@ import paddle
 import pytest
 from paddle.vision.models.resnet import BasicBlock, ResNet
 
-from passl_densecl.cli import convert
+from passl_densecl.cli.main import main
 from passl_densecl.weights import backbone_shapes, read_card, read_weights
 from passl_densecl.weights.convert import STATE_TARGETS, TARGETS
+from tests.commands import understood
 
 ROOT = Path(__file__).resolve().parents[2]
 Arrays = dict[str, np.ndarray]
@@ -116,7 +117,7 @@ def refused(capsys, monkeypatch) -> Callable[..., str]:
     monkeypatch.setattr(sys, "argv", ["tools/convert_weight.py"])
 
     def refused(*arguments: object) -> str:
-        assert convert.main([str(argument) for argument in arguments]) == 2
+        assert main(["convert", *map(str, arguments)]) == 2
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith("convert_weight.py: ")
@@ -176,7 +177,7 @@ def test_the_commands_of_the_page_are_understood():
     for line in commands("weights.md"):
         words = shlex.split(line)
         if words[1] == "tools/convert_weight.py":
-            args = convert.parse_arguments(words[2:])
+            args = understood(words)[1]
             if args.to:
                 assert args.output.suffix in (TARGETS | STATE_TARGETS)[args.to].suffixes
             converted.add(args.to)

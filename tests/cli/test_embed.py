@@ -17,7 +17,7 @@ import pytest
 from passl_densecl import FeatureExtractor, get_model
 from passl_densecl.api import embeddings as tables
 from passl_densecl.api.embeddings import Embeddings, nearest, write
-from passl_densecl.cli import embed as embed_tool
+from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
@@ -29,7 +29,7 @@ RANDOM = ("--weights", "random", "--depth", 18, "--size", 32, "--workers", 0)
 
 
 def embed(*words: Any) -> int:
-    return embed_tool.main([str(word) for word in words])
+    return main(["embed", *map(str, words)])
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from passl_densecl.cli import evaluate
+from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneSpec
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.models import build_backbone
 from passl_densecl.weights import write_pickle
+from tests.commands import understood
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = ("knn", "linear", "multihead", "svm", "lowshot", "semi", "dense", "correspondence")
@@ -30,7 +31,7 @@ def run(capsys, tmp_path):
 
     def call(*words: object) -> tuple[str, dict]:
         output = tmp_path / "figures.json"
-        assert evaluate.main([*map(str, words), "--output", str(output)]) == 0
+        assert main(["eval", *map(str, words), "--json", str(output), "--overwrite"]) == 0
         return capsys.readouterr().out, json.loads(output.read_text())
 
     return call
@@ -53,8 +54,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_the_verbs_without_paddle():
     code = (
-        f"import sys; sys.argv = ['evaluate.py', '--help']; sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
-        "try:\n    import evaluate; evaluate.main()\nexcept SystemExit: pass\nassert 'paddle' not in sys.modules"
+        "import sys; from passl_densecl.cli.main import main; main(['eval', '-h']); assert 'paddle' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
@@ -257,7 +257,7 @@ def test_correspondence(photos, run, other):
 )
 def test_a_mistake_is_named(capsys, photos, verb, words, message):
     line = [verb, "--weights", "random", "--train", photos, "--val", photos, *words]
-    assert evaluate.main([str(word) for word in line]) == 2
+    assert main(["eval", *map(str, line)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -265,12 +265,12 @@ def test_a_mistake_is_named(capsys, photos, verb, words, message):
     ("words", "message"),
     [
         (["dense"], "expected --voc DIR, or --images DIR with --masks DIR"),
-        (["svm"], "expected --voc DIR, or --root DIR"),
+        (["svm"], "expected --voc DIR, or --images DIR"),
         (["correspondence", "--images", "x", "--scale", "0.5", "0.1"], "the smaller first"),
     ],
 )
 def test_what_belongs_together_is_said(capsys, words, message):
-    assert evaluate.main([*words, "--weights", "random"]) == 2
+    assert main(["eval", *words, "--weights", "random"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -290,6 +290,6 @@ def test_the_page_holds_the_same_commands_in_both_languages_and_all_are_understo
     assert pages[0] == pages[1]
     verbs = set()
     for words in pages[0]:
-        if words[1] == "tools/evaluate.py":
-            verbs.add(evaluate.parse_arguments(words[2:]).verb)  # leaves the program when it does not understand
+        if words[:2] == ["python", "tools/evaluate.py"] or words[0] == "densecl":
+            verbs.add(understood(words)[0].removeprefix("eval "))
     assert verbs == set(VERBS)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
-from passl_densecl.cli.demo_detect import draw_detections
+from benchmarks.demo_detect import draw_detections
 from passl_densecl.cli.transfer import parse_arguments
 from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError

@@ -4,6 +4,7 @@ real.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re

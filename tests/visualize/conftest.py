@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 
+from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneSpec, HeadSpec, PretrainConfig, dump_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,10 +96,5 @@ def run_dir(photos, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("visualize_tool", ROOT / "tools" / "visualize.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool() -> SimpleNamespace:
+    return SimpleNamespace(main=lambda words: main(["plot", *words]))

@@ -1,57 +1,47 @@
-"""Judge backbones: several --weights, 'random' among them, give one table with a column each.
-
-knn             weighted nearest neighbors of pooled features: nothing is trained
-linear          a linear classifier on cached features, learning rates swept at once (the fast preset; the official
-                recipe is tools/train.py -c configs/moco/moco_clas_r50.yaml)
-multihead       the same on the stem and each of the four stages
-svm, lowshot    VOC07's protocol: a linear SVM per class, average precision; with all images, or 1 to 96 per class
-semi            fine-tune all of it on 1 % or 10 % of the labels
-dense           semantic segmentation by a linear 1×1 head on the frozen map: mIoU
-correspondence  do the cells of two crops of one image find each other?
-"""
+"""Judge backbones: several --weights, 'random' among them, give one table with a column each."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import ModuleType
 
-from passl_densecl.cli.command import Parser, command
+from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.evaluate import correspondence, dense, knn, linear, lowshot, multihead, semi, svm
 from passl_densecl.cli.evaluate.common import check_common, save
-from passl_densecl.cli.options import add_weights_options
-
-VERBS = {
-    "knn": knn,
-    "linear": linear,
-    "multihead": multihead,
-    "svm": svm,
-    "lowshot": lowshot,
-    "semi": semi,
-    "dense": dense,
-    "correspondence": correspondence,
-}
+from passl_densecl.cli.options import add_weights_options, size_of
 
 
-def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, formatter_class=layout)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, module in VERBS.items():
-        text = str(module.__doc__)
-        verb = verbs.add_parser(name, help=text.split("\n")[0], description=text, formatter_class=layout)
+def _verb(module: ModuleType, example: str) -> Verb:
+    """The verb that a module of this package is: its text, its options, and `run`, which gives a table and figures."""
+    name = module.__name__.rpartition(".")[2]
+
+    def add_options(parser: Parser) -> None:
         depth = " (default: as the first other weights)"
-        add_weights_options(verb, several=True, note=": a column each", depth=depth)
-        module.add_options(verb)
-        verb.add_argument("--output", type=Path, metavar="F.json", help="also write every figure there")
-    return parser.parse_args(words)
+        add_weights_options(parser, several=True, note=": a column each", depth=depth)
+        module.add_options(parser)
+        parser.add_argument("--json", metavar="F.json", type=Path, help="also write every figure there")
+        parser.aliases["--output"] = "--json"
+
+    def run(args: argparse.Namespace) -> None:
+        check_common(args)
+        args.size = size_of(args.size, args.weights)
+        text, figures = module.run(args)
+        print(text)
+        if args.json:
+            save(name, args, text, figures)
+
+    return Verb(str(module.__doc__), add_options, run, examples=(f"eval {name} {example}",))
 
 
-@command
-def main(words: list[str] | None = None) -> int:
-    args = parse_arguments(words)
-    check_common(args)
-    text, figures = VERBS[args.verb].run(args)
-    print(text)
-    if args.output:
-        save(args, text, figures)
-    return 0
+_FOLDERS = "--train photos/train --val photos/val"
+VERBS = {
+    "knn": _verb(knn, f"output/densecl_r50 random {_FOLDERS}"),
+    "linear": _verb(linear, f"output/densecl_r50 random {_FOLDERS}"),
+    "multihead": _verb(multihead, f"output/densecl_r50 {_FOLDERS}"),
+    "svm": _verb(svm, "output/densecl_r50 --voc VOCdevkit/VOC2007"),
+    "lowshot": _verb(lowshot, "output/densecl_r50 --voc VOCdevkit/VOC2007"),
+    "semi": _verb(semi, f"output/densecl_r50 {_FOLDERS} --percent 1"),
+    "dense": _verb(dense, "output/densecl_r50 random --images photos --masks masks"),
+    "correspondence": _verb(correspondence, "output/densecl_r50 random --images photos"),
+}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import passl_densecl
 from passl_densecl.cli.console import progress
-from passl_densecl.cli.options import at_least, backbone_options, check_folders
+from passl_densecl.cli.options import at_least, backbone_options
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, Resize
@@ -26,6 +26,9 @@ RANDOM = "random"
 LRS, WEIGHT_DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), (0.0, 0.0001, 0.001, 0.01)
 
 
+SIZE = "side of the center crop (default: as the run of the weights, else 224)"
+
+
 def add_folders(parser: argparse.ArgumentParser, bank: str) -> None:
     """Two labeled folders, and how large their images are."""
     parser.add_argument("--train", required=True, metavar="DIR", help=f"labeled images, a folder per class: {bank}")
@@ -34,7 +37,7 @@ def add_folders(parser: argparse.ArgumentParser, bank: str) -> None:
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, default=224, help="pixels of the center crop (default: %(default)s)")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help=SIZE)
 
 
 def add_sweep(parser: argparse.ArgumentParser, epochs: int) -> None:
@@ -42,13 +45,13 @@ def add_sweep(parser: argparse.ArgumentParser, epochs: int) -> None:
     lrs, decays = "learning rates to choose from (default: 0.001 to 0.3)", "and weight decays (default: 0 to 0.01)"
     parser.add_argument("--lr", type=float, nargs="+", default=list(LRS), metavar="X", help=lrs)
     parser.add_argument("--weight-decay", type=float, nargs="+", default=list(WEIGHT_DECAYS), metavar="X", help=decays)
-    parser.add_argument("--epochs", type=int, default=epochs, help="over the cached features (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="of the classifiers (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=epochs, help="over the cached features")
+    parser.add_argument("--batch-size", type=int, default=256, help="of the classifiers")
 
 
 LEAST = {
     **{"size": 8, "folds": 2, "dim": 64},
-    **dict.fromkeys(("epochs", "batch_size", "copies", "pairs", "samples", "splits", "cells"), 1),
+    **dict.fromkeys(("epochs", "batch_size", "copies", "count", "samples", "splits", "cells"), 1),
 }
 
 
@@ -56,7 +59,6 @@ def check_common(args: argparse.Namespace) -> None:
     """Check what needs no images. Raises InputError."""
     for name, least in LEAST.items():
         at_least(least, **{name: getattr(args, name, None)})
-    check_folders(output=args.output, picture=getattr(args, "picture", None))
 
 
 def backbones(args: argparse.Namespace) -> Iterator[tuple[str, ResNetBackbone]]:
@@ -154,9 +156,9 @@ def classified(one: LinearResult) -> dict[str, float]:
     return {name: getattr(one, name) for name in names}
 
 
-def save(args: argparse.Namespace, text: str, found: Mapping[str, Any]) -> None:
+def save(name: str, args: argparse.Namespace, text: str, found: Mapping[str, Any]) -> None:
     """Verb, version, options, the table as printed (what a report shows) and every figure as JSON."""
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    run = {"evaluation": options.pop("verb"), "version": passl_densecl.__version__, "options": options}
+    run = {"evaluation": name, "version": passl_densecl.__version__, "options": options}
     text = json.dumps({**run, "table": text, **found}, indent=1, ensure_ascii=False)
-    args.output.write_text(text + "\n", encoding="utf-8")
+    args.json.write_text(text + "\n", encoding="utf-8")

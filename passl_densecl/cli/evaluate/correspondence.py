@@ -11,18 +11,20 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from passl_densecl.cli.command import Parser
 from passl_densecl.cli.console import progress, table
 from passl_densecl.cli.evaluate.common import add_size, backbones, percent
 from passl_densecl.errors import InputError
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", required=True, metavar="DIR", help="any images, labels are not needed")
-    parser.add_argument("--pairs", type=int, default=512, help="of crops (default: %(default)s)")
+def add_options(parser: Parser) -> None:
+    parser.add_argument("--images", required=True, metavar="DIR", help="any images; labels are not needed")
+    parser.add_argument("--count", type=int, default=512, metavar="N", help="pairs of crops")
     scale = "area of a crop as a share of the image's (default: 0.2 1)"
     parser.add_argument("--scale", type=float, nargs=2, default=(0.2, 1.0), metavar=("A", "B"), help=scale)
     parser.add_argument("--plain", action="store_true", help="no changes of color and no blur")
     parser.add_argument("--no-flip", action="store_true", help="no mirror images")
+    parser.aliases["--pairs"] = "--count"
     add_size(parser)
 
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for title, backbone in backbones(args):
         with progress(title) as bar:
             found[title] = correspondence_accuracy(
-                backbone, images, sampling, pairs=args.pairs, seed=args.seed, progress=bar
+                backbone, images, sampling, pairs=args.count, seed=args.seed, progress=bar
             )
     columns = list(found.values())
     rows = [

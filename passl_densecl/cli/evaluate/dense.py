@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from passl_densecl.evaluation.dense_probe import Reader
     from passl_densecl.evaluation.masks import MaskSet
 
+FOLDERS = {
+    "--images": "without --voc: images to train on (or all, for --folds)",
+    "--masks": "their masks, under the same names",
+    "--val-images": "images to judge on (default: by --folds)",
+    "--val-masks": "their masks",
+}
 _CACHE_BYTES = 2**31
 _CLASSES_SHOWN = 30
 
@@ -59,19 +65,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     splits, names = ("train", "val"), ("TRAIN", "VAL")
     parser.add_argument("--voc", type=Path, metavar="DIR", help=voc)
     parser.add_argument("--voc-splits", nargs=2, default=splits, metavar=names, help="default: train val")
-    for name in ("--images", "--masks", "--val-images", "--val-masks"):
-        parser.add_argument(name, type=Path, metavar="DIR")
+    for name, help in FOLDERS.items():
+        parser.add_argument(name, type=Path, metavar="DIR", help=help)
     parser.add_argument("--categories", type=Path, metavar="F.json", help=categories)
     parser.add_argument("--val-categories", type=Path, metavar="F.json", help="default: as --categories")
     parser.add_argument("--group", action="store_true", help="supercategories are the classes")
     parser.add_argument("--ignore", type=int, nargs="+", default=[255], metavar="V", help=ignore)
     parser.add_argument("--min-images", type=int, metavar="N", help=least)
-    parser.add_argument("--folds", type=int, default=3, help="without validation images (default: %(default)s)")
-    parser.add_argument("--splits", type=int, default=1, help="repeat with other folds (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=512, help="pixels of the shorter side (default: %(default)s)")
-    parser.add_argument("--cells", type=int, default=200_000, help="to train on, at most (default: %(default)s)")
+    parser.add_argument("--folds", type=int, default=3, help="without validation images")
+    parser.add_argument("--splits", type=int, default=1, help="repeat with other folds")
+    parser.add_argument("--size", type=int, default=512, help="pixels of the shorter side")
+    parser.add_argument("--cells", type=int, default=200_000, help="to train on, at most")
     parser.add_argument("--picture", type=Path, metavar="F.png", help="images, truth and predictions side by side")
-    parser.add_argument("--picture-images", type=int, default=4, metavar="N", help="in it (default: %(default)s)")
+    parser.add_argument("--picture-images", type=int, default=4, metavar="N", help="in it")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

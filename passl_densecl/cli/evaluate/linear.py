@@ -31,7 +31,7 @@ from passl_densecl.transforms import RandomHorizontalFlip, RandomResizedCrop, ap
 
 COPIES = (
     "of the training images, taken in turn: the first as they are, the others cropped (8 to 100 %% of the area) and "
-    "flipped at random (default: %(default)s)"
+    "flipped at random"
 )
 
 

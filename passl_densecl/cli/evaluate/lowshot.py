@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from passl_densecl.cli.command import Parser
 from passl_densecl.cli.console import progress, table
 from passl_densecl.cli.evaluate import svm
 from passl_densecl.cli.evaluate.common import backbones, percent
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     svm.add_options(parser)
     shots = "positives per class (default: 1 2 4 8 16 32 64 96)"
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 96], metavar="K", help=shots)
-    parser.add_argument("--samples", type=int, default=5, help="for each k (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=5, help="for each k")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "to train on")
     add_sweep(parser, epochs=30)
-    parser.add_argument("--dim", type=int, default=9216, help="numbers per stage, at most (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=9216, help="numbers per stage, at most")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 Costs 1, 10, 100 and 0.5^4 to 0.5^19. Average precision is the area under the precision-recall curve (as the benchmarks
 of this protocol compute it), not the mean of 11 points. Objects marked difficult are absent in training and left out of
-the test. For VOC: --voc VOCdevkit/VOC2007. For other images: --root DIR with --train and --test, list files with lines
-such as 'images/1.jpg dog,person'.
+the test. For VOC: --voc VOCdevkit/VOC2007. For other images: --images DIR with --train and --test, list files with
+lines such as 'images/1.jpg dog,person'.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passl_densecl.cli.command import Parser
 from passl_densecl.cli.console import progress, table
 from passl_densecl.cli.evaluate.common import add_size, backbones, center, features, percent
 from passl_densecl.errors import InputError
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from passl_densecl.evaluation.multilabel import MultiLabelSet
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     parser.add_argument("--voc", type=Path, metavar="DIR", help="a folder with JPEGImages and ImageSets/Main")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="what the paths in the list files are relative to")
+    images = "without --voc: what the paths in the list files are relative to"
+    parser.add_argument("--images", type=Path, metavar="DIR", help=images)
+    parser.aliases["--root"] = "--images"
     for name, split in (("--train", "trainval"), ("--test", "test")):
         parser.add_argument(
             name, default=split, metavar="NAME|FILE", help=f"split of --voc (default: {split}), or list"
@@ -66,15 +69,15 @@ def sets(args: argparse.Namespace) -> tuple[MultiLabelSet, MultiLabelSet]:
     """The images to train and to test on."""
     from passl_densecl.evaluation.multilabel import read_list, read_voc
 
-    if (args.voc is None) == (args.root is None):
-        raise InputError("expected --voc DIR, or --root DIR with list files for --train and --test")
+    if (args.voc is None) == (args.images is None):
+        raise InputError("expected --voc DIR, or --images DIR with list files for --train and --test")
     if args.voc is not None:
         train, test = read_voc(args.voc, args.train), read_voc(args.voc, args.test)
         if train.classes != test.classes:
             raise InputError(f"{args.voc}: the splits {args.train} and {args.test} have different classes")
         return train, test
-    train = read_list(args.train, args.root)
-    return train, read_list(args.test, args.root, train.classes)
+    train = read_list(args.train, args.images)
+    return train, read_list(args.test, args.images, train.classes)
 
 
 def vectors(

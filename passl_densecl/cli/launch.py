@@ -1,0 +1,132 @@
+"""Several devices: `paddle.distributed.launch` in a process of its own, whose signals and exit code pass through."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from passl_densecl.errors import InputError, printable
+
+_SCRIPT = Path(__file__).parent / "launched" / "train.py"
+_OUTPUT_OF = "PASSL_DENSECL_OUTPUT_OF"  # the process whose terminal the first trainer writes to
+_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a run trains: the GPUs of these numbers, or this many processes on the CPU."""
+
+    gpus: tuple[int, ...] = ()
+    processes: int = 1
+
+    @property
+    def count(self) -> int:
+        return len(self.gpus) or self.processes
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return (f"device={'gpu' if self.gpus else 'cpu'}",)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Several hosts, this one being number ``rank``; they connect at ``master``, HOST:PORT of the first."""
+
+    count: int = 1
+    rank: int = 0
+    master: str | None = None
+
+
+def parse_devices(text: str) -> Devices:
+    """'cpu', 'cpu:2', '0', '0,1,2,3', or 'all' GPUs.
+
+    Raises:
+        InputError: another text, or GPUs that Paddle does not see.
+    """
+    found = re.fullmatch(r"cpu(?::([1-9][0-9]{0,2}))?", text)
+    if found:
+        return Devices(processes=int(found[1] or 1))
+    numbers = re.fullmatch(r"(?:gpu:)?([0-9]{1,3}(?:,[0-9]{1,3})*)", text)
+    if text != "all" and not numbers:
+        raise InputError(f"--devices {printable(text)}: expected numbers of GPUs (0,1,2,3), all, cpu or cpu:N")
+    import paddle
+
+    present = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    if not present:
+        built = "sees no GPU" if paddle.device.is_compiled_with_cuda() else "is built without CUDA"
+        raise InputError(
+            f"--devices {text}: this Paddle ({paddle.__version__}) {built}; install paddlepaddle-gpu and its driver, "
+            "or train on the CPU: --devices cpu:2"
+        )
+    gpus = tuple(range(present)) if numbers is None else tuple(int(one) for one in numbers[1].split(","))
+    if max(gpus) >= present or len(set(gpus)) < len(gpus):
+        raise InputError(f"--devices {text}: expected different numbers from 0 to {present - 1}")
+    return Devices(gpus)
+
+
+def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, verbose: bool = False) -> int:
+    """Train with the options `words` in one process per device; return the exit code of the first that failed, 130
+    after Ctrl-C, 143 after SIGTERM.
+
+    The first trainer writes to this process's output; what every trainer and the launcher print is under `logs`.
+    """
+    where = (
+        ["--devices", ",".join(map(str, devices.gpus))] if devices.gpus else ["--nproc_per_node", str(devices.count)]
+    )
+    if hosts.count > 1:
+        where += ["--nnodes", str(hosts.count), "--rank", str(hosts.rank), "--master", str(hosts.master)]
+    quiet = [] if verbose else ["--log_level", "CRITICAL"]
+    program = [sys.executable, "-m", "paddle.distributed.launch", *where, *quiet, "--log_dir", str(logs)]
+    direct = Path("/proc/self/fd").is_dir()
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    if direct:
+        environment[_OUTPUT_OF] = str(os.getpid())
+    # In a session of its own: Ctrl-C on the terminal reaches the trainers once, through the handler below.
+    process = subprocess.Popen(
+        [*program, str(_SCRIPT), *words],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL if direct and not verbose else None,
+    )
+    received: list[int] = []
+
+    def forward(number: int, _: object) -> None:
+        received.append(number)
+        process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, forward) for number in _EXIT_CODES}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for stream in (sys.stdout, sys.stderr):
+        if stream.seekable():
+            stream.seek(0, os.SEEK_END)  # the trainers have written there
+    if received:
+        return _EXIT_CODES[signal.Signals(received[0])]
+    if code not in (0, 2):
+        print(f"logs     of every process: {printable(str(logs))}", file=sys.stderr)
+    return code if code >= 0 else 128 - code
+
+
+def attach_output() -> None:
+    """Make the output of this process that of the command that started the launcher, if it is the host's first."""
+    parent = os.environ.get(_OUTPUT_OF)
+    if parent is None or os.environ.get("PADDLE_LOCAL_RANK", "0") != "0":
+        return
+    for number in (1, 2):
+        try:
+            stream = os.open(f"/proc/{parent}/fd/{number}", os.O_WRONLY | os.O_APPEND)
+        except OSError:
+            continue  # a socket: what is printed stays in the log
+        os.dup2(stream, number)
+        os.close(stream)
