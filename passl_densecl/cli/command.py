@@ -41,6 +41,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         ]
         return "\n\n".join(filled)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # options and names stay whole
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, value = action.help or "", action.default
         if action.nargs == 0 or action.required or not action.option_strings or "default" in text:

@@ -120,7 +120,7 @@ def refused(capsys, monkeypatch) -> Callable[..., str]:
         assert main(["convert", *map(str, arguments)]) == 2
         said = capsys.readouterr()
         assert said.out == ""
-        assert said.err.startswith("convert_weight.py: ")
+        assert said.err.startswith("densecl convert: ")
         assert said.err.count("\n") == 1
         return said.err
 

@@ -141,7 +141,7 @@ def test_the_verdict_follows_the_numbers(capsys):
 
 
 def test_the_configs_fit_each_other():
-    pretrain, linear = load_config(ROOT / demo.PRETRAIN), load_config(ROOT / demo.LINEAR)
+    pretrain, linear = load_config(demo.PRETRAIN), load_config(demo.LINEAR)
     assert pretrain.model.depth == linear.model.depth
     assert pretrain.model.stem_stride == linear.model.stem_stride
     assert output_size(pretrain.data.transforms) == output_size(linear.data.val_transforms)

@@ -21,7 +21,6 @@ import pytest
 import yaml
 
 from benchmarks.demo_detect import draw_detections
-from passl_densecl.cli.transfer import parse_arguments
 from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
 from passl_densecl.integrations.check import check
@@ -31,6 +30,7 @@ from passl_densecl.integrations.toolboxes import CONFIGS, TOOLBOXES, Kind
 from passl_densecl.integrations.yaml_files import Tagged, dump, find, put, read_yaml, resolve
 from passl_densecl.weights import backbone_shapes, read_weights, write_pickle
 from passl_densecl.weights.convert import convert
+from tests.commands import understood
 from tests.integrations.coco import write_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -507,9 +507,8 @@ def test_the_pages_show_the_same_commands_and_the_tools_accept_them():
         if words[1] == "tests/integrations/prove_files.py":
             assert (ROOT / words[1]).is_file()
             continue
-        assert words[:2] == ["python", "tools/transfer.py"]
-        args = parse_arguments(words[2:])
-        if args.verb == "prepare":
+        verb, args = understood(words)
+        if verb == "transfer prepare":
             TOOLBOXES[args.toolbox].config(args.model)
             seen.add(args.toolbox)
     assert seen == set(TOOLBOXES)
