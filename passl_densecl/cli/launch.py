@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -86,7 +87,8 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     direct = Path("/proc/self/fd").is_dir()
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    quiet = {"PYTHONWARNINGS": "ignore:No ccache found:UserWarning"}  # Paddle is imported before this package
+    environment = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
     if direct:
         environment[_OUTPUT_OF] = str(os.getpid())
     # In a session of its own: Ctrl-C on the terminal reaches the trainers once, through the handler below.
@@ -100,7 +102,9 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
 
     def forward(number: int, _: object) -> None:
         received.append(number)
-        process.send_signal(signal.SIGTERM)
+        for child in _children(process.pid) or [process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
 
     before = {number: signal.signal(number, forward) for number in _EXIT_CODES}
     try:
@@ -108,6 +112,12 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    for pattern in (
+        "envlog.*",
+        "backup_env.*",
+    ):  # the launcher's copies of the environment, keys and passwords included
+        for path in logs.glob(pattern):
+            path.unlink(missing_ok=True)
     for stream in (sys.stdout, sys.stderr):
         if stream.seekable():
             stream.seek(0, os.SEEK_END)  # the trainers have written there
@@ -116,6 +126,14 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     if code not in (0, 2):
         print(f"logs     of every process: {printable(str(logs))}", file=sys.stderr)
     return code if code >= 0 else 128 - code
+
+
+def _children(pid: int) -> list[int]:
+    """The trainers that the launcher started: a signal to itself would end them after 30 s, saved or not."""
+    try:
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:
+        return []
 
 
 def attach_output() -> None:

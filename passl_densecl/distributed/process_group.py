@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -33,8 +33,8 @@ def start(limit: float = 60) -> None:
     """
     if world_size() > 1 and not paddle.distributed.is_initialized():
         _wait_for_first()
-        # Paddle prints its flags; a run's log has moved sys.stdout away.
-        with contextlib.redirect_stdout(sys.__stdout__), _interruptible():
+        # Paddle prints its flags, which nobody asked for.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _interruptible():
             try:
                 paddle.distributed.init_parallel_env()
             except (RuntimeError, SystemError) as error:  # after 900 s, or when one ends meanwhile
