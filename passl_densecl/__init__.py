@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from passl_densecl.api.inference import FeatureExtractor, ImageClassificationInferencer, inference_model
     from passl_densecl.api.info import ModelInfo
     from passl_densecl.api.models import get_model, list_models
+    from passl_densecl.cli.python import pretrain
     from passl_densecl.config import load_config
     from passl_densecl.engine.linear import linear_eval
-    from passl_densecl.engine.pretrain import pretrain
     from passl_densecl.errors import InputError
     from passl_densecl.weights.convert import convert
 
@@ -47,7 +47,7 @@ _HOME = {  # public name → the module that defines it
     "linear_eval": "passl_densecl.engine.linear",
     "list_models": "passl_densecl.api.models",
     "load_config": "passl_densecl.config.files",
-    "pretrain": "passl_densecl.engine.pretrain",
+    "pretrain": "passl_densecl.cli.python",
 }
 
 

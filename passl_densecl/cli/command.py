@@ -65,6 +65,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
         self.places: list[tuple[argparse.Action, bool]] = []  # (option, required)
         self.aliases: dict[str, str] = {}  # older option → option
+        self.raises = False  # an InputError where the program would end
         self.advice: dict[str, str] = {}  # what people type → what to write
 
     def add_place(self, option: str, *, required: bool = True, **kwargs: Any) -> None:
@@ -101,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         if not self.places:
             return args
         left = args._places
-        del args._places
+        delattr(args, "_places")
         for action, required in self.places:
             if getattr(args, action.dest) in (None, action.default):
                 count = len(left) if action.nargs in ("+", "*") else 1
@@ -124,6 +125,8 @@ class Parser(argparse.ArgumentParser):
             advice = self.advice.get(option.lstrip("-").replace("-", "_"))
             hint = f"; write {advice}" if advice else suggestion(option.replace("_", "-"), known)
             message = f"unknown option {printable(option)}{hint}"
+        if self.raises:
+            raise InputError(f"{self.prog}: {message}")
         print(f"{self.prog}: {message}\n(options and examples: {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -134,7 +137,7 @@ class Verb:
 
     text: str | None  # what the verb does; the first line stands alone
     add_options: Callable[[Parser], None]
-    run: Callable[[argparse.Namespace], int | None]
+    run: Callable[[argparse.Namespace], Any]  # what it returns is the exit code where it is a number, else that is 0
     examples: tuple[str, ...] = ()  # without the word "densecl"
     outputs: tuple[str, ...] = ("output", "json", "picture")  # options that name files to write
     advice: Mapping[str, str] = field(default_factory=dict)  # wrong option → what to write instead
@@ -157,7 +160,8 @@ class Verb:
         def checked() -> int:
             args = parser.read(words)
             check_outputs(args, self.outputs)
-            return self.run(args) or 0
+            code = self.run(args)
+            return code if isinstance(code, int) else 0
 
         return run_command(checked, f"{parser.prog}: " if self.named else "")
 

@@ -108,6 +108,11 @@ class PretrainModelConfig(BackboneConfig):
     momentum: float = Field(0.999, ge=0, lt=1, description="of the key encoder's moving average")
     loss_lambda: float = Field(0.5, ge=0, le=1, description="weight of the dense loss; 0 is MoCo-v2")
     loss_lambda_warmup_steps: int = Field(0, ge=0, description="loss_lambda is 0 for this many steps")
+    loss_lambda_warmup_epochs: int = Field(0, ge=0, description="the same in epochs; give one of the two")
+
+    def lambda_warmup(self, steps_per_epoch: int) -> int:
+        """The step from which loss_lambda holds; before it λ is 0."""
+        return self.loss_lambda_warmup_steps or self.loss_lambda_warmup_epochs * steps_per_epoch
 
     @property
     def heads(self) -> HeadSpec:
@@ -253,6 +258,10 @@ class PretrainConfig(RunConfig):
                     f"{best}, or batch_size "
                     f"{max(1, round(self.batch_size / self.micro_batch_size)) * self.micro_batch_size}",
                 )
+            )
+        if self.model.loss_lambda_warmup_steps and self.model.loss_lambda_warmup_epochs:
+            found.append(
+                ("model.loss_lambda_warmup_epochs", "given beside loss_lambda_warmup_steps; set one of the two to 0")
             )
         if isinstance(self.model.queue_len, int) and self.model.queue_len < self.batch_size:
             found.append(

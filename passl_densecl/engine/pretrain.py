@@ -48,6 +48,7 @@ def pretrain(
 def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None) -> int:
     config, log = run.config, run.log
     images, workers = _find_images(run)
+    lambda_warmup = _lambda_warmup(run)
     queue_len, warning = choose_queue_len(config, len(images))
     if warning:
         log.line("warning", warning)
@@ -79,7 +80,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None) -
     with run.stop.at_steps():
         for step, batch in loader.steps(run.first_step, run.last_step):
             learner.optimizer.set_lr(run.learning_rate(step))
-            loss_lambda = config.model.loss_lambda if step >= config.model.loss_lambda_warmup_steps else 0.0
+            loss_lambda = config.model.loss_lambda if step >= lambda_warmup else 0.0
             with statistics.step():
                 keys = encode_keys(config, model, batch.key, step)
                 losses = forward_backward(config, learner, batch.query, keys, loss_lambda)
@@ -97,9 +98,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None) -
             if run.after_step(step, batch.bad, losses if good else [], facts, waited=loader.wait_seconds, keys=keys):
                 return run.stop.exit_code
     end = run.checkpoints.newest()
-    log.line(
-        "done", f"{end} · next: python tools/extract_weight.py {end} --output {config.name}.pdparams --remove_prefix"
-    )
+    log.line("done", f"{end} · next: densecl extract {end} --output {config.name}.pdparams --remove_prefix")
     return 0
 
 
@@ -148,6 +147,20 @@ def _find_images(run: Run[PretrainConfig]) -> tuple[ImageSet, int]:
     workers, why = run.choose_workers(config.data.transforms, views=2)
     run.log.line("data", f"{images.describe()}; labels are not needed; {why}")
     return images, workers
+
+
+def _lambda_warmup(run: Run[PretrainConfig]) -> int:
+    """The step from which the dense loss counts. Raises InputError when the run ends before it."""
+    model = run.config.model
+    first = model.lambda_warmup(run.steps_per_epoch)
+    if model.loss_lambda > 0 and first >= run.last_step:
+        raise InputError(
+            f"model.loss_lambda {model.loss_lambda:g} holds from step {first:,}, but the run ends after "
+            f"{run.last_step:,} steps ({run.config.epochs} epochs × {run.steps_per_epoch:,}): the dense loss would never "
+            "count. Set model.loss_lambda_warmup_steps or model.loss_lambda_warmup_epochs lower, train longer, or set "
+            "model.loss_lambda=0, which is MoCo-v2"
+        )
+    return first
 
 
 def _evaluation(run: Run[PretrainConfig], workers: int) -> Evaluation | None:

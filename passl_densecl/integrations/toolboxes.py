@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from passl_densecl.config.packaged import TOOLBOX_CONFIGS, config_folder
 from passl_densecl.errors import InputError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "downstream"
+CONFIGS = config_folder() / TOOLBOX_CONFIGS
 TOTAL_BATCH = 16  # images a step over all devices, in every published detection and segmentation recipe
 IMAGES_PER_DEVICE_MAX = 4  # as many 800×1333 images as fit a usual device; `images_per_gpu` overrules it
 
@@ -44,7 +45,7 @@ class Toolbox:
             raise InputError(f"--model {model}: for {self.title} there are {', '.join(self.models)}")
         path = CONFIGS / self.name / self.models[model]
         if not path.is_file():
-            raise InputError(f"{path} is missing: run tools/transfer.py from a clone of this project")
+            raise InputError(f"{path} is missing: the package was installed without its configs")
         return model, path
 
 

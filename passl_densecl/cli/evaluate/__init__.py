@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.evaluate import correspondence, dense, knn, linear, lowshot, multihead, semi, svm
@@ -23,13 +24,14 @@ def _verb(module: ModuleType, example: str) -> Verb:
         parser.add_argument("--json", metavar="F.json", type=Path, help="also write every figure there")
         parser.aliases["--output"] = "--json"
 
-    def run(args: argparse.Namespace) -> None:
+    def run(args: argparse.Namespace) -> dict[str, Any]:
         check_common(args)
         args.size = size_of(args.size, args.weights)
         text, figures = module.run(args)
         print(text)
         if args.json:
             save(name, args, text, figures)
+        return figures
 
     return Verb(str(module.__doc__), add_options, run, examples=(f"eval {name} {example}",))
 
