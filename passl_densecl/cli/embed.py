@@ -165,6 +165,4 @@ def neighbors(args: argparse.Namespace, outputs: dict[str, Path], images: ImageS
     return [outputs["neighbors"], outputs["picture"]]
 
 
-main = Verb(
-    __doc__, add_options, run, examples=("embed output/densecl_r50 --images photos --output photos.npz --neighbors 5",)
-)
+main = Verb(__doc__, add_options, run, examples=("embed output/densecl_r50 photos --output photos.npz --neighbors 5",))

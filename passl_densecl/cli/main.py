@@ -76,8 +76,9 @@ def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace]:
     return name, verb_of(name).parser(f"densecl {name}").read(left)
 
 
-def main(words: Sequence[str] | None = None, prog: str = "densecl") -> int:
-    """Run the verb that the first words name; the exit code, as `run_command` has it."""
+def main(words: Sequence[str] | None = None, *, door: str | None = None) -> int:
+    """Run the verb that the first words name; the exit code, as `run_command` has it. `door`: the name of a program
+    that stands for the first word."""
     words = list(sys.argv[1:] if words is None else words)
     complete()
     if words[:1] in (["--version"], ["-V"]):
@@ -85,12 +86,12 @@ def main(words: Sequence[str] | None = None, prog: str = "densecl") -> int:
         return 0
     name, left = chosen(words)
     if name in VERBS:
-        return verb_of(name)(left, prog=f"{prog} {name}")
+        return verb_of(name)(left, prog=f"{door} {words[1]}" if door else f"densecl {name}")
     group = words[0] if words and words[0] in GROUPS else ""
     if words in ([], [group]) or words[-1] in ("-h", "--help"):
-        print(usage(prog, group))
+        print(usage(group))
         return 2 if words in ([], [group]) else 0
-    return run_command(lambda: refuse(name, group), f"{prog}: ")
+    return run_command(lambda: refuse(name, group), f"{door or 'densecl'}: ")
 
 
 def refuse(name: str, group: str) -> int:
@@ -100,13 +101,13 @@ def refuse(name: str, group: str) -> int:
     )
 
 
-def usage(prog: str, group: str = "") -> str:
+def usage(group: str = "") -> str:
     """The verbs, or those of a group, a line each."""
     shown = {verb: text for verb, (_, _, text) in VERBS.items() if not group or verb.startswith(group + " ")}
     width = max(map(len, shown))
     title = f"{group}: {GROUPS[group]}" if group else "Dense contrastive pre-training (DenseCL) for PaddlePaddle."
     lines = [f"  {verb:<{width}}  {text}" for verb, text in shown.items()]
-    return "\n".join([title, "", *lines, "", f"options and examples of a verb: {prog} VERB --help"])
+    return "\n".join([title, "", *lines, "", "options and examples of a verb: densecl VERB --help"])
 
 
 def complete() -> None:
@@ -136,5 +137,5 @@ def tool(verb: str) -> int:
     """What tools/NAME.py does: the verb, or group of verbs, with the program's own name in messages."""
     program = Path(sys.argv[0]).name
     if verb in GROUPS:
-        return main([verb, *sys.argv[1:]], prog=program)
+        return main([verb, *sys.argv[1:]], door=program)
     return verb_of(verb)(sys.argv[1:], prog=program)

@@ -15,6 +15,7 @@ from pathlib import Path
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.options import add_override_option
 from passl_densecl.config import Config, LinearConfig, PretrainConfig, dump_config, load_config
+from passl_densecl.config.files import OTHER_NAMES, known_keys
 from passl_densecl.config.packaged import find_config
 from passl_densecl.errors import InputError, printable
 
@@ -163,5 +164,6 @@ main = Verb(
         "train moco_clas_r50 imagenet --pretrained r50.pdparams",
     ),
     outputs=(),
+    advice={name: f"{key}=VALUE" for name, key in (known_keys() | OTHER_NAMES).items()} | {"gpus": "--devices 0,1"},
     named=False,
 )

@@ -20,7 +20,8 @@ def prepare_options(parser: Parser) -> None:
     folder = "a clone of the toolbox, whose base files the config uses"
     output = "folder of the weights and config (default: transfer_TOOLBOX)"
     parser.add_place("--weights", type=Path, metavar="W", help="a file, checkpoint or run folder")
-    parser.add_argument("--toolbox", choices=tuple(TOOLBOXES), required=True, help="who is to train from the weights")
+    toolbox = f"who is to train from the weights: {', '.join(TOOLBOXES)}"
+    parser.add_argument("--toolbox", choices=tuple(TOOLBOXES), required=True, metavar="T", help=toolbox)
     parser.add_argument("--output", type=Path, metavar="DIR", help=output)
     parser.add_argument("--model", help=f"{models} (default: the first)")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="devices; 0 is the CPU")
@@ -64,7 +65,7 @@ prepare = Verb(
     PREPARE,
     prepare_options,
     run_prepare,
-    examples=("transfer prepare output/densecl_r50 --toolbox detectron2 --output faster_rcnn",),
+    examples=("transfer prepare output/densecl_r50 --toolbox detectron2",),
     outputs=(),
 )
 check = Verb(CHECK, check_options, run_check, examples=("transfer check faster_rcnn/config.yaml --gpus 4",))

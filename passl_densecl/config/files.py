@@ -21,6 +21,27 @@ from passl_densecl.text import quantity, suggestion
 _CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
 
 
+OTHER_NAMES = {  # what people write for a key
+    "arch": "model.depth",
+    "base_lr": "optimizer.lr",
+    "bs": "batch_size",
+    "data_dir": "data.root",
+    "data_path": "data.root",
+    "dataset": "data.root",
+    "k": "model.queue_len",
+    "lambda": "model.loss_lambda",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "path": "data.root",
+    "queue_size": "model.queue_len",
+    "t": "model.temperature",
+    "tau": "model.temperature",
+    "warmup": "schedule.warmup_epochs",
+    "wd": "optimizer.weight_decay",
+    "workers": "data.num_workers",
+}
 _INTEGER_BITS = 128
 _MOST_VALUES = 100_000  # of a file, aliases written out; ours have a hundred
 
@@ -222,6 +243,8 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
     name = ".".join(keys)
     if kind == "extra_forbidden":
         siblings = list(owner.model_fields) if owner else []
+        if keys[-1] in OTHER_NAMES:
+            return name, f"unknown key; it is called {OTHER_NAMES[keys[-1]]} here"
         return name, "unknown key" + (suggestion(keys[-1], siblings) or f"; known: {', '.join(siblings)}")
     if kind == "missing":
         field = owner.model_fields.get(keys[-1]) if owner else None
@@ -291,6 +314,20 @@ def _walk(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str], ty
         field = owner.model_fields.get(part)
         choices = _models_in(field.annotation) if field else []
     return keys, owner
+
+
+def known_keys() -> dict[str, str]:
+    """Last part → whole dotted key, of every key of pre-training that has a section or none."""
+    found: dict[str, str] = {}
+    sections: list[tuple[str, type[BaseModel]]] = [("", PretrainConfig)]
+    for prefix, section in sections:
+        for name, field in section.model_fields.items():
+            inside = _models_in(field.annotation)
+            if len(inside) == 1:
+                sections.append((f"{prefix}{name}.", inside[0]))
+            else:
+                found.setdefault(name, prefix + name)
+    return found
 
 
 def _tag(cls: type[BaseModel]) -> str | None:

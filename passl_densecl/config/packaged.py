@@ -47,7 +47,9 @@ def find_config(name: str | Path) -> Path:
         hint = f"the config of this run is {inside}" if inside.is_file() else "give the YAML file in it"
         raise InputError(f"config {shown!r}: this is a folder; {hint}")
     stems = [key.split("/")[-1] for key in configs]
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    if len(path.parts) > 1 and path.suffix and not path.parent.is_dir():
+        raise InputError(f"config {shown!r}: no such file, and no folder {printable(str(path.parent))!r}")
+    siblings = [entry.name for pattern in ("*.yaml", "*.yml") for entry in path.parent.glob(pattern)]
     hint = suggestion(path.name, siblings) or suggestion(wanted, [*configs, *stems])
     raise InputError(
         f"config {shown!r}: no such file, and no packaged config of this name{hint} ('config ls' lists them)"

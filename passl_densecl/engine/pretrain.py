@@ -156,9 +156,9 @@ def _lambda_warmup(run: Run[PretrainConfig]) -> int:
     if model.loss_lambda > 0 and first >= run.last_step:
         raise InputError(
             f"model.loss_lambda {model.loss_lambda:g} holds from step {first:,}, but the run ends after "
-            f"{run.last_step:,} steps ({run.config.epochs} epochs × {run.steps_per_epoch:,}): the dense loss would never "
-            "count. Set model.loss_lambda_warmup_steps or model.loss_lambda_warmup_epochs lower, train longer, or set "
-            "model.loss_lambda=0, which is MoCo-v2"
+            f"{run.last_step:,} steps ({run.config.epochs} epochs × {run.steps_per_epoch:,}): the dense loss would "
+            "never count. Set model.loss_lambda_warmup_steps or model.loss_lambda_warmup_epochs lower, train longer, "
+            "or set model.loss_lambda=0, which is MoCo-v2"
         )
     return first
 

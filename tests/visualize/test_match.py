@@ -192,7 +192,7 @@ def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, pho
     options = ["--weights", str(weights), "--all", "--size", "64", "--output", str(tmp_path / "m.png")]
     assert tool.main(["match", photo, photo, *options]) == 0
     assert "6 nearest neighbors of 6 cells" in capsys.readouterr().out  # 64×85 pixels, stride 32: 2×3
-    assert tool.main(["match", photo, photo, *options, "--stem-stride", "2"]) == 0
+    assert tool.main(["match", photo, photo, *options, "--stem-stride", "2", "--overwrite"]) == 0
     assert "24 nearest neighbors of 24 cells" in capsys.readouterr().out
 
 
@@ -204,7 +204,7 @@ def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, pho
         (["--output", "no/such/m.png"], "does not exist; create it first"),
         (["--size", "8"], "--size 8: expected at least 32"),
         (["--threshold", "2"], "a cosine is from -1 to 1"),
-        (["--top", "0"], "--top 0"),
+        (["--top", "0"], "--count 0"),
         (["--features", "dense", "--weights", "nowhere"], "nowhere does not exist"),
         (["--json", "m.txt"], "--json m.txt: the name must end in .json"),
     ],

@@ -36,7 +36,7 @@ def _verb(module: ModuleType, example: str) -> Verb:
     return Verb(str(module.__doc__), add_options, run, examples=(f"eval {name} {example}",))
 
 
-_FOLDERS = "--train photos/train --val photos/val"
+_FOLDERS = "--train train --val val"
 VERBS = {
     "knn": _verb(knn, f"output/densecl_r50 random {_FOLDERS}"),
     "linear": _verb(linear, f"output/densecl_r50 random {_FOLDERS}"),
