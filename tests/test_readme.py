@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 import shlex
-import subprocess
-import sys
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from passl_densecl.config import LinearConfig, dump_config, load_config
+from passl_densecl.cli.train import experiment, run
+from passl_densecl.config import Config, LinearConfig, dump_config, load_config
+from tests.commands import understood
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README_cn.md")
 LAUNCHER = "paddle.distributed.launch"
-LINEAR_OPTIONS = {"--pretrained", "--load", "--evaluate-only"}
 
 
-class ToolCall(NamedTuple):
-    """A command that runs one of our tools, with or without the launcher."""
+class Call(NamedTuple):
+    """A command that runs a verb."""
 
-    launcher: tuple[str, ...]  # words between the launcher and the script
-    script: str
-    words: tuple[str, ...]  # what stands after the script
-
-    def values(self, *options: str) -> list[str]:
-        """What follows each of the options."""
-        return [value for option, value in zip(self.words, self.words[1:], strict=False) if option in options]
+    launcher: tuple[str, ...]  # words of Paddle's launcher before the script
+    verb: str
+    args: argparse.Namespace
 
 
 def read(name: str) -> str:
@@ -44,27 +40,23 @@ def commands(name: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def tool_calls() -> list[ToolCall]:
-    calls = []
+def calls() -> list[Call]:
+    """Every command of the page that runs a verb; leaves the program where one is not understood."""
+    found = []
     for command in commands(READMES[0]):
         words = shlex.split(command, comments=True)
-        if words[0] == "python":
-            at = next(index for index, word in enumerate(words) if word.startswith("tools/"))
-            calls.append(ToolCall(tuple(words[1:at]), words[at], tuple(words[at + 1 :])))
-    return calls
+        if words[0] in ("python", "densecl"):
+            at = next((index for index, word in enumerate(words) if word.startswith("tools/")), 0)
+            found.append(Call(tuple(words[1:at]), *understood(words[at:])))
+    return found
 
 
-def train_calls() -> list[ToolCall]:
-    return [call for call in tool_calls() if call.script == "tools/train.py"]
-
-
-@cache
-def known_options(script: str, verb: str = "") -> frozenset[str]:
-    """What `--help` lists."""
-    command = [sys.executable, str(ROOT / script), *([verb] if verb else []), "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return frozenset(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", done.stdout))
+def trainings() -> Iterator[tuple[argparse.Namespace, Config]]:
+    """Options and checked config of every training that starts from a config."""
+    for call in calls():
+        if call.verb == "train" and (call.args.config or not call.args.resume):
+            name, overrides = experiment(call.args)
+            yield call.args, load_config(name, overrides)
 
 
 def test_both_languages_hold_the_same_commands():
@@ -84,9 +76,9 @@ def test_both_languages_have_the_same_structure():
 
 
 def test_the_settings_in_the_text_are_the_same():
-    english, chinese = (sorted(re.findall(r"`-o ([\w.]+=\w+)`", read(name))) for name in READMES)
+    english, chinese = (sorted(re.findall(r"`([a-z_]+(?:\.\w+)*=[\w.]+)`", read(name))) for name in READMES)
     assert english == chinese
-    overrides = [setting for setting in english if not setting.startswith(("key=", "name="))]
+    overrides = [setting for setting in english if not setting.startswith("key=")]
     for override in overrides:
         load_config(ROOT / "configs/densecl/densecl_r50.yaml", [override])
 
@@ -121,15 +113,9 @@ def test_every_make_target_exists(name):
     assert {"demo", "test"} <= named <= targets
 
 
-def test_every_option_is_accepted():
-    calls = tool_calls()
-    assert {"tools/train.py", "tools/extract_weight.py", "tools/visualize.py", "tools/pack_data.py"} <= {
-        call.script for call in calls
-    }
-    for call in calls:
-        verb = call.words[0] if call.script in ("tools/visualize.py", "tools/evaluate.py", "tools/transfer.py") else ""
-        used = {word.partition("=")[0] for word in call.words if word.startswith("-")}
-        assert used <= known_options(call.script, verb), call
+def test_every_kind_of_verb_is_shown():
+    shown = {call.verb for call in calls()}
+    assert {"train", "extract", "convert", "export", "embed", "report", "plot match", "data pack", "eval knn"} <= shown
 
 
 def test_every_launcher_option_is_accepted():
@@ -139,7 +125,7 @@ def test_every_launcher_option_is_accepted():
     source = Path(package.origin).parent / "distributed" / "launch" / "context" / "args_envs.py"
     known = set(re.findall(r"""["'](--\w+)["']""", source.read_text(encoding="utf-8")))
     used = set()
-    for call in tool_calls():
+    for call in calls():
         if call.launcher:
             assert call.launcher[:2] == ("-m", LAUNCHER), call
             used |= {word.partition("=")[0] for word in call.launcher[2:] if word.startswith("-")}
@@ -147,40 +133,34 @@ def test_every_launcher_option_is_accepted():
 
 
 def test_every_config_with_its_overrides_is_valid():
-    for call in train_calls():
-        (path,) = call.values("-c", "--config")
-        config = load_config(ROOT / path, call.values("-o", "--override"))
-        if LINEAR_OPTIONS & set(call.words):
-            assert isinstance(config, LinearConfig), call
+    for args, config in trainings():
+        if args.pretrained or args.load or args.evaluate_only:
+            assert isinstance(config, LinearConfig), args
 
 
-def test_check_prints_what_the_config_resolves_to():
-    (call,) = [call for call in train_calls() if "--check" in call.words]
-    command = [sys.executable, str(ROOT / call.script), *call.words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == dump_config(load_config(ROOT / call.values("-c")[0], call.values("-o")))
+def test_check_prints_what_the_config_resolves_to(capsys):
+    ((args, config),) = [(args, config) for args, config in trainings() if args.check]
+    assert run(args) == 0
+    assert capsys.readouterr().out == dump_config(config)
 
 
 def test_later_commands_use_what_earlier_ones_wrote():
     """A run's folder and weight files go by the names that the commands before gave them."""
     written: set[str] = set()
-    for call in tool_calls():
-        read_here = call.values("--pretrained", "--load", "--weights", "--resume")
-        if call.script == "tools/extract_weight.py":
-            read_here.append(call.words[0])
-        for path in read_here:
-            folder = "/".join(path.split("/")[:2])
-            assert path.startswith("-") or path == "random" or folder in written, call
-        for setting in call.values("-o", "--override"):
-            assert not setting.endswith(".lmdb") or setting.partition("=")[2] in written, call
-        if call.script == "tools/pack_data.py":
-            written.add(call.words[1])
-        if call.script == "tools/train.py" and "--check" not in call.words:
-            config = load_config(ROOT / call.values("-c")[0], call.values("-o"))
+    for call in calls():
+        args = vars(call.args)
+        named = [args.get(option) for option in ("pretrained", "load", "weights", "resume")]
+        for path in [str(one) for value in named for one in (value if isinstance(value, list) else [value]) if one]:
+            assert path in ("random", "auto") or "/".join(path.split("/")[:2]) in written, call
+        if call.verb == "data pack":
+            written.add(str(call.args.output))
+        if call.verb == "train" and not call.args.check and (call.args.config or not call.args.resume):
+            name, overrides = experiment(call.args)
+            config = load_config(name, overrides)
+            assert not overrides or not overrides[0].endswith(".lmdb") or overrides[0].partition("=")[2] in written
             written.add(str(config.run_dir))
-        if call.script == "tools/extract_weight.py":
-            written.update(call.values("--output"))
+        if call.verb == "extract":
+            written.add(str(call.args.output))
 
 
 def test_requirements_hold_the_core_dependencies():
