@@ -1,0 +1,142 @@
+"""A run is what its record says: what is asked of a run that continues is compared with what its checkpoint records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passl_densecl.config import RANDOM, Config, PretrainConfig, load_config, parse_config
+from passl_densecl.errors import InputError, printable
+from passl_densecl.reliability.checkpoint import MODEL, Checkpoint
+from passl_densecl.text import listed
+from passl_densecl.weights.card import Parent
+from passl_densecl.weights.files import read_card, weights_file
+from passl_densecl.weights.recorded import recorded_config
+
+# Prefixes of keys: what the network is; and what says nothing of what is learned.
+_NETWORK = ("task", "model.depth", "model.stem_stride", "model.last_stride", "model.hidden_dim", "model.out_dim",
+            "model.num_grid", "model.queue_len", "model.dense")  # fmt: skip
+_PLUMBING = ("name", "output_dir", "device", "checkpoint.", "log_every_steps", "guard.", "dist_timeout", "evaluation",
+             "data.num_workers", "data.max_bad_share", "loggers", "report")  # fmt: skip
+_FOLDERS = ("root", "list_file")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs from the record: its dotted key, and both values as text."""
+
+    key: str
+    before: str
+    now: str
+
+    @property
+    def is_network(self) -> bool:
+        return self.key.startswith(_NETWORK)
+
+    @property
+    def is_plumbing(self) -> bool:
+        if self.key == "epochs":  # training longer
+            return int(self.now) > int(self.before)
+        return self.key.startswith(_PLUMBING)
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.before} → {self.now}"
+
+
+def check_settings(start: Checkpoint, config: Config, *, accept_changes: bool) -> list[Change]:
+    """What of the settings differs from those that the checkpoint was trained with, where it may.
+
+    Raises:
+        InputError: the network differs, or, without `accept_changes`, the recipe; names every key with both values.
+    """
+    recorded = recorded_settings(start)
+    if recorded is None:
+        return []
+    changes = list(differences(recorded, config, folders=_has_folders(start)))
+    wrong = [one for one in changes if one.is_network or not (one.is_plumbing or accept_changes)]
+    if not wrong:
+        return changes
+    width = max(len(one.key) for one in wrong)
+    lines = [
+        f"  {one.key:<{width}}   {one.before} → {one.now}" + ("   (the network: cannot change)" if one.is_network else "")
+        for one in wrong
+    ]
+    agreeing = " ".join(f"{one.key}={one.before}" for one in wrong if one.key != "model.dense")
+    ways = [f"set what it was trained with ({printable(agreeing)})", "start another run with --name NAME"]
+    if not any(one.is_network for one in wrong):
+        ways.insert(1, "add --accept-changes to go on with the new values")
+    raise InputError(
+        "\n".join([f"--resume {start.path}: trained with other settings:", *lines, f"{'; or '.join(ways)}"])
+    )
+
+
+def recorded_settings(start: Checkpoint) -> Config | None:
+    """The config of a checkpoint: its own record, for older ones that of its run folder or card; None for none."""
+    tree = start.state.get("config")
+    if isinstance(tree, dict):
+        return parse_config(tree, source=f"{start.path / 'state.json'}, the config in it")
+    beside = _config_beside(start)
+    return load_config(beside) if beside.is_file() else recorded_config(start.path / MODEL)
+
+
+def differences(recorded: Config, config: Config, *, folders: bool = True) -> Iterator[Change]:
+    """The settings with different values; without `folders` those that name folders are left out."""
+    before, now = dict(_leaves(recorded)), dict(_leaves(config))
+    for key in dict.fromkeys([*before, *now]):
+        if before.get(key) != now.get(key) and (folders or key.split(".")[-1] not in _FOLDERS):
+            yield Change(key, _text(before.get(key)), _text(now.get(key)))
+
+
+def check_classes(start: Checkpoint, classes: Sequence[str]) -> None:
+    """Raises InputError when the classes of the data are not those that the checkpoint's classifier has."""
+    recorded = start.state.get("classes")
+    if isinstance(recorded, list) and list(classes) != recorded:
+        raise InputError(
+            f"--resume {start.path}: its classifier has the classes {listed(recorded)}, data.train.root holds "
+            f"{listed(classes)}; a classifier is continued on its own classes"
+        )
+
+
+def check_parent(start: Checkpoint, option: str, path: str) -> None:
+    """`option` names the weights that the run started from. Raises InputError when the record says otherwise."""
+    card = read_card(start.path / MODEL)
+    parents: Sequence[Parent] = card.parents if card else ()
+    if path == RANDOM and not parents:
+        return
+    found = None if path == RANDOM else Parent.of(weights_file(Path(path)), "")
+    if card is None or (found is not None and found.sha256 in [parent.sha256 for parent in parents]):
+        return
+    origin = listed([f"{parent.file} (sha256 {parent.sha256[:12]}…)" for parent in parents], quoted=False)
+    given = f"{path} (sha256 {found.sha256[:12]}…)" if found else path
+    raise InputError(
+        f"{option} {given}: the run at {start.path} started from {origin or 'random weights'}. A run that continues "
+        f"reads no other weights: omit {option}, or start another run with --name NAME"
+    )
+
+
+def _has_folders(start: Checkpoint) -> bool:
+    return isinstance(start.state.get("config"), dict) or _config_beside(start).is_file()
+
+
+def _config_beside(start: Checkpoint) -> Path:
+    return start.path.resolve().parent.parent / "config.yaml"
+
+
+def _leaves(config: Config) -> Iterator[tuple[str, Any]]:
+    if isinstance(config, PretrainConfig):
+        yield "model.dense", config.model.loss_lambda > 0  # whether there is a dense head and queue
+    waiting: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]
+    for prefix, value in waiting:
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, item in inside:
+            name = f"{prefix}{key}"
+            if isinstance(item, (dict, list)):
+                waiting.append((name + ".", item))
+            else:
+                yield name, item
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
