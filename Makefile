@@ -100,7 +100,7 @@ format: install  ## rewrite the files in the project's style
 
 dist: install    ## wheel and sdist in dist/, checked: the wheel does the whole job in a clean environment and an empty folder
 	rm -rf dist
-	$(RUN) -m build --outdir dist
+	$(RUN) -m build --no-isolation --outdir dist
 	$(RUN) -m twine check --strict dist/*
 	tests/check_wheel.sh dist/*.whl
 
