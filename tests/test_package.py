@@ -100,7 +100,8 @@ def test_versions_agree(published):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     urls = dict(line.split(", ") for line in published.metadata.get_all("Project-URL", []))
     assert (citation["version"], citation["repository-code"]) == (__version__, urls["Repository"])
-    assert re.search(rf"^## {re.escape(__version__)}( |$)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(__version__)}( |$)", changelog, re.MULTILINE)
     hook = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["rev"]
     assert f"ruff=={hook[1:]}; extra == 'dev'" in (published.requires or [])
     supported = re.findall(r"Python :: (3\.\d+)", str(published.metadata))
