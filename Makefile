@@ -17,8 +17,8 @@ WEIGHTS ?=
 SOURCE ?=
 ADELAIDET ?=
 
-.PHONY: help demo demo-detect install test test-fast test-all test-downstream test-detectron2 lint format benchmark reproduce clean \
-  test-kill test-two-hosts fuzz soak
+.PHONY: help demo demo-detect install test test-fast test-all test-downstream test-detectron2 lint format dist benchmark reproduce \
+  clean test-kill test-two-hosts fuzz soak
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -97,6 +97,12 @@ lint: install    ## style, format and types
 format: install  ## rewrite the files in the project's style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+dist: install    ## wheel and sdist in dist/, checked: the wheel does the whole job in a clean environment and an empty folder
+	rm -rf dist
+	$(RUN) -m build --no-isolation --outdir dist
+	$(RUN) -m twine check --strict dist/*
+	tests/check_wheel.sh dist/*.whl
 
 benchmark: install  ## speed and memory against baselines, on the CPU (DATA=DIR also measures reading your images)
 	$(RUN) tools/benchmark.py loss

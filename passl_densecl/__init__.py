@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from passl_densecl.errors import InputError
     from passl_densecl.weights.convert import convert
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "FeatureExtractor",
     "ImageClassificationInferencer",

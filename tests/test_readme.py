@@ -161,19 +161,3 @@ def test_later_commands_use_what_earlier_ones_wrote():
             written.add(str(config.run_dir))
         if call.verb == "extract":
             written.add(str(call.args.output))
-
-
-def test_requirements_hold_the_core_dependencies():
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11+
-    core = tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]
-
-    def lines(name: str) -> set[str]:
-        return {line.split("#")[0].strip() for line in read(name).splitlines()} - {""}
-
-    def names(requirements: set[str]) -> set[str]:
-        return {re.split(r"[<>=!~\[ ]", line)[0] for line in requirements}
-
-    assert lines("requirements.txt") - set(core) == {"paddlepaddle==3.3.1"}
-    assert set(core) <= lines("requirements.txt")
-    assert names(lines("requirements-gpu.txt")) - names(set(core)) == {"paddlepaddle-gpu", "setuptools"}
-    assert {"paddlepaddle-gpu==2.6.2", "numpy<2"} <= lines("requirements-gpu.txt")

@@ -141,10 +141,12 @@ def attach_output() -> None:
     parent = os.environ.get(_OUTPUT_OF)
     if parent is None or os.environ.get("PADDLE_LOCAL_RANK", "0") != "0":
         return
-    for number in (1, 2):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         try:
             stream = os.open(f"/proc/{parent}/fd/{number}", os.O_WRONLY | os.O_APPEND)
         except OSError:
             continue  # a socket: what is printed stays in the log
         os.dup2(stream, number)
         os.close(stream)
+        # A stream of its own: Python's has noted that its file, a log, has positions, which a pipe has not.
+        setattr(sys, name, os.fdopen(number, "w", buffering=1, encoding="utf-8", closefd=False))

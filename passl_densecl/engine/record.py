@@ -60,7 +60,8 @@ def check_settings(start: Checkpoint, config: Config, *, accept_changes: bool) -
         return changes
     width = max(len(one.key) for one in wrong)
     lines = [
-        f"  {one.key:<{width}}   {one.before} → {one.now}" + ("   (the network: cannot change)" if one.is_network else "")
+        f"  {one.key:<{width}}   {one.before} → {one.now}"
+        + ("   (the network: cannot change)" if one.is_network else "")
         for one in wrong
     ]
     agreeing = " ".join(f"{one.key}={one.before}" for one in wrong if one.key != "model.dense")
