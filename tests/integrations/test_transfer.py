@@ -274,7 +274,7 @@ def test_a_detector_of_another_depth_takes_what_has_its_names(weights50):
 
 
 def test_c4_finds_res5_in_its_head(weights50):
-    names = Network("paddledetection", 50, res5_in_head=True).names()
+    names = Network("paddledetection", 50, res5_in_head=True).shapes()
     assert sum(name.startswith("bbox_head.head.res5.") for name in names) == 50
     assert count_matches(weights50["paddledetection"], Network("paddledetection", 50, res5_in_head=True)).whole
 
