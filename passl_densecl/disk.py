@@ -134,6 +134,20 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def check_format(what: str, found: object, known: int) -> None:
+    """Raises InputError when a file of this project has a newer format than ``known``, or no number of a format.
+
+    Formats count from 1. An older one is read; a newer one may mean anything.
+    """
+    if type(found) is not int or found < 1:
+        raise InputError(f"{what} is damaged: its format is {found!r:.40}, expected a number from 1 to {known}")
+    if found > known:
+        raise InputError(
+            f"{what} has format {found:,}, this passl_densecl reads formats up to {known}: a newer version wrote it; "
+            "upgrade passl_densecl"
+        )
+
+
 def did_you_mean(path: Path) -> str:
     """'; did you mean …?' with a neighbor of the missing ``path`` that is spelled alike, or nothing."""
     folder = path.parent

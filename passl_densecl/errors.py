@@ -1,6 +1,35 @@
-"""The two exceptions that the user sees without a traceback: invalid input, and a run that cannot go on."""
+"""The two exceptions that the user sees without a traceback (invalid input, and a run that cannot go on), and how their
+messages spell options: as the caller writes them, in Python or for a command.
+"""
 
 from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_for_command: ContextVar[bool] = ContextVar("messages are for the user of a command", default=False)
+
+
+@contextmanager
+def options_of_commands() -> Iterator[None]:
+    """Inside, :func:`option` spells options as a command takes them; outside, as keywords of Python."""
+    token = _for_command.set(True)
+    try:
+        yield
+    finally:
+        _for_command.reset(token)
+
+
+def option(name: str, *value: object) -> str:
+    """An option as its caller writes it: ``prefix='teacher.'`` in Python, ``--prefix teacher.`` for a command.
+
+    Without a value the name alone: ``prefix``, ``--prefix``.
+    """
+    if not _for_command.get():
+        return "=".join([name, *map(repr, value)])
+    return " ".join([f"--{name.rstrip('_').replace('_', '-')}", *(shlex.quote(str(each)) for each in value)])
 
 
 def printable(text: str) -> str:

@@ -45,8 +45,10 @@ class _Inferencer:
         device: str | None = None,
         *,
         size: int | None = None,
+        prefix: str | None = None,
     ) -> None:
-        self.model: nn.Layer = model if isinstance(model, nn.Layer) else get_model(model, pretrained, device)
+        is_built = isinstance(model, nn.Layer)
+        self.model: nn.Layer = model if is_built else get_model(model, pretrained, device, prefix=prefix)
         self.info: ModelInfo | None = getattr(self.model, "info", None)
         self.transforms: tuple[Transform, ...] = checked_view(size) if size is not None else transforms_of(self.model)
 
@@ -75,7 +77,7 @@ class ImageClassificationInferencer(_Inferencer):
 
     Args:
         model: a ``LinearClassifier``, or what :func:`~passl_densecl.get_model` loads as one.
-        pretrained, device: for ``get_model``.
+        pretrained, device, prefix: for ``get_model``.
         classes: names that replace the model's own.
         size: of the center crop in pixels; None: as in the model's evaluation.
 
@@ -93,8 +95,9 @@ class ImageClassificationInferencer(_Inferencer):
         classes: list[str] | tuple[str, ...] | None = None,
         *,
         size: int | None = None,
+        prefix: str | None = None,
     ) -> None:
-        super().__init__(model, pretrained, device, size=size)
+        super().__init__(model, pretrained, device, size=size, prefix=prefix)
         if not isinstance(self.model, LinearClassifier):
             what = self.info.source if self.info else f"a {type(self.model).__name__}"
             raise InputError(

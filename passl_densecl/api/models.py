@@ -65,6 +65,7 @@ def get_model(
     depth: int | None = None,
     stem_stride: Literal[4, 2, 1] | None = None,
     last_stride: Literal[2, 1] | None = None,
+    prefix: str | None = None,
     classes: Sequence[str] | int | None = None,
     seed: int = 0,
 ) -> Model:
@@ -86,13 +87,14 @@ def get_model(
         device: "cpu", "gpu" or "gpu:1", for the whole process. None: Paddle's current device.
         depth: of "random"; for weights it must agree with them.
         stem_stride, last_stride: of weights without a recorded config. 4 and 2 by default.
+        prefix: what stands before the names of one backbone, of a file with several; "teacher." for example.
         classes: class names of a classifier whose file has none, or (config only) their number.
 
     Raises:
         InputError: unknown name, or files that do not fit; names them and what to do.
     """
     _choose_device(device)
-    stated = _checked(BackboneOptions(depth, stem_stride, last_stride), classes, seed)
+    stated = _checked(BackboneOptions(depth, stem_stride, last_stride, prefix), classes, seed)
     if isinstance(model, PretrainConfig | LinearConfig):
         built = _of_config(model, f"config {model.name!r}", pretrained, stated)
     elif not isinstance(model, str | os.PathLike):
@@ -140,7 +142,7 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
         if pretrained is True and not config.run_dir.is_dir():
             raise InputError(f"{source} was not run yet: no folder {config.run_dir}; pass pretrained=CHECKPOINT")
         file = weights_file(config.run_dir if pretrained is True else pretrained)
-        arrays = read_model(file)
+        arrays = read_model(file, prefix=stated.backbone.prefix)
     classes = None
     if isinstance(config, PretrainConfig):
         from passl_densecl.engine.pretrain import build_model
@@ -174,7 +176,7 @@ def _untrained(depth: int | None, source: str, stated: _Stated) -> Model:
 
 
 def _of_weights(file: Path, stated: _Stated) -> Model:
-    arrays = read_model(file)
+    arrays = read_model(file, prefix=stated.backbone.prefix)
     if f"{QUERY}backbone.{ANCHOR}" in arrays:
         return _densecl(file, arrays, stated)
     return _classifier(file, arrays, stated) if "fc.weight" in arrays else _backbone(file, arrays, stated)

@@ -80,6 +80,7 @@ class BackboneOptions:
     depth: int | None = None
     stem_stride: int | None = None
     last_stride: int | None = None
+    prefix: str | None = None  # what stands before its names, where the file holds several
 
     def resolve(self, depth: int, recorded: BackboneSpec | None = None) -> BackboneSpec:
         """The backbone of `depth` with the strides that were stated, else those that are `recorded`."""

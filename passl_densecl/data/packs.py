@@ -2,8 +2,8 @@
 
 Record i is the bytes of image file i, under the key of i as 8 bytes (big-endian). ``passl_densecl.paths`` holds the
 paths, joined by NUL; ``passl_densecl.labels``, of a labeled set, int64 numbers; ``passl_densecl``, written last, a JSON
-object: ``format`` (1), ``images``, ``classes`` (null when unlabeled), ``shorter_side`` (null: as they were). A file
-without it is not finished.
+object: ``format`` (``FORMAT``), ``images``, ``classes`` (null when unlabeled), ``shorter_side`` (null: as they were). A
+file without it is not finished.
 
 An LMDB environment must not live through a fork, and one process must not open a file twice. So there is one for each
 file and process, opened when the first record is read and closed before every fork: workers open their own.
@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 from passl_densecl.data.lmdb_check import check_lmdb
-from passl_densecl.disk import parse_json, sync_folder
+from passl_densecl.disk import check_format, parse_json, sync_folder
 from passl_densecl.errors import InputError
 from passl_densecl.text import printable
 
 __all__ = ["Pack", "Records", "open_pack", "write_pack"]
 
+FORMAT = 1  # of the records; a pack with a larger number is refused
 _HEADER = b"passl_densecl"
 _PATHS = b"passl_densecl.paths"
 _LABELS = b"passl_densecl.labels"
@@ -86,12 +87,13 @@ def _described(file: str, version: tuple[int, int], header: bytes, paths: list[b
     """The pack that its own records describe. Raises InputError when they do not fit together."""
     try:
         about = parse_json(header)
-        found, classes, side = about["format"], about["classes"] or [], about["shorter_side"]
+        check_format(printable(file), about["format"], FORMAT)
+        classes, side = about["classes"] or [], about["shorter_side"]
         numbers = None if labels is None else np.frombuffer(labels, "<i8").astype(np.int64)
+    except InputError:
+        raise
     except (ValueError, TypeError, KeyError):
         raise _damaged(file, "its header") from None
-    if found != 1:
-        raise InputError(f"{printable(file)} has format {found!r:.40}, expected 1: it needs a newer passl_densecl")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise _damaged(file, "its classes")
     if side is not None and not (type(side) is int and 0 < side < 2**31):
@@ -303,7 +305,7 @@ def _about(
     paths: Sequence[bytes], labels: np.ndarray | None, classes: Sequence[str], shorter_side: int | None
 ) -> Iterator[tuple[bytes, bytes]]:
     header = {
-        "format": 1,
+        "format": FORMAT,
         "images": len(paths),
         "classes": None if labels is None else list(classes),
         "shorter_side": shorter_side,

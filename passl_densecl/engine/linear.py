@@ -38,6 +38,7 @@ def linear_eval(
     *,
     pretrained: str | None = None,
     load: str | None = None,
+    prefix: str | None = None,
     evaluate_only: bool = False,
     resume: str | None = None,
     overwrite: bool = False,
@@ -45,7 +46,7 @@ def linear_eval(
     """Train a classifier on the frozen backbone `pretrained` and evaluate it each epoch. Returns the exit code.
 
     `pretrained` is any file or folder with a backbone (extracted, with a prefix, or a training checkpoint), or
-    "random".
+    "random"; where a file holds several, the one behind `prefix` is taken.
     `load` is a classifier's checkpoint to start from; with `evaluate_only` nothing is trained, a line is printed and
     `evaluation.json` is written into the run folder. `overwrite` is as in `pretrain`. Raises InputError for invalid
     input, RunError when the run cannot continue.
@@ -55,17 +56,17 @@ def linear_eval(
             raise InputError(
                 "--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)"
             )
-        return _evaluate_only(config, load)
+        return _evaluate_only(config, load, prefix)
     refusal = (
         "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
         f"--pretrained {RANDOM} for the baseline of untrained weights"
     )
     given = pretrained is not None or load is not None
     with open_run(config, resume, overwrite, refuse_new=None if given else refusal) as run:
-        return _train(run, pretrained, load)
+        return _train(run, pretrained, load, prefix)
 
 
-def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None) -> int:
+def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None, prefix: str | None) -> int:
     config, log = run.config, run.log
     train_set, val_set, workers = _find_images(run)
     run.check_start()
@@ -73,9 +74,9 @@ def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None) -> 
     if run.start is not None:
         run.best = _best_of(run)
     elif load is not None:
-        log.line("weights", load_classifier(model, load))
+        log.line("weights", load_classifier(model, load, prefix))
     else:
-        log.line("weights", load_pretrained(model, str(pretrained), config.model.backbone))
+        log.line("weights", load_pretrained(model, str(pretrained), config.model.backbone, prefix))
     run.describe_start(load or (None if pretrained == RANDOM else pretrained))
     run.describe_recipe(
         f", SGD lr {config.base_lr:g} {config.schedule.name}; frozen ResNet-{config.model.depth}, one linear layer"
@@ -115,11 +116,11 @@ def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None) -> 
     return 0
 
 
-def _evaluate_only(config: LinearConfig, load: str) -> int:
+def _evaluate_only(config: LinearConfig, load: str, prefix: str | None) -> int:
     set_device(config.device)
     process_group.start()
     path = weights_file(Path(load))
-    arrays, classes = read_classifier(path), recorded_classes(path)
+    arrays, classes = read_classifier(path, prefix=prefix), recorded_classes(path)
     val_set = scan_images(config.data.val.root, config.data.val.list_file, labeled=True, classes=classes)
     check_decodable(val_set)
     count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)

@@ -16,7 +16,7 @@ from passl_densecl.engine.guard import Guard
 from passl_densecl.engine.learner import Learner, amp_context
 from passl_densecl.engine.run import Evaluation, Run, open_run
 from passl_densecl.engine.start import load_backbones, load_state
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL, Keys, Losses
 from passl_densecl.models.batch_norm import ChainedStatistics
 from passl_densecl.reliability.watchdog import Watchdog
@@ -28,24 +28,27 @@ def pretrain(
     resume: str | None = None,
     load: str | None = None,
     pretrained: str | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
 ) -> int:
     """Run or continue the experiment. Returns the exit code: 0 when finished, 128 + signal when asked to stop.
 
     `resume` is "auto" for the run's newest complete checkpoint (a new run when there is none) or a checkpoint's path.
     A new run starts from random weights, from a whole training state of any known kind (`load`: both encoders, heads
-    and queues) or from a backbone (`pretrained`); its optimizer is new in any case. A run that is resumed needs
-    neither. A run folder that holds a run takes a new one only with `overwrite`, which removes the old one's
-    checkpoints and metrics once the new one is ready for its first step.
+    and queues) or from a backbone (`pretrained`, behind `prefix` where the file holds several); its optimizer is
+    new in any case. A run that is resumed needs neither. A run folder that holds a run takes a new one only with
+    `overwrite`, which removes the old one's checkpoints and metrics once the new one is ready for its first step.
     Raises InputError for invalid input, RunError when the run cannot continue.
     """
     if load is not None and pretrained is not None:
         raise InputError("give --load (a whole training state) or --pretrained (a backbone), not both")
+    if prefix is not None and pretrained is None:
+        raise InputError(f"{option('prefix', prefix)} chooses a backbone of {option('pretrained')}: give both")
     with open_run(config, resume, overwrite) as run:
-        return _train(run, load, pretrained)
+        return _train(run, load, pretrained, prefix)
 
 
-def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None) -> int:
+def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, prefix: str | None) -> int:
     config, log = run.config, run.log
     images, workers = _find_images(run)
     lambda_warmup = _lambda_warmup(run)
@@ -58,7 +61,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None) -
     if run.start is None and load is not None:
         log.line("weights", load_state(model, load, config.model))
     elif run.start is None and pretrained is not None:
-        log.line("weights", load_backbones(model, pretrained, config.model.backbone))
+        log.line("weights", load_backbones(model, pretrained, config.model.backbone, prefix))
     run.describe_start(load or pretrained)
     _describe(run, model, queue_len, queues_are_full=load is not None)
 

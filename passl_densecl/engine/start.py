@@ -64,43 +64,46 @@ def load_state(model: DenseCL, path: str, expected: PretrainModelConfig) -> str:
     return f"{path}: {state.kind}, {state.describe()}; into a new run"
 
 
-def load_backbones(model: DenseCL, path: str, expected: BackboneSpec) -> str:
+def load_backbones(model: DenseCL, path: str, expected: BackboneSpec, prefix: str | None = None) -> str:
     """Load the backbone of any recognized file into both encoders of a new run; heads and queues stay random.
 
     Returns a description for the log. Raises InputError as `read_fitting_backbone`.
     """
-    extraction = read_fitting_backbone(path, expected)
+    extraction = read_fitting_backbone(path, expected, prefix)
     for encoder in (model.query_encoder, model.key_encoder):
         load_strict(encoder.backbone, extraction.backbone, source=path)
     return f"{path}: {extraction.kind}, ResNet-{extraction.depth}, into both encoders; heads and queues are random"
 
 
-def load_pretrained(model: LinearClassifier, path: str, expected: BackboneSpec) -> str:
+def load_pretrained(model: LinearClassifier, path: str, expected: BackboneSpec, prefix: str | None = None) -> str:
     """Load the backbone of any recognized file into the classifier; `random` keeps the seeded initialization.
 
     Returns a description for the log. Raises InputError as `read_fitting_backbone`.
     """
     if path == RANDOM:
         return "random: the backbone was not trained (a baseline)"
-    extraction = read_fitting_backbone(path, expected)
+    extraction = read_fitting_backbone(path, expected, prefix)
     load_strict(model.backbone, extraction.backbone, source=path)
     return f"{path}: {extraction.kind}, ResNet-{extraction.depth}, {len(extraction.backbone)} arrays used"
 
 
-def load_classifier(model: LinearClassifier, path: str) -> str:
+def load_classifier(model: LinearClassifier, path: str, prefix: str | None = None) -> str:
     """Load a classifier of any recognized kind. Returns a description for the log."""
     from passl_densecl.weights.read import read_classifier
 
     file = weights_file(Path(path))
-    load_strict(model, read_classifier(file), source=path)
+    load_strict(model, read_classifier(file, prefix=prefix), source=path)
     return f"{file}: classifier"
 
 
-def read_fitting_backbone(path: str, expected: BackboneSpec) -> Extraction:
-    """The backbone for --pretrained. Raises InputError when its depth or recorded strides differ."""
+def read_fitting_backbone(path: str, expected: BackboneSpec, prefix: str | None = None) -> Extraction:
+    """The backbone for --pretrained, the one behind `prefix` where the file holds several.
+
+    Raises InputError when its depth or recorded strides differ.
+    """
     from passl_densecl.weights.read import read_backbone  # only runs with --pretrained need it
 
-    extraction = read_backbone(Path(path))
+    extraction = read_backbone(Path(path), prefix=prefix)
     if extraction.depth != expected.depth:
         raise InputError(
             f"--pretrained {path} holds a ResNet-{extraction.depth}, the config asks for ResNet-{expected.depth}: set "

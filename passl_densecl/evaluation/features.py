@@ -13,7 +13,7 @@ import paddle
 from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.loader import EvaluationLoader
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.models import ResNetBackbone, build_backbone, normalize
 from passl_densecl.models.resnet import initialize
 from passl_densecl.tensors import to_tensor
@@ -46,7 +46,8 @@ def load_backbone(
         path: a checkpoint folder, a run folder (its newest checkpoint) or a weight file of any kind that
             ``passl_densecl.weights`` reads; or "random".
         options: "random" needs a depth; a depth given for weights must agree with them. Strides that are None come from
-            the file's identity card, else from the config of the run folder, else they are the published ones.
+            the file's identity card, else from the config of the run folder, else they are the published ones. A prefix
+            chooses one of several backbones.
         encoder: which encoder of a pre-training checkpoint.
 
     Raises:
@@ -54,6 +55,8 @@ def load_backbone(
     """
     if os.fspath(path) == RANDOM:
         depth = options.depth
+        if options.prefix is not None:
+            raise InputError(f"random weights have no names: leave out {option('prefix', options.prefix)}")
         if depth not in DEPTHS:
             raise InputError(f"random weights need a depth, one of {', '.join(map(str, DEPTHS))}; got {depth}")
         backbone = build_backbone(options.resolve(depth), seed)
@@ -61,7 +64,7 @@ def load_backbone(
         from passl_densecl.weights.read import read_backbone
 
         file = weights_file(path)
-        taken = read_backbone(file, encoder=encoder)
+        taken = read_backbone(file, encoder=encoder, prefix=options.prefix)
         if options.depth not in (None, taken.depth):
             raise InputError(f"{file} holds a ResNet-{taken.depth}, expected ResNet-{options.depth}: omit the depth")
         backbone = build_backbone(options.resolve(taken.depth, recorded_backbone(file)), seed=None)

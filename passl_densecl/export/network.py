@@ -87,17 +87,18 @@ def read_network(
         stage: where the network ends. None: "classifier" if the file has one, else "backbone". "global" and "dense"
             need a pre-training checkpoint, which holds the projection heads.
         encoder: which encoder of a pre-training checkpoint.
-        options: strides that replace those of the weights' identity card or of their run's config.
+        options: strides that replace those of the weights' identity card or of their run's config, and the prefix that
+            chooses one of several backbones.
 
     Raises:
         InputError: no such file, no backbone in it, or not the part that `stage` needs.
     """
     file = weights_file(path)
-    taken = read_backbone(file, encoder=encoder)
+    taken = read_backbone(file, encoder=encoder, prefix=options.prefix)
     if stage is None:
         stage = "classifier" if taken.fc is not None else "backbone"
     arrays = {f"backbone.{name}": np.asarray(array, np.float32) for name, array in taken.backbone.items()}
-    arrays |= _head(file, taken, stage, encoder)
+    arrays |= _head(file, taken, stage, encoder, options.prefix)
     recorded = recorded_backbone(file)
     grid = _grid(file) if stage == "dense" else None
     classes = recorded_classes(file, len(arrays["fc.bias"])) or () if stage == "classifier" else ()
@@ -105,11 +106,11 @@ def read_network(
     return Network(stage, backbone, grid, arrays, classes, file, taken.kind, recorded is not None)
 
 
-def _head(file: Path, taken: Extraction, stage: str, encoder: str) -> dict[str, np.ndarray]:
+def _head(file: Path, taken: Extraction, stage: str, encoder: str, prefix: str | None) -> dict[str, np.ndarray]:
     """The stage's layers after the backbone, by attribute name. Raises InputError when the file does not hold them."""
     if stage not in HEADS:
         return {}
-    held = read_model(file)
+    held = read_model(file, prefix=prefix)
     before = "" if stage == "classifier" else f"{encoder}_encoder."
     head = f"{before}{HEADS[stage]}."
     arrays = {name.removeprefix(before): np.asarray(held[name], np.float32) for name in held if name.startswith(head)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.integrations.matching import Match, Network, count_matches
 from passl_densecl.integrations.toolboxes import MEAN, STD, TOOLBOXES, Kind
 from passl_densecl.integrations.yaml_files import entries, find, resolve
@@ -54,8 +54,8 @@ class Checked:
             word = "" if self.match.whole else ": the others start from random values"
             lines.append(f"weights  {self.weights}: {self.match.matched} of {self.match.total} tensors match{word}")
         else:
-            why = "not counted; give a file as --weights" if self.network else "not counted; they have no place in it"
-            lines.append(f"weights  {self.weights or 'none named'}: {why}")
+            why = f"give a file as {option('weights')}" if self.network else "they have no place in it"
+            lines.append(f"weights  {self.weights or 'none named'}: not counted; {why}")
         for finding in self.findings:
             lines += [
                 f"departs  {finding.key}: {finding.found}",
@@ -83,7 +83,7 @@ def check(path: str | Path, weights: str | Path | None = None, gpus: int = 8) ->
     config = resolve(path)
     toolbox = toolbox_of(config, path)
     if gpus < 1:
-        raise InputError(f"--gpus {gpus}: expected 1 or more")
+        raise InputError(f"{option('gpus', gpus)}: expected 1 or more")
     network = _NETWORKS[toolbox](config, toolbox)
     named = find(config, *_WEIGHTS_KEYS[toolbox])
     file = Path(weights) if weights is not None else _local(named, path)
@@ -132,7 +132,8 @@ def _unmatched(match: Match, network: Network | None, toolbox: Kind, file: str) 
     deep = network is not None and network.deep_stem
     return Finding(
         "weights",
-        f"{match.matched} of {match.total} tensors match; the file's names are like {match.example}",
+        f"{match.matched} of {match.total} tensors match; "
+        + (match.reason or f"the file's names are like {match.example}"),
         "the rest starts from random values, and the toolbox says it has finished loading",
         "a plain 7×7 stem; see the settings below" if deep else f"{command}, for a backbone of this depth",
     )
@@ -355,7 +356,7 @@ def _pixels(
 
 def _batch(key: str, total: int, gpus: int) -> Iterator[Finding]:
     if total != 16:
-        over = f" over {gpus} devices (--gpus)" if gpus > 1 else ""
+        over = f" over {gpus} devices ({option('gpus')})" if gpus > 1 else ""
         cost = "not the published step; the learning rate and the number of steps must follow"
         yield Finding(key, f"{total} images a step{over}", cost, "16 in all, or scale both: `transfer.py prepare` does")
 

@@ -35,6 +35,7 @@ class DenseCLResNet(ResNetBackbone):
         depth: 18, 34, 50, 101 or 152.
         output_stride: 8 as published for segmentation, 16, or 32 for no dilation. Weights fit all of them.
         pretrained: weights of any kind this project reads; null starts from random ones.
+        prefix: what stands before the wanted backbone's names, where the file holds several.
         in_channels: 3; PaddleSeg may name it.
 
     Raises:
@@ -42,7 +43,12 @@ class DenseCLResNet(ResNetBackbone):
     """
 
     def __init__(
-        self, depth: int = 50, output_stride: int = 8, pretrained: str | None = None, in_channels: int = 3
+        self,
+        depth: int = 50,
+        output_stride: int = 8,
+        pretrained: str | None = None,
+        in_channels: int = 3,
+        prefix: str | None = None,
     ) -> None:
         if depth not in (18, 34, 50, 101, 152):
             raise InputError(f"backbone.depth {depth}: expected 18, 34, 50, 101 or 152")
@@ -62,13 +68,13 @@ class DenseCLResNet(ResNetBackbone):
             previous = dilation
         initialize(self.named_parameters(), seed=0)
         if pretrained is not None:
-            self._load(pretrained)
+            self._load(pretrained, prefix)
 
     def forward(self, x: paddle.Tensor) -> list[paddle.Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return list(self.extract_feat(x, (0, 1, 2, 3)))
 
-    def _load(self, path: str) -> None:
-        taken = read_backbone(Path(path))
+    def _load(self, path: str, prefix: str | None) -> None:
+        taken = read_backbone(Path(path), prefix=prefix)
         load_strict(self, taken.backbone)
         # PaddleSeg says nothing of backbones that load themselves, and the count is what users must see.
         print(f"passl_densecl: {len(taken.backbone)}/{len(self.state_dict())} tensors of {path}", flush=True)

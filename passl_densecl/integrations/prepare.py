@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from passl_densecl.disk import parse_json
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.integrations.matching import Match, Network, count_matches
 from passl_densecl.integrations.toolboxes import TOOLBOXES, Kind, Toolbox
 from passl_densecl.integrations.yaml_files import BASES, Tagged, dump, find, put, read_yaml
 from passl_densecl.weights.convert import TARGETS, Conversion, convert
+from passl_densecl.weights.plain import Dtype
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS
 
 PLUGIN = Path(__file__).resolve().parent / "paddleseg_backbone.py"
@@ -67,8 +68,9 @@ class Prepared:
         proof = self.toolbox.proof.format(count=self.match.total, weights=weights)
         return [
             f"read     {self.conversion.source} ({told.kind}): {told.kept}",
+            *([f"dtype    {told.converted}"] if told.converted else []),
             f"wrote    {weights} ({self.toolbox.title}'s names; it will use {self.match.matched} of "
-            f"{self.match.total})",
+            f"{self.match.total}{f': {self.match.reason}' if self.match.reason else ''})",
             f"wrote    {self.config} ({self.model})",
             f"recipe   {device}, {scale.images} images each: {scale.total} a step (published: {scale.reference}), "
             f"learning rate {self.rate:g}",
@@ -88,6 +90,8 @@ def prepare(
     images_per_gpu: int | None = None,
     data: str | os.PathLike[str] | None = None,
     toolbox_dir: str | os.PathLike[str] | None = None,
+    prefix: str | None = None,
+    dtype: Dtype = "float32",
 ) -> Prepared:
     """Write `output`/{weights, config} for a toolbox.
 
@@ -99,6 +103,8 @@ def prepare(
         images_per_gpu: None takes as many as make the published batch, at most the toolbox's `images_per_device`.
         data: the data set's folder, in the toolbox's layout; COCO's categories are counted.
         toolbox_dir: a clone of the toolbox. With it the config stands where it is written; without, it must be copied.
+        prefix: what stands before the wanted backbone's names, where the file cannot say.
+        dtype: of the written weights.
 
     Raises:
         InputError: anything given does not fit; nothing is written before weights and config are read.
@@ -106,7 +112,8 @@ def prepare(
     what = TOOLBOXES[toolbox]
     model, template = what.config(model)
     if gpus < 0 or (images_per_gpu is not None and images_per_gpu < 1):
-        raise InputError(f"--gpus {gpus}, --images-per-gpu {images_per_gpu}: expected 0 or more, and 1 or more")
+        both = f"{option('gpus', gpus)}, {option('images_per_gpu', images_per_gpu)}"
+        raise InputError(f"{both}: expected 0 or more, and 1 or more")
     images = images_per_gpu or max(min(what.total_batch // max(gpus, 1), what.images_per_device), 1)
     scale = Scale(gpus, images, what.total_batch)
     clone = _clone(what, toolbox_dir)
@@ -115,13 +122,14 @@ def prepare(
 
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    conversion = convert(weights, output / f"{Path(weights).stem or 'weights'}_{toolbox}{what.suffix}", what.target)
+    file = output / f"{Path(weights).stem or 'weights'}_{toolbox}{what.suffix}"
+    conversion = convert(weights, file, what.target, prefix=prefix, dtype=dtype)
     depth = conversion.report.depth
     if _has_c4(toolbox, content) and depth not in BOTTLENECK_DEPTHS:
         raise InputError(
-            f"--model {model}: {what.title} builds res5 in the head from bottleneck blocks, whatever the depth; "
-            f"weights of a ResNet-{depth} have no place there. Take --model mask_rcnn, or weights of a ResNet-50 or "
-            "deeper"
+            f"{option('model', model)}: {what.title} builds res5 in the head from bottleneck blocks, whatever the "
+            f"depth; weights of a ResNet-{depth} have no place there. Take {option('model', 'mask_rcnn')}, or weights "
+            "of a ResNet-50 or deeper"
         )
     rate = _WRITERS[toolbox](content, conversion.output.resolve(), depth, scale, root)
     _place_bases(content, clone / what.place if clone else None)
@@ -160,7 +168,8 @@ def _clone(toolbox: Toolbox, folder: str | os.PathLike[str] | None) -> Path | No
     path = _folder(folder)
     if not (path / toolbox.place).parent.is_dir():
         raise InputError(
-            f"--toolbox-dir {path}: not a clone of {toolbox.title}, there is no folder {Path(toolbox.place).parent}"
+            f"{option('toolbox_dir', str(path))}: not a clone of {toolbox.title}, there is no folder "
+            f"{Path(toolbox.place).parent}"
         )
     return path
 
@@ -182,7 +191,7 @@ def _place_bases(content: dict[str, Any], place: Path | None) -> None:
         missing = [base for base in found if not Path(base).is_file()]
         if missing:
             raise InputError(
-                f"--toolbox-dir: {', '.join(missing)} is missing; is the clone complete, of a known version?"
+                f"{option('toolbox_dir')}: {', '.join(missing)} is missing; is the clone complete, of a known version?"
             )
         content[key] = found[0] if isinstance(bases, str) else found
 
@@ -275,7 +284,9 @@ def _paddleclas(content: dict[str, Any], weights: Path, depth: int, scale: Scale
 
 def _detectron2(content: dict[str, Any], weights: Path, depth: int, scale: Scale, root: Path | None) -> float:
     if root is not None:
-        raise InputError("--data: not for detectron2; put DETECTRON2_DATASETS=FOLDER in front of the command")
+        raise InputError(
+            f"{option('data')}: not for detectron2; put DETECTRON2_DATASETS=FOLDER in front of the command"
+        )
     content["MODEL"]["WEIGHTS"] = str(weights)
     content["MODEL"]["RESNETS"]["DEPTH"] = depth
     if depth < 50:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from passl_densecl.config.packaged import TOOLBOX_CONFIGS, config_folder
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 
 CONFIGS = config_folder() / TOOLBOX_CONFIGS
 TOTAL_BATCH = 16  # images a step over all devices, in every published detection and segmentation recipe
@@ -42,7 +42,7 @@ class Toolbox:
         """
         model = model or next(iter(self.models))
         if model not in self.models:
-            raise InputError(f"--model {model}: for {self.title} there are {', '.join(self.models)}")
+            raise InputError(f"{option('model', model)}: for {self.title} there are {', '.join(self.models)}")
         path = CONFIGS / self.name / self.models[model]
         if not path.is_file():
             raise InputError(f"{path} is missing: the package was installed without its configs")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from passl_densecl.config import check_aliases
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 
 BASES = ("_BASE_", "_base_")  # of PaddleDetection, detectron2 and AdelaiDet; of PaddleSeg
 ALONE = "_inherited_"  # PaddleSeg: false in a section says that nothing of the base's section stays
@@ -101,7 +101,7 @@ def resolve(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
             if not base.is_file():
                 raise InputError(
                     f"{path}: its base {name} is not at {base}; put the file into the toolbox's clone "
-                    "(configs/densecl/), or give `prepare` the clone as --toolbox-dir"
+                    f"(configs/densecl/), or give `prepare` the clone as {option('toolbox_dir')}"
                 )
             merged = merge(merged, resolve(base, (*_above, path.resolve())))
     return merge(merged, content)

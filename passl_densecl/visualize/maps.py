@@ -10,12 +10,13 @@ import numpy as np
 from paddle import nn
 
 from passl_densecl.config import RANDOM, BackboneOptions
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.evaluation.features import Backbone, load_backbone
 from passl_densecl.models import Encoder
-from passl_densecl.weights.files import read_pickle, weights_file
+from passl_densecl.weights.files import read_weights, weights_file
 from passl_densecl.weights.load import load_strict
-from passl_densecl.weights.names import find_encoder, unwrap
+from passl_densecl.weights.names import find_encoder
+from passl_densecl.weights.tables import unwrap
 
 FEATURES = ("backbone", "dense")
 
@@ -52,9 +53,10 @@ def load_map(
         assert head is not None
     else:
         file = weights_file(path)
-        arrays = unwrap(read_pickle(file))
         try:
-            head = _dense_head(arrays, find_encoder(arrays, encoder=encoder).prefix)
+            arrays = unwrap(read_weights(file).content)
+            place = find_encoder(arrays, encoder=encoder, prefix=options.prefix)
+            head = _dense_head(arrays, place.prefix)
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
     head.eval()
@@ -66,12 +68,14 @@ def _dense_head(arrays: Mapping[str, np.ndarray], prefix: str) -> nn.Sequential:
     backbone = next((known for known in _HEADS if prefix.endswith(known)), None)
     if backbone is None:
         raise InputError(
-            "holds a backbone only; dense features need a pre-training checkpoint: pass one, or use --features backbone"
+            "holds a backbone only; dense features need a pre-training checkpoint: pass one, or use "
+            + option("features", "backbone")
         )
     start = prefix.removesuffix(backbone) + _HEADS[backbone]
     weights = {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)}
     if not weights:
-        raise InputError("has no dense head (pre-trained with loss_lambda 0: MoCo-v2); use --features backbone")
+        other = option("features", "backbone")
+        raise InputError(f"has no dense head (pre-trained with loss_lambda 0: MoCo-v2); use {other}")
     try:
         hidden, width = weights["0.weight"].shape[:2]
         out = weights["2.weight"].shape[0]

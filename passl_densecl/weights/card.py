@@ -2,7 +2,7 @@
 
 A card travels inside the file, where other libraries do not look: as a comment of a pickle, as a record of its own in a
 torch file, in the metadata of a safetensors file. It holds no times and no folders, so that equal weights with equal
-origins are equal files.
+origins are equal files. A card says its format; one of a newer format is refused, and the file with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from passl_densecl import __version__
-from passl_densecl.disk import sha256_of
+from passl_densecl.disk import check_format, sha256_of
 from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ PRETRAINING, CLASSIFIER = "pre-training checkpoint", "linear classifier"
 BACKBONE, OPTIMIZER = "backbone", "optimizer state"
 FOREIGN = "file without a card"  # the kind of a parent that this project did not write
 
+FORMAT = 1  # raised when an entry changes its meaning; a new entry alone needs no new format
 MAX_BYTES = 2**20
 PICKLE_START = b"\x80\x04\x8d"  # of a pickle with a card: protocol 4, then a text, whose length and bytes follow
 _MAGIC = "passl_densecl card "
@@ -35,7 +36,7 @@ _DATA_PLACES = ("root", "list_file", "train", "val", "num_workers")
 
 
 class _Entry(BaseModel):
-    # What a newer version has added is kept; a number for a text is an error.
+    # What a newer version has added in the same format is kept; a number for a text is an error.
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
@@ -67,6 +68,7 @@ class Card(_Entry):
     config: dict[str, Any] | None = None  # of the run, without its folders
     parents: tuple[Parent, ...] = ()
     version: str = __version__  # of passl_densecl
+    format: int = FORMAT  # cards of before there was this entry have format 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Card:
@@ -129,6 +131,7 @@ def decode(path: Path, text: bytes) -> dict[str, Any] | None:
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{path}: the file is damaged: its identity card cannot be read")
+    check_format(f"{path}: its identity card", values.get("format", 1), FORMAT)
     return values
 
 

@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.weights.card import BACKBONE, CLASSIFIER, FOREIGN, PRETRAINING, Card, Parent
 from passl_densecl.weights.files import read_weights, weights_file
-from passl_densecl.weights.names import WRAPPERS, Extraction, extract_backbone, unwrap
+from passl_densecl.weights.names import Extraction, extract_backbone
+from passl_densecl.weights.plain import Dtype, in_dtype
 from passl_densecl.weights.recorded import recorded_backbone, recorded_card
 from passl_densecl.weights.state import read_state, write_state
+from passl_densecl.weights.tables import beside, unwrap
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, VOCABULARIES, translate
 from passl_densecl.weights.writing import write_weights
 
@@ -173,6 +175,7 @@ class Report:
     example: str  # a name in the new file
     is_what: str  # a kind of the identity cards
     beside: tuple[str, ...] = ()  # entries of the source beside its table of weights
+    converted: str = ""  # "float16 → float32, 102 arrays" where the numbers are no longer the source's
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Conversion:
             f"read     {self.source} ({report.kind})",
             f"kept     {report.kept}",
             f"dropped  {', '.join(dropped) or 'nothing'}",
+            *([f"dtype    {report.converted}"] if report.converted else []),
             f"wrote    {self.output}, names like {report.example}",
             *(f"note     {note}" for note in self.notes),
             f"set      with {self.title}:",
@@ -210,6 +214,7 @@ def convert(
     from_: str | None = None,
     encoder: Literal["query", "key"] = "query",
     prefix: str | None = None,
+    dtype: Dtype = "float32",
 ) -> Conversion:
     """Read a file of weights, whoever made it, and write it as another project expects it; all or nothing.
 
@@ -220,6 +225,7 @@ def convert(
         from_: a key of ``SOURCES``; normally the names say it.
         encoder: which encoder of a pre-training file.
         prefix: what stands before the wanted backbone's names, where the file cannot say.
+        dtype: of the weights in the new file; float32 is what every toolbox takes.
 
     Raises:
         InputError: an unknown target or suffix, a file that cannot be read, or weights that are not whole; nothing is
@@ -231,7 +237,7 @@ def convert(
         raise InputError(f"{output} is the file to read; choose another name")
     content = read_weights(file).content
     try:
-        new, report = convert_content(content, to, from_=from_, encoder=encoder, prefix=prefix)
+        new, report = convert_content(content, to, from_=from_, encoder=encoder, prefix=prefix, dtype=dtype)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     write_weights(output, new, card=_card(file, report, target, encoder))
@@ -249,6 +255,7 @@ def convert_content(
     from_: str | None = None,
     encoder: Literal["query", "key"] = "query",
     prefix: str | None = None,
+    dtype: Dtype = "float32",
 ) -> tuple[dict[str, Any], Report]:
     """What a file holds → what a file for the target must hold, and the report about it.
 
@@ -260,7 +267,8 @@ def convert_content(
         arrays, report = _state_arrays(table, to, from_, encoder, prefix)
     else:
         arrays, report = _backbone_arrays(table, to, from_, encoder, prefix)
-    report = replace(report, beside=_beside(content))
+    arrays, converted = in_dtype(arrays, dtype)
+    report = replace(report, beside=beside(content), converted=converted)
     return ({**dict(target.beside), target.wrapper: arrays} if target.wrapper else arrays), report
 
 
@@ -311,24 +319,16 @@ def _state_arrays(
     table: Mapping[str, np.ndarray], to: str, from_: str | None, encoder: str, prefix: str | None
 ) -> tuple[dict[str, np.ndarray], Report]:
     if encoder == "key" or prefix is not None:
-        raise InputError(f"--to {to} takes both encoders; leave out --encoder and --prefix")
+        both = f"{option('encoder')} and {option('prefix')}"
+        raise InputError(f"{option('to', to)} takes both encoders; leave out {both}")
     state = read_state(table)
     if from_ is not None and SOURCES[from_] != state.vocabulary:
-        raise InputError(
-            f"this is a {state.kind}, with names of {VOCABULARIES[state.vocabulary].title}; leave out --from"
-        )
+        title = VOCABULARIES[state.vocabulary].title
+        raise InputError(f"this is a {state.kind}, with names of {title}; leave out {option('from_')}")
     kept = f"{len(state.arrays)} arrays: {state.describe()}"
     arrays = write_state(state, to)
     example = next(name for name in arrays if name.endswith("conv1.weight"))
     return arrays, Report(state.kind, kept, {}, state.depth, example, PRETRAINING)
-
-
-def _beside(content: object) -> tuple[str, ...]:
-    """What a checkpoint holds beside its table of weights."""
-    if not isinstance(content, dict):
-        return ()
-    wrapper = next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)
-    return tuple(str(name) for name in content if name != wrapper) if wrapper else ()
 
 
 def _card(file: Path, report: Report, target: Target, encoder: str) -> Card:

@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.text import listed, suggestion
-from passl_densecl.weights.plain import describe
 from passl_densecl.weights.vocabulary import (
     BOTTLENECK_DEPTHS,
     COUNTER,
@@ -96,13 +95,11 @@ CLASSIFIERS = (
     ("backbone.", "fc", "linear evaluation state"),
     ("backbone.", "head.fc", "mmpretrain classifier"),
     ("backbone.", "head.fc_cls", "PASSL or OpenSelfSup linear classifier"),
+    ("resnet.", "classifier.1", "Hugging Face classifier"),
     ("", "fc", "classifier"),
     ("", "linear", "classifier"),  # detectron2's ResNet on its own
     ("", "stem.fc", "classifier"),  # detectron2's name as its converters of torch files write it
 )
-
-# The dictionary of weights inside a checkpoint that holds other things as well.
-WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 @dataclass(frozen=True)
@@ -129,6 +126,7 @@ class Extraction:
     vocabulary: str = "paddle"  # whose names the file had
     fc: tuple[np.ndarray, np.ndarray] | None = None  # a classifier's weight and bias as the file has them
     fc_group: str = ""  # the group of `dropped` in which these two are counted
+    converted: str = ""  # "float16 → float32, 102 arrays" where the numbers are no longer the file's
 
     @property
     def weight_count(self) -> int:
@@ -167,11 +165,13 @@ def depth_of(names: Iterable[str]) -> int | None:
 def encoder_vocabularies(names: Iterable[str]) -> dict[str, str]:
     """Prefix → vocabulary of every backbone in ``names``."""
     names = list(names)
+    known = set(names)
     found: dict[str, str] = {}
     for anchor, vocabulary in ANCHORS.items():
         for name in names:
             prefix = name.removesuffix(anchor)
-            if prefix != name and (not prefix or prefix.endswith(".")):
+            is_whole = vocabulary != "sequential" or {f"{prefix}0.weight", f"{prefix}7.0.conv1.weight"} <= known
+            if prefix != name and (not prefix or prefix.endswith(".")) and is_whole:  # any network may have a '4.0.'
                 found[prefix] = vocabulary
     for prefix, vocabulary in found.items():
         if vocabulary == "paddle" and _has_torch_statistics(names, prefix):
@@ -216,7 +216,7 @@ def find_encoder(
             + ", ".join(
                 f"{_anchor(name)} ({words.title})" for name, words in VOCABULARIES.items() if name != "torchvision"
             )
-            + f"; found {listed(names, 5, quoted=False) or 'nothing'}"
+            + f"; found {listed(names, 5, quoted=False) or 'nothing'}{known_network(names)}"
         )
     if prefix is not None:
         return _at_prefix(names, found, encoder, prefix)
@@ -225,33 +225,14 @@ def find_encoder(
     if len(found) > 1:
         raise InputError(
             f"the file holds {len(found)} backbones; choose one by its prefix: "
-            + ", ".join(f"--prefix {at!r}" for at in sorted(found))
+            + ", ".join(option("prefix", at) for at in sorted(found))
         )
     place = _single(names, found, next(iter(found)))
     if encoder == "key":
-        raise InputError(f"the file holds no key encoder, only one backbone ({place.kind}); leave out '--encoder key'")
+        raise InputError(
+            f"the file holds no key encoder, only one backbone ({place.kind}); leave out {option('encoder', 'key')}"
+        )
     return place
-
-
-def unwrap(content: object) -> dict[str, np.ndarray]:
-    """The table of arrays in what a file holds: itself, or the value of ``state_dict`` and the like in a checkpoint.
-
-    Raises:
-        InputError: there is none; says what there is.
-    """
-    if _is_table(content):
-        return content  # type: ignore[return-value]
-    if isinstance(content, dict):
-        for wrapper in WRAPPERS:
-            if _is_table(content.get(wrapper)):
-                return content[wrapper]
-        entries = [f"{key!r}: {describe(value)}" for key, value in content.items()]
-        inside = f"entries {listed(entries, 5, quoted=False)}" if entries else "nothing"
-    else:
-        inside = describe(content)
-    raise InputError(
-        f"no table of names and arrays, plain or under {', '.join(map(repr, WRAPPERS))}: the file holds {inside}"
-    )
 
 
 def extract_backbone(
@@ -314,6 +295,8 @@ def take_backbone(
     broken = [theirs for theirs in names if not np.isfinite(inside[theirs]).all()]
     if broken:
         raise InputError(f"weights that are not finite (the training diverged?): {listed(broken, 5, quoted=False)}")
+    if _has_folded_statistics(backbone):
+        raise InputError(f"every BatchNorm has mean 0 and one variance, but biases. This is {_CAFFE}")
     shortcut = {
         ours: inside[theirs] for theirs, ours in extra.items() if theirs in inside and not ours.endswith(COUNTER)
     }
@@ -358,7 +341,9 @@ def _has_torch_statistics(names: Iterable[str], prefix: str) -> bool:
 
 def _at_prefix(names: Collection[str], found: dict[str, str], encoder: str, prefix: str) -> EncoderPlace:
     if encoder == "key":
-        raise InputError("give '--prefix' or '--encoder key', not both: a prefix names one backbone already")
+        raise InputError(
+            f"give {option('prefix')} or {option('encoder', 'key')}, not both: a prefix names one backbone already"
+        )
     at = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
     if at not in found:
         there = listed(list(found), 5, quoted=False)
@@ -376,7 +361,7 @@ def _in_layout(found: dict[str, str], encoder: str) -> EncoderPlace | None:
     wanted = outer + layout.backbones[encoder == "key"]
     if wanted not in found:
         missing = f"{wanted}{_anchor(layout.vocabulary)}"
-        raise InputError(f"a {layout.kind} without a key encoder: no '{missing}'; leave out '--encoder key'")
+        raise InputError(f"a {layout.kind} without a key encoder: no '{missing}'; leave out {option('encoder', 'key')}")
     others = tuple(other for other in found if other != wanted)
     copy = None if layout.copy_of_query is None else outer + layout.copy_of_query
     copy = copy if encoder == "query" and copy in others else None
@@ -396,14 +381,6 @@ def _single(names: Collection[str], found: dict[str, str], at: str) -> EncoderPl
     if vocabulary != "paddle":
         kind += f", {VOCABULARIES[vocabulary].title} names"
     return EncoderPlace(kind, at, others, None, vocabulary, classifier)
-
-
-def _is_table(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in value.items())
-    )
 
 
 # Checking
@@ -450,7 +427,8 @@ def _check_names(inside: Mapping[str, np.ndarray], vocabulary: str, depth: int) 
     ]
     if problems:
         whose = "" if vocabulary == "paddle" else f"{VOCABULARIES[vocabulary].title}'s "
-        raise InputError(f"the names are closest to {whose}ResNet-{depth}, but {'; '.join(problems)}")
+        other = known_network(inside)
+        raise InputError(f"the names are closest to {whose}ResNet-{depth}, but {'; '.join(problems)}{other}")
 
 
 def _check_shapes(inside: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], depth: int) -> None:
@@ -461,12 +439,24 @@ def _check_shapes(inside: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[i
     ]
     if wrong:
         raise InputError(
-            f"the shapes are not those of a ResNet-{depth} with its 7×7 stem: {listed(wrong, 5, quoted=False)}"
+            f"the shapes are not those of a ResNet-{depth} with its 7×7 stem (ResNeXt and Wide ResNet have the same "
+            f"names): {listed(wrong, 5, quoted=False)}"
         )
     no_floats = [f"{name} is {inside[name].dtype}" for name in shapes if inside[name].dtype.kind != "f"]
     if no_floats:
         found = listed(no_floats, 5, quoted=False)
         raise InputError(f"weights must be floating-point numbers (Paddle's bfloat16 is not supported): {found}")
+
+
+def _has_folded_statistics(backbone: Mapping[str, np.ndarray]) -> bool:
+    """Whether scale and shift hold the statistics, as converters of Caffe2's weights leave them (a network that was
+    never trained has no biases either)."""
+    is_plain = all(
+        (array == (0 if name.endswith("_mean") else array.flat[0])).all()
+        for name, array in backbone.items()
+        if name.endswith(STATISTICS)
+    )
+    return is_plain and any(array.any() for name, array in backbone.items() if name.endswith(".bias"))
 
 
 def _check_copy(arrays: Mapping[str, np.ndarray], place: EncoderPlace, depth: int) -> None:
@@ -476,11 +466,32 @@ def _check_copy(arrays: Mapping[str, np.ndarray], place: EncoderPlace, depth: in
         where = listed(differ, 5, quoted=False)
         raise InputError(
             f"'{place.prefix}' and '{place.copy}' should be the same backbone twice but differ in {where}; "
-            f"choose one: --prefix {place.prefix!r} or --prefix {place.copy!r}"
+            f"choose one: {option('prefix', place.prefix)} or {option('prefix', place.copy)}"
         )
 
 
 # Describing
+
+# Networks that users take for ResNets: a name that they have, and why their weights have no place in one.
+_CAFFE = (
+    "a ResNet of Caffe2 (MSRA's) or made from one: its strides are in the 1×1 convolutions, the statistics of its "
+    "BatchNorms are folded into scale and shift, its input is BGR and not divided by a deviation. The ResNets here "
+    "compute something else with such weights; take torchvision's, or others trained on RGB"
+)
+_OTHER_NETWORKS = {
+    r"(.*[./])?res\d_\d+_branch2a_w": _CAFFE,
+    r"(.*\.)?conv1\.0\.weight|(visual\.)?conv3\.weight": "a ResNet with a deep stem (ResNet-C and -D, CLIP's)",
+    r".*\.se\.(fc1|conv\d?|0)\.weight": "a ResNet with squeeze-and-excitation",
+    r"(.*\.)?stages\.0\.blocks\.0\.norm1\.weight": "a pre-activation ResNet (ResNetV2)",
+    r"(.*\.)?blocks\.0\.attn\.qkv\.weight": "a vision transformer",
+}
+
+
+def known_network(names: Iterable[str]) -> str:
+    """ ". This is …" for the names of another kind of network that is known; "" for others."""
+    names = list(names)
+    found = (what for pattern, what in _OTHER_NETWORKS.items() if any(re.fullmatch(pattern, n) for n in names))
+    return next((f". This is {what}" for what in found), "")
 
 
 def _group(name: str, backbones: tuple[str, ...]) -> str:

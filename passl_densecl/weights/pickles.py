@@ -4,9 +4,10 @@
 containers in ``_CONTAINERS``. Every other allowed name, and a call of one, is only noted; when the whole pickle is
 read, ``finish`` checks the notes and makes arrays of them. Any name not in ``_CONTAINERS`` or ``_NAMES`` is refused.
 
-Checkpoints of OpenMMLab and others hold objects beside the weights: history buffers, parsed arguments, paths. In files
-of torch, objects of the packages in ``_BOOKKEEPING`` become a text with the name of their class; nothing is imported
-for them. Such an object must not hold a tensor: a weight would be lost.
+Checkpoints of Lightning, OpenMMLab and others hold objects beside the weights: settings, history buffers, paths. In
+files of torch, objects of the packages in ``_BOOKKEEPING`` become a text with the name of their class; nothing is
+imported for them. What they are made of (``typing.Any``, classes of their author) is only noted as well, whatever its
+name: it is refused where it stands outside of such an object. None of them may hold a tensor: a weight would be lost.
 """
 
 from __future__ import annotations
@@ -72,8 +73,12 @@ _NAMES = {
     *("torch.Tensor", "torch.nn.Parameter", "torch.nn.parameter.Parameter"),
     *("torch._tensor._rebuild_from_type_v2", "torch.Size", "torch.device", "torch.serialization._get_layout"),
 }
-_OPENMMLAB = ("mmcls", "mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "mmselfsup")
-_BOOKKEEPING = (*_OPENMMLAB, "addict", "argparse", "datetime", "easydict", "fvcore", "omegaconf", "pathlib", "yacs")
+_BOOKKEEPING = (
+    *("mmcls", "mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg", "mmselfsup"),
+    *("lightning", "lightning_fabric", "pytorch_lightning", "omegaconf"),
+    *("addict", "easydict", "fvcore", "ml_collections", "munch", "yacs"),
+    *("argparse", "datetime", "pathlib"),
+)
 
 _DTYPE_TEXT = re.compile(rf"[<>=|]?[{ARRAY_KINDS}]\d{{1,9}}")
 _MAX_DIMENSIONS = 32
@@ -132,6 +137,11 @@ class Note(list):
     @property
     def is_bookkeeping(self) -> bool:
         return self.name.partition(".")[0] in _BOOKKEEPING
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is neither data nor a maker of data: allowed in objects of bookkeeping only."""
+        return self.name not in _CONTAINERS and self.name not in _NAMES and self.name != "storage"
 
 
 def _bytes(data: object = b"") -> bytes:
@@ -219,12 +229,15 @@ class DataUnpickler(pickle._Unpickler):
         note = Note(f"{'builtins' if module == '__builtin__' else module}.{name}")
         if self._is_torch and note.is_bookkeeping:
             self.not_read.add(note.name)
-            return note
-        is_known = note.name in _CONTAINERS or note.name in _NAMES
-        if is_known and (self._is_torch or not note.name.startswith("torch.")):
-            return note
+        elif note.name.startswith(_NO_DTYPE if self._is_torch else "torch.") or (
+            note.is_foreign and not self._is_torch
+        ):
+            raise self._refused(note)
+        return note
+
+    def _refused(self, note: Note) -> InputError:
         reason = _refusal(note.name, self._is_torch)
-        raise InputError(f"{self._path}: the file asks for {note.name}, {reason}. Refused; nothing in it was run")
+        return InputError(f"{self._path}: the file asks for {note.name}, {reason}. Refused; nothing in it was run")
 
     def get_extension(self, code: int) -> NoReturn:
         raise UnfitError(f"extension {code} of the process that wrote it")
@@ -248,11 +261,11 @@ class DataUnpickler(pickle._Unpickler):
         if not isinstance(arguments, tuple) or not isinstance(function, Note):
             raise UnfitError("a call of what cannot be called")  # Python's own message would hold the text of both
         self.charge(len(arguments) + sum(len(each) for each in arguments if hasattr(each, "__len__")))
-        if function.is_bookkeeping:
+        if function.is_foreign:
             self.append(Note(function.name, (function, *arguments), is_call=True))
         elif function.name == "builtins.getattr":  # how protocol 2 spells a method of a class
             thing, name = arguments
-            if not isinstance(thing, Note) or not thing.is_bookkeeping or not isinstance(name, str):
+            if not isinstance(thing, Note) or not thing.is_foreign or not isinstance(name, str):
                 raise UnfitError(f"it asks for builtins.getattr of {describe(thing)}, which is not data")
             self.charge(len(thing.name))  # which a chain of these makes longer and longer
             self.append(Note(f"{thing.name}.{name[:80]}", (thing,), is_call=True))
@@ -279,7 +292,7 @@ class DataUnpickler(pickle._Unpickler):
 
     def load_newobj(self: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Note) or not function.is_bookkeeping:
+        if not isinstance(function, Note) or not function.is_foreign:
             raise UnfitError("an object made without its class's consent")
         self.call(function, arguments)
 
@@ -288,7 +301,7 @@ class DataUnpickler(pickle._Unpickler):
 
     def load_build(self: Any) -> None:
         state, built = self.stack.pop(), self.stack[-1]
-        if isinstance(built, Note) and built.is_bookkeeping:
+        if isinstance(built, Note) and built.is_foreign:
             built.append(state)
         elif isinstance(built, Note) and built.is_call and built.name.endswith((".dtype", "._reconstruct")):
             built.state = state
@@ -342,6 +355,8 @@ class DataUnpickler(pickle._Unpickler):
     def _finish_note(self, note: Note, nesting: int) -> object:
         if note.is_bookkeeping:
             return self._bookkeeping_text(note)
+        if note.is_foreign:
+            raise self._refused(note)
         if note.name in DTYPES and not note.is_call:
             return note.name
         match note.name.rpartition(".")[2] if note.is_call else "", note:

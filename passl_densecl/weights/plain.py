@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 
+Dtype = Literal["float32", "float16", "float64"]  # of weights that are written
 MAX_NESTING = 64
 ARRAY_KINDS = "biufcSU"  # bool, integers, floats, complex, text; never objects, never records
 
@@ -65,3 +66,26 @@ def widened(bits: np.ndarray) -> np.ndarray:
     wide = bits.astype("u4", order="C")
     np.left_shift(wide, np.uint32(16), out=wide)  # in place: an array without dimensions stays one
     return wide.view("f4")
+
+
+def in_dtype(arrays: Mapping[str, np.ndarray], dtype: Dtype = "float32") -> tuple[dict[str, np.ndarray], str]:
+    """The same arrays, those of floating-point numbers in ``dtype``; and what was converted, in words ("float16 →
+    float32, 102 arrays"), or "" when all of them had it.
+
+    Raises:
+        InputError: a number is too large for ``dtype``, or no such dtype.
+    """
+    if dtype not in get_args(Dtype):
+        raise InputError(f"{option('dtype', dtype)}: expected {', '.join(get_args(Dtype))}")
+    result, others = dict(arrays), [name for name, array in arrays.items() if array.dtype.kind == "f"]
+    others = [name for name in others if arrays[name].dtype != np.dtype(dtype)]
+    for name in others:
+        with np.errstate(over="ignore"):
+            result[name] = arrays[name].astype(dtype)
+        if np.isfinite(arrays[name]).all() and not np.isfinite(result[name]).all():
+            largest = float(np.abs(arrays[name]).max())
+            raise InputError(f"{name} holds {largest:.3g}, too large for {dtype}; choose another {option('dtype')}")
+    if not others:
+        return result, ""
+    before = " and ".join(sorted({str(arrays[name].dtype) for name in others}))
+    return result, f"{before} → {dtype}, {len(others)} arrays"

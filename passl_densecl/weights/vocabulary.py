@@ -1,4 +1,4 @@
-"""What six projects call the weights of one ResNet: a row of templates each, and the names and shapes that follow.
+"""What seven projects call the weights of one ResNet: a row of templates each, and the names and shapes that follow.
 
 ``paddle`` is the language everything is translated through: the names of ``paddle.vision.models.ResNet`` and Paddle's
 layouts. No Paddle is needed here.
@@ -28,8 +28,9 @@ NORM_EPSILON = 1e-5
 class Vocabulary:
     """Names of a ResNet's parts. A pair is a convolution and its BatchNorm; the templates' fields are
 
-    {stage} 1–4, {res} 2–5, {block} 0, 1, … within a stage, {flat} 0, 1, … over all stages, {letter} a, b, … of a block
-    (in a stage of more than ten blocks: a, b1, b2, …), and of a convolution in its block {n} 1–3, {i} 0–2, {abc} a–c.
+    {stage} 1–4, {stage0} 0–3, {res} 2–5, {child} 4–7, {block} 0, 1, … within a stage, {flat} 0, 1, … over all stages,
+    {letter} a, b, … of a block (in a stage of more than ten blocks: a, b1, b2, …), and of a convolution in its block
+    {n} 1–3, {i} 0–2, {abc} a–c.
     """
 
     title: str
@@ -97,6 +98,26 @@ VOCABULARIES = {
         parts=r"stem|res\d+",
         is_torch=True,
     ),
+    "sequential": Vocabulary(  # of torchvision's children in order, without their names: lightly's, and many others'
+        title="torch.nn.Sequential",
+        stem=("0", "1"),
+        block="{child}.{block}",
+        body=("conv{n}", "bn{n}"),
+        shortcut=("downsample.0", "downsample.1"),
+        norm=TORCH_NORM,
+        parts=r"[014567]",
+        is_torch=True,
+    ),
+    "huggingface": Vocabulary(
+        title="Hugging Face",
+        stem=("embedder.embedder.convolution", "embedder.embedder.normalization"),
+        block="encoder.stages.{stage0}.layers.{block}",
+        body=("layer.{i}.convolution", "layer.{i}.normalization"),
+        shortcut=("shortcut.convolution", "shortcut.normalization"),
+        norm=TORCH_NORM,
+        parts=r"embedder|encoder",
+        is_torch=True,
+    ),
 }
 PADDLE = VOCABULARIES["paddle"]
 
@@ -115,7 +136,8 @@ class Place:
 
     def modules(self, words: Vocabulary) -> tuple[str, str]:
         """The names of the convolution and of its BatchNorm."""
-        fields = {**vars(self), "res": self.stage + 1, "i": self.n - 1, "abc": "abc"[self.n - 1]}
+        fields = {**vars(self), "stage0": self.stage - 1, "res": self.stage + 1, "child": self.stage + 3}
+        fields |= {"i": self.n - 1, "abc": "abc"[self.n - 1]}
         pair = {"stem": words.stem, "body": words.body, "shortcut": words.shortcut}[self.part]
         before = "" if self.part == "stem" else f"{words.block}."
         return (before + pair[0]).format(**fields), (before + pair[1]).format(**fields)
@@ -203,6 +225,15 @@ def companions(vocabulary: str, depth: int) -> dict[str, str]:
     if words.widest_shortcut and depth not in BOTTLENECK_DEPTHS:
         extra |= dict(zip(WIDEST_SHORTCUT.names(words), WIDEST_SHORTCUT.names(PADDLE), strict=True))
     return extra
+
+
+def named_shapes(vocabulary: str, depth: int) -> dict[str, tuple[int, ...]]:
+    """Their name → shape of every array of a ResNet, with the shortcut in the first block where they have one."""
+    words, shapes = VOCABULARIES[vocabulary], _shapes(depth)
+    named = {theirs: shapes[ours] for theirs, ours in translations(vocabulary, depth).items()}
+    if words.widest_shortcut and depth not in BOTTLENECK_DEPTHS:
+        named |= zip(WIDEST_SHORTCUT.names(words), WIDEST_SHORTCUT.shapes(), strict=True)
+    return named
 
 
 def identity_shortcut() -> dict[str, np.ndarray]:

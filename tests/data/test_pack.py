@@ -403,6 +403,18 @@ def test_files_that_are_no_packs(folder, tmp_path):
         scan_images(tmp_path / "photo.lmdb")
 
 
+def test_a_pack_of_a_newer_format_is_refused_with_both_numbers(folder, tmp_path, monkeypatch):
+    images = scan_images(str(folder), None, labeled=True)
+    monkeypatch.setattr(pack_module, "FORMAT", 2)
+    newer = packed(images, tmp_path / "newer.lmdb")
+    assert len(scan_images(newer, None, labeled=True)) == len(images)  # the version that wrote it reads it
+    monkeypatch.setattr(pack_module, "FORMAT", 3)
+    assert len(scan_images(newer, None, labeled=True)) == len(images)  # and so does the next
+    monkeypatch.setattr(pack_module, "FORMAT", 1)
+    with refused("newer.lmdb has format 2, this passl_densecl reads formats up to 1", "upgrade passl_densecl"):
+        scan_images(newer, None, labeled=True)
+
+
 def test_a_file_that_was_replaced_meanwhile(folder, tmp_path):
     file = packed(scan_images(folder), tmp_path / "photos.lmdb")
     found = scan_images(file)

@@ -55,11 +55,12 @@ def make_weights(folder: Path) -> dict[str, bytes]:
 @st.composite
 def _tables(draw: Any) -> Any:
     """Tables of weights, most names valid and a few not, behind wrappers and prefixes."""
-    from passl_densecl.weights.names import LAYOUTS, WRAPPERS
+    from passl_densecl.weights.names import LAYOUTS
+    from passl_densecl.weights.tables import WRAPPERS
     from passl_densecl.weights.vocabulary import VOCABULARIES, backbone_names, translations
 
     vocabulary = draw(st.sampled_from(sorted(VOCABULARIES)))
-    names = list(backbone_names(18)) if vocabulary == "paddle" else list(translations(vocabulary, 18).values())
+    names = list(backbone_names(18)) if vocabulary == "paddle" else list(translations(vocabulary, 18))
     prefixes = ["", "backbone.", "module.", "encoder_q.", "encoder_q.0.", "encoder_k.0.", "a.b."]
     prefixes += [prefix for layout in LAYOUTS.values() for prefix in layout.backbones]
     table: dict[Any, Any] = {}
@@ -76,7 +77,7 @@ def _tables(draw: Any) -> Any:
     if draw(st.integers(0, 3)) == 0:
         table[draw(st.sampled_from([1, None, (1, 2), b"x", 1.5, True]))] = np.ones(2, "f4")
     if draw(st.booleans()):
-        return {draw(st.sampled_from(WRAPPERS)): table, draw(words): draw(values)}
+        return {draw(st.sampled_from((*WRAPPERS, "student"))): table, draw(words): draw(values)}
     return table
 
 

@@ -97,10 +97,10 @@ def prove_names(scratch: Path, _: str) -> str:
 
     for depth in DEPTHS:
         theirs = set(ResNet(depth=depth, norm_type="bn", freeze_norm=False, freeze_at=-1).state_dict())
-        ours = set(Network("paddledetection", depth).plain_names())
+        ours = set(Network("paddledetection", depth).plain_shapes())
         assert theirs == ours, f"PaddleDetection ResNet-{depth}: {sorted(theirs ^ ours)[:5]}"
         theirs = {n for n in getattr(ppcls, f"ResNet{depth}")().state_dict() if not n.startswith("fc.")}
-        ours = set(Network("paddleclas", depth).plain_names())
+        ours = set(Network("paddleclas", depth).plain_shapes())
         assert theirs == ours, f"PaddleClas ResNet-{depth}: {sorted(theirs ^ ours)[:5]}"
     return (
         f"names: ResNet-{', -'.join(map(str, DEPTHS))} equal those of PaddleDetection's and PaddleClas's own networks"

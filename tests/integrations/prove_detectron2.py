@@ -160,7 +160,7 @@ def prove_backbone(scratch: Path, toolbox: Kind, model: str, depth: int) -> str:
     network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
     equal, total = compare(toolbox, built.state_dict(), arrays, network), len(arrays)
     modules = next(line for line in log.splitlines() if "Total num: " in line).split("Total num: ")[1]
-    missing = set(told.missing_keys) & set(network.names())
+    missing = set(told.missing_keys) & set(network.shapes())
     difference, size = distance(built, network, scratch)
     assert equal == total, f"{equal} of {total} tensors"
     assert not missing, f"missing from the backbone: {sorted(missing)[:5]}"

@@ -43,7 +43,7 @@ def compare(toolbox: Kind, state: dict, arrays: Arrays, network: Network) -> int
 
     `state` maps names to tensors of Paddle or torch.
     """
-    names = dict(zip(network.names(), network.plain_names(), strict=True))
+    names = dict(zip(network.shapes(), network.plain_shapes(), strict=True))
     ours = translations(VOCABULARY[toolbox], network.depth)
     return sum(
         name in state and np.array_equal(state[name].detach().numpy(), arrays[ours[plain]])

@@ -267,6 +267,52 @@ def test_detectron2_matches_whole_names_where_the_file_does_not_ask_for_more(tmp
     assert count_matches(tmp_path / "plain.pkl", network).matched == 0
 
 
+@pytest.mark.parametrize(
+    ("toolbox", "written", "taken"),
+    [("paddledetection", "float16", 105), ("paddleseg", "float16", 100), ("detectron2", "float64", 100)],
+)
+def test_toolboxes_that_convert_numbers_take_any_dtype(toolbox, written, taken, weights, tmp_path):
+    model = "mask_rcnn" if toolbox == "detectron2" else None
+    done = prepare(toolbox, weights, tmp_path, model=model, dtype=written)
+    assert (done.match.matched, done.match.total, done.match.reason) == (taken, taken, "")
+    assert f"dtype    float32 → {written}" in "\n".join(done.lines())
+
+
+def test_paddleclas_takes_nothing_of_another_dtype(weights, tmp_path):
+    """As paddle.nn.Layer.set_state_dict, which is what it calls."""
+    import paddle
+
+    half = tmp_path / "half.pdparams"
+    write_pickle(half, {name: array.astype("f2") for name, array in arrays(18).items()})
+    network = paddle.vision.models.resnet18(num_classes=0, with_pool=False)
+    with pytest.raises(AssertionError, match="dtype not match"):
+        network.set_state_dict(read_weights(half).content)
+    done = prepare("paddleclas", half, tmp_path / "out")
+    assert done.match.whole
+    assert "dtype    float16 → float32, 100 arrays" in done.lines()
+    done = prepare("paddleclas", half, tmp_path / "out", dtype="float16")
+    assert "it will use 0 of 105: float16: it stops at numbers that are not float32)" in "\n".join(done.lines())
+
+
+@pytest.mark.parametrize("toolbox", ["paddledetection", "paddleclas", "detectron2"])
+def test_tensors_of_another_shape_are_not_counted(toolbox, weights50, tmp_path):
+    """A Wide ResNet has a ResNet-50's names; the toolboxes pass over what has other shapes."""
+    content: Any = read_weights(weights50[toolbox]).content
+    table = content.get("model", content)
+    for name in [name for name in table if name.startswith(("blocks.3.", "res3.res3a.", "res3.0."))]:
+        table[name] = table[name][:8]
+    path = tmp_path / weights50[toolbox].name
+    write_pickle(path, content)
+    assert count_matches(path, Network(toolbox, 50)).matched == 265 - 20
+
+
+def test_our_plug_in_for_paddleseg_reads_any_file_of_its_depth(weights50, weights):
+    for name in ("paddledetection", "detectron2", "paddle"):
+        assert count_matches(weights50[name], Network("paddleseg", 50)).whole
+    other = count_matches(weights, Network("paddleseg", 50))
+    assert (other.matched, other.total, other.reason) == (0, 265, "a ResNet-18, not a ResNet-50")
+
+
 def test_a_detector_of_another_depth_takes_what_has_its_names(weights50):
     match = count_matches(weights50["paddledetection"], Network("paddledetection", 101))
     assert match.total == 520
@@ -274,7 +320,7 @@ def test_a_detector_of_another_depth_takes_what_has_its_names(weights50):
 
 
 def test_c4_finds_res5_in_its_head(weights50):
-    names = Network("paddledetection", 50, res5_in_head=True).names()
+    names = Network("paddledetection", 50, res5_in_head=True).shapes()
     assert sum(name.startswith("bbox_head.head.res5.") for name in names) == 50
     assert count_matches(weights50["paddledetection"], Network("paddledetection", 50, res5_in_head=True)).whole
 

@@ -71,7 +71,7 @@ def test_weights_without_a_dense_head_are_refused(tmp_path):
     write_pickle(
         moco, arrays_of(DenseCL(BackboneSpec(18), HeadSpec(hidden_dim=8, out_dim=8, dense=False), queue_len=8))
     )
-    with pytest.raises(InputError, match=r"plain\.pdparams: holds a backbone only.*--features backbone"):
+    with pytest.raises(InputError, match=r"plain\.pdparams: holds a backbone only.*use features='backbone'"):
         load_map(plain, features="dense")
     with pytest.raises(InputError, match=r"moco\.pdparams: has no dense head"):
         load_map(moco, features="dense")

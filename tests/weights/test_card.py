@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from passl_densecl import __version__
 from passl_densecl.config import parse_config
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, Parent
-from passl_densecl.weights.card import MAX_BYTES, decode, encode, run_card
+from passl_densecl.weights import Card, Parent, describe_file, read_card, read_weights, write_weights
+from passl_densecl.weights.card import FORMAT, MAX_BYTES, decode, encode, run_card
 from tests.engine.runs import PRETRAIN
 
 
@@ -64,8 +65,25 @@ def test_a_newer_cards_entries_are_kept():
         "tokens": [1, 2],
         "parents": [{"file": "a", "sha256": "b", "kind": "c", "size": 3}],
     }
-    assert Card.from_dict(values).to_dict() == values
-    assert Card.from_dict(values).replace(step=1).to_dict() == values | {"step": 1}
+    assert Card.from_dict(values).to_dict() == values | {"format": 1}  # the format of cards that do not say it
+    assert Card.from_dict(values).replace(step=1).to_dict() == values | {"step": 1, "format": 1}
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".pth", ".safetensors"])
+def test_a_file_with_a_card_of_a_newer_format_is_refused_with_both_numbers(tmp_path, suffix):
+    arrays, path = {"a": np.ones(2, "f4")}, tmp_path / f"w{suffix}"
+    write_weights(path, arrays, card={"kind": "backbone", "version": "0.1.0"})  # of before there was a format
+    assert (read_card(path) or Card(kind="")).format == 1
+    write_weights(path, arrays, card={"kind": "backbone", "format": FORMAT + 1})
+    for read in (read_weights, read_card, describe_file):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        told = f"{path}: its identity card has format 2, this passl_densecl reads formats up to 1"
+        assert str(caught.value) == f"{told}: a newer version wrote it; upgrade passl_densecl"
+    for wrong in (0, -1, "2", True, 1.0, None):
+        write_weights(path, arrays, card={"kind": "backbone", "format": wrong})
+        with pytest.raises(InputError, match="its identity card is damaged: its format is"):
+            read_weights(path)
 
 
 @pytest.mark.parametrize(

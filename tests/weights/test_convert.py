@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 import pytest
 
 from passl_densecl.config import BackboneSpec, HeadSpec
@@ -15,9 +16,9 @@ from passl_densecl.models import DenseCL
 from passl_densecl.weights import backbone_shapes, extract_backbone
 from passl_densecl.weights.convert import SOURCES, STATE_TARGETS, TARGETS, backbone_for, convert, convert_content
 from passl_densecl.weights.files import read_card, read_weights
-from passl_densecl.weights.names import unwrap
-from passl_densecl.weights.read import read_classifier, read_training_state
+from passl_densecl.weights.read import read_backbone, read_classifier, read_training_state
 from passl_densecl.weights.state import read_state, state_shapes
+from passl_densecl.weights.tables import unwrap
 from passl_densecl.weights.vocabulary import translate
 from passl_densecl.weights.writing import write_weights
 
@@ -354,7 +355,7 @@ def test_a_state_that_is_not_whole_is_refused(state):
     other = {name: array for name, array in mm.items() if not name.startswith("encoder_k.module.0.")}
     other |= behind("encoder_k.module.0.", as_torch(backbone(34), 34))
     assert "the query encoder is a ResNet-18, the key encoder a ResNet-34" in refusal(other, "state")
-    assert "takes both encoders; leave out --encoder and --prefix" in refusal(state, "state", encoder="key")
+    assert "to='state' takes both encoders; leave out encoder and prefix" in refusal(state, "state", encoder="key")
 
 
 def test_mocos_first_version_has_no_projection_head_to_go_on_from(state):
@@ -379,8 +380,6 @@ def test_mocos_first_version_has_no_projection_head_to_go_on_from(state):
 
 def test_a_converted_state_projects_as_the_original_network_did(model, state):
     """Not names but numbers: mmpretrain's layouts computed by hand, ours by the model with the converted state."""
-    import paddle
-
     mm = foreign(state, "mmpretrain-state")
     features = np.random.default_rng(1).normal(size=(2, 512, 3, 3)).astype("f4")
     hidden = np.maximum(features.mean(axis=(2, 3)) @ mm["neck.mlp.0.weight"].T + mm["neck.mlp.0.bias"], 0)
@@ -459,8 +458,52 @@ def test_a_damaged_source_leaves_nothing_behind(tmp_path):
         convert(tmp_path / "in.pdparams", Path(f"{tmp_path}/../{tmp_path.name}/in.pdparams"), "paddle")
 
 
+@pytest.mark.parametrize("before", ["float16", "float64"])
+def test_weights_are_written_in_float32_unless_asked_for_otherwise(tmp_path, before):
+    """Layer.set_state_dict takes nothing else. PaddleClas's file has a shortcut of our own in addition."""
+    source = {name: array.astype(before) for name, array in (backbone() | classifier(18, 3)).items()}
+    source["bn1.bias"] = source["bn1.bias"].astype("float32")
+    write_weights(tmp_path / "in.pdparams", source)
+    for to in TARGETS:
+        output = tmp_path / f"out{TARGETS[to].suffixes[0]}"
+        done = convert(tmp_path / "in.pdparams", output, to)
+        table = unwrap(read_weights(output).content)
+        assert {array.dtype.str for array in table.values()} - {"<i8"} == {"<f4"}, to
+        count = 99 + 2 * (to not in ("detectron2", "paddledetection"))
+        assert f"dtype    {before} → float32, {count} arrays" in done.lines()
+        for name, array in extract_backbone(table).backbone.items():
+            assert np.array_equal(array, source[name].astype("f4")), name
+        convert(tmp_path / "in.pdparams", output, to, dtype="float64")
+        table = unwrap(read_weights(output).content)
+        assert {array.dtype.str for array in table.values()} - {"<i8"} == {"<f8"}, to
+        assert extract_backbone(table).depth == 18
+    taken = read_backbone(tmp_path / "in.pdparams")
+    assert taken.converted == f"{before} → float32, 99 arrays"
+    network = paddle.vision.models.resnet18(num_classes=0, with_pool=False)
+    assert network.set_state_dict(taken.backbone) == ([], [])
+    assert {a.dtype.str for a in read_backbone(tmp_path / "in.pdparams", dtype="float16").backbone.values()} == {"<f2"}
+
+
+def test_a_float32_file_keeps_its_bits_and_says_nothing_of_its_dtype(tmp_path):
+    write_weights(tmp_path / "in.pdparams", backbone())
+    told = convert(tmp_path / "in.pdparams", tmp_path / "x.pd", "paddle").lines()
+    assert not [line for line in told if "dtype" in line]
+    assert same(read_backbone(tmp_path / "in.pdparams").backbone, backbone())
+
+
+def test_numbers_that_do_not_fit_a_dtype_are_refused(tmp_path, state):
+    with pytest.raises(InputError, match=r"conv1\.weight holds 1e\+05, too large for float16; choose another dtype"):
+        convert_content(backbone() | {"conv1.weight": np.full((64, 3, 7, 7), 1e5, "f4")}, "paddle", dtype="float16")
+    with pytest.raises(InputError, match="dtype='bfloat16': expected float32, float16, float64"):
+        convert_content(backbone(), "paddle", dtype="bfloat16")  # type: ignore[arg-type]
+    half = {name: array.astype("f2") if array.dtype.kind == "f" else array for name, array in state.items()}
+    arrays, told = convert_content(half, "state")
+    assert {array.dtype.str for array in arrays.values()} == {"<f4", "<i8"}
+    assert told.converted.startswith("float16 → float32, ")
+
+
 def test_from_is_checked(tmp_path):
-    assert set(SOURCES.values()) < {*TARGETS}
+    assert set(SOURCES.values()) - {"sequential", "huggingface"} < {*TARGETS}
     assert same(convert_content(as_torch(backbone()), "paddle", from_="mmpretrain")[0], backbone())
     assert "no names of PaddleClas in the file; it has those of torchvision" in refusal(
         as_torch(backbone()), from_="paddleclas"
@@ -545,8 +588,6 @@ def torch_resnet(depth: int, classes: int) -> Any:
 def test_torch_computes_the_same_with_a_converted_file(tmp_path, depth, record_property):
     """In both directions; the classifier has as many classes as channels, so that only values tell its transpose."""
     torch = pytest.importorskip("torch")
-    import paddle
-
     from passl_densecl.models.resnet import build_backbone
 
     channels = 512 if depth < 50 else 2048

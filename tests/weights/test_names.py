@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 from paddle.vision.models.resnet import BasicBlock, BottleneckBlock, ResNet
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, options_of_commands
 from passl_densecl.weights import backbone_names, backbone_shapes, depth_of, extract_backbone, find_encoder
-from passl_densecl.weights.names import unwrap
-from passl_densecl.weights.vocabulary import VOCABULARIES, identity_shortcut, is_identity, translate, translations
+from passl_densecl.weights.tables import beside, unwrap
+from passl_densecl.weights.vocabulary import identity_shortcut, is_identity, translate, translations
 
 DEPTHS = (18, 34, 50, 101, 152)
 Arrays = dict[str, np.ndarray]
@@ -213,11 +215,108 @@ def test_detectron2_names_are_exactly_these(depth, blocks):
 def test_all_names_of_resnet50_are_those_that_the_engines_showed(shared):
     rows = json.loads((shared / "reference" / "names_r50.json").read_text())
     columns = {"paddleclas": "ppcls", "paddledetection": "ppdet", "paddle": "paddle_vision"}
-    for vocabulary in VOCABULARIES:
+    for vocabulary in ("paddle", *COLUMNS):
         column = columns.get(vocabulary, vocabulary)
         assert translations(vocabulary, 50) == {row[column]: row["paddle_vision"] for row in rows}
     assert [tuple(row["shape"]) for row in rows] == list(backbone_shapes(50).values())
     assert len(rows) == 265
+
+
+LIBRARIES = json.loads(gzip.decompress((Path(__file__).parent / "data" / "names.json.gz").read_bytes()))
+
+
+def of_library(title: str) -> Arrays:
+    """A network of another library in its own names: every array holds one number, which is its place in the list.
+
+    data/make_names.py built them with the real libraries. With the weights of such networks the outputs for a
+    photograph were the same here to a millionth.
+    """
+    return {name: np.full(shape, place, "f4") for place, (name, shape) in enumerate(LIBRARIES[title])}
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize(
+    ("library", "prefix", "kind", "dropped"),
+    [
+        ("sequential", "", "backbone, torch.nn.Sequential names", {}),
+        ("huggingface", "resnet.", "Hugging Face classifier, Hugging Face names", {"classifier.": 2}),
+    ],
+)
+def test_the_networks_of_other_libraries_are_read_by_their_own_names(library, depth, prefix, kind, dropped):
+    arrays = of_library(f"{library} {depth}")
+    taken = extract_backbone(arrays)
+    assert (taken.vocabulary, taken.prefix, taken.kind, taken.depth) == (library, prefix, kind, depth)
+    assert taken.dropped == {"num_batches_tracked": {18: 20, 50: 53}[depth]} | dropped
+    assert (taken.fc is not None) == (library == "huggingface")
+    # A Sequential has torchvision's arrays in torchvision's order; Hugging Face has a block's shortcut in front.
+    place = dict.fromkeys((name for name, _ in LIBRARIES[f"torchvision {depth}"] if not name.startswith("fc.")))
+    if library == "huggingface":
+        names = list(place)
+        for name in [name for name in names if ".downsample." in name]:
+            block = name.split("downsample")[0]
+            shortcut = [n for n in place if n.startswith(f"{block}downsample.")]
+            names = [n for n in names if n not in shortcut]
+            at = next(index for index, n in enumerate(names) if n.startswith(block))
+            names[at:at] = shortcut
+        place = dict.fromkeys(names)
+    expected = {name: number for number, name in enumerate(place)}
+    for name, array in taken.backbone.items():
+        torch_name = re.sub("_mean$", "running_mean", re.sub("_variance$", "running_var", name))
+        assert (array == expected[torch_name]).all(), name
+    assert same(extract_backbone(behind("model.", arrays)).backbone, taken.backbone)
+
+
+def test_a_part_of_another_network_is_no_sequential_backbone():
+    """Any network may have a `4.0.conv1.weight`."""
+    arrays = {**backbone(), **arrays_named("decoder.4.0.conv1.weight", "decoder.0.weight")}
+    assert extract_backbone(arrays).dropped == {"decoder.4.": 1, "decoder.": 1}
+
+
+def caffe2(depth: int = 50) -> Arrays:
+    """Names as in MSRA's R-50.pkl: scale and shift in the place of a BatchNorm."""
+    names = ["conv1_w", "res_conv1_bn_s", "res_conv1_bn_b", "fc1000_w", "fc1000_b"]
+    names += [f"res2_0_branch{branch}_{end}" for branch in ("1", "2a", "2b", "2c") for end in ("w", "bn_s", "bn_b")]
+    return arrays_named(*names)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"conv1.0.weight": np.zeros((32, 3, 3, 3), "f4"), "conv1.weight": None}, "a ResNet with a deep stem"),
+        ({"visual.conv3.weight": np.zeros(1, "f4"), "bn1.bias": None}, "a deep stem (ResNet-C and -D, CLIP's)"),
+        ({"layer1.0.se.fc1.weight": np.zeros(1, "f4")}, "a ResNet with squeeze-and-excitation"),
+        ({"layer1.0.conv1.weight": np.zeros((128, 64, 1, 1), "f4")}, "ResNeXt and Wide ResNet have the same names"),
+    ],
+)
+def test_networks_that_are_taken_for_a_resnet_are_named(change, said):
+    arrays = {name: array for name, array in (backbone(50) | change).items() if array is not None}
+    assert said in error_of(arrays)
+
+
+def test_networks_without_a_resnets_names_are_named():
+    assert "a pre-activation ResNet (ResNetV2)" in error_of(arrays_named("stages.0.blocks.0.norm1.weight"))
+    assert "a vision transformer" in error_of(arrays_named("model.blocks.0.attn.qkv.weight"))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"blobs": t | {"weight_order": "(1) x"}}])
+def test_caffe2s_weights_are_refused_with_the_reasons(wrap):
+    message = error_of(unwrap(wrap(caffe2())))
+    for reason in ("strides are in the 1×1 convolutions", "folded into scale and shift", "BGR", "torchvision's"):
+        assert reason in message
+
+
+@pytest.mark.parametrize("vocabulary", ["torchvision", "detectron2"])
+def test_caffe2s_weights_are_known_under_other_names_too(vocabulary):
+    """OpenMMLab's resnet50_msra and detectron2's model zoo: means 0 and one variance, but biases."""
+    arrays = backbone(50)
+    for name, array in arrays.items():
+        if name.endswith(("._mean", "._variance")):
+            array[:] = 0 if name.endswith("._mean") else 1 - 1e-5
+    assert "This is a ResNet of Caffe2 (MSRA's) or made from one" in error_of(translate(arrays, vocabulary, 50))
+    untrained = {name: np.zeros_like(array) if name.endswith(".bias") else array for name, array in arrays.items()}
+    assert extract_backbone(translate(untrained, vocabulary, 50)).depth == 50
+    arrays["layer4.2.bn3._mean"] += 1
+    assert extract_backbone(translate(arrays, vocabulary, 50)).depth == 50
 
 
 def test_an_identity_is_told_from_a_trained_shortcut():
@@ -311,7 +410,7 @@ def test_two_copies_that_differ_are_not_chosen_between():
     arrays["backbone.bn1._mean"] = np.full(64, 9.0, "f4")
     message = error_of(arrays)
     assert "differ in bn1._mean" in message
-    assert "--prefix 'encoder_q.0.' or --prefix 'backbone.'" in message
+    assert "choose one: prefix='encoder_q.0.' or prefix='backbone.'" in message
     assert extract_backbone(arrays, prefix="backbone.").backbone["bn1._mean"][0] == 9
     assert extract_backbone(arrays, prefix="encoder_q.0").backbone["bn1._mean"][0] != 9
     assert extract_backbone(arrays, encoder="key").prefix == "encoder_k.0."
@@ -319,7 +418,10 @@ def test_two_copies_that_differ_are_not_chosen_between():
 
 def test_a_prefix_chooses_and_a_wrong_one_is_named():
     arrays = {**behind("student.", backbone(seed=1)), **behind("teacher.", backbone(seed=2))}
-    assert "2 backbones; choose one by its prefix: --prefix 'student.', --prefix 'teacher.'" in error_of(arrays)
+    assert "2 backbones; choose one by its prefix: prefix='student.', prefix='teacher.'" in error_of(arrays)
+    with options_of_commands():
+        assert "choose one by its prefix: --prefix student., --prefix teacher." in error_of(arrays)
+        assert "give --prefix or --encoder key, not both" in error_of(arrays, prefix="teacher.", encoder="key")
     for prefix in ("teacher.", "teacher"):
         taken = extract_backbone(arrays, prefix=prefix)
         assert same(taken.backbone, backbone(seed=2))
@@ -503,6 +605,29 @@ def test_the_table_is_found_plain_or_wrapped():
     assert unwrap(table) is table
     for wrapper in ("state_dict", "model", "model_state_dict"):
         assert unwrap({"epoch": 3, wrapper: table, "optimizer": {"c": np.ones(1)}}) is table
+
+
+def test_nested_tables_are_one_with_their_places_as_prefixes():
+    """DINO's checkpoints hold two networks, VISSL's one far inside."""
+    student, teacher = (
+        behind(p, torch_named(backbone(seed=s))) for p, s in (("module.backbone.", 1), ("backbone.", 2))
+    )
+    dino = {"student": student, "teacher": teacher, "epoch": 3, "optimizer": {"state": {0: {"m": np.ones(1)}}}}
+    table = unwrap(dino | {"dino_loss": {"center": np.zeros((1, 4), "f4")}})
+    assert "prefix='student.module.backbone.', prefix='teacher.backbone.'" in error_of(table)
+    assert same(extract_backbone(table, prefix="teacher.backbone").backbone, backbone(seed=2))
+    trunk = behind("_feature_blocks.", torch_named(backbone(seed=3)))
+    model = {"trunk": trunk, "heads": {"0.clf.0.weight": np.zeros((3, 512), "f4")}}
+    vissl = {"phase_idx": 1, "loss": {"name": "x"}, "classy_state_dict": {"base_model": {"model": model, "meta": {}}}}
+    taken = extract_backbone(unwrap(vissl))
+    assert same(taken.backbone, backbone(seed=3))
+    assert taken.prefix == "classy_state_dict.base_model.model.trunk._feature_blocks."
+    assert beside(dino) == ("epoch", "optimizer")
+    assert beside(vissl) == ("phase_idx", "loss")
+    again = {"a": teacher}
+    for _ in range(50):
+        again = {str(number): again for number in range(10)}  # 10^50 tables for who visits them all
+    assert len(unwrap(again)) == len(teacher)
 
 
 @pytest.mark.parametrize(

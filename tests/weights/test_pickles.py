@@ -636,7 +636,7 @@ def test_a_card_is_invisible_to_every_other_reader(tmp_path):
     pickletools.dis(path.read_bytes(), out=io.StringIO())
     card = read_card(path)
     assert card is not None
-    assert card.to_dict() == {**CARD, "names": "paddle", "parents": [], "version": card.version}
+    assert card.to_dict() == {**CARD, "format": 1, "names": "paddle", "parents": [], "version": card.version}
 
 
 def test_a_file_without_a_card_has_none(tmp_path):

@@ -1,6 +1,6 @@
 """Files of torch read and written without torch: values to the bit, hostile archives refused.
 
-The files under data/ were made by the real torch 2.13.0 with data/make_torch_files.py.
+The files under data/ were made by the real torch with data/make_torch_files.py and data/make_settings_files.py.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import struct
 import time
 import tracemalloc
@@ -62,6 +63,13 @@ def content(path: Path) -> Any:
     return read_weights(path).content
 
 
+def pickle_names(path: Path) -> set[bytes]:
+    """Every name that the pickle in a torch file asks for, such as ``b"typing Any"``."""
+    with zipfile.ZipFile(path) as archive:
+        program = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    return {str(argument).encode() for code, argument, _ in pickletools.genops(program) if code.name == "GLOBAL"}
+
+
 # Files of the real torch
 
 
@@ -114,6 +122,68 @@ def test_objects_beside_the_weights_are_not_read_and_named():
     }
     assert read.content["meta"]["args"] == "(argparse.Namespace, not read)"
     assert read.content["meta"]["cfg"] == "model = dict()"
+
+
+OMEGACONF = "(omegaconf.dictconfig.DictConfig, not read)"
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper_parameters"),
+    [
+        ("pytorch_lightning.ckpt", OMEGACONF),
+        (
+            "lightning.ckpt",  # classes of its author in a structured config, a Namespace, AttributeDicts of each kind
+            {
+                "cfg": OMEGACONF,
+                "args": "(argparse.Namespace, not read)",
+                "more": "(lightning.fabric.utilities.data.AttributeDict, not read)",
+            },
+        ),
+    ],
+)
+def test_checkpoints_of_lightning_are_read_whatever_their_settings_are(name, hyper_parameters):
+    read = content(DATA / name)
+    assert read["state_dict"]["backbone.weight"].tolist() == [[1, 1]]
+    assert read["hyper_parameters"] == hyper_parameters
+    assert (read["global_step"], read["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]) == (1, 1)
+    assert read["optimizer_states"][0]["state"][0]["momentum_buffer"].tolist() == [[0, 0]]
+    names = b" ".join(pickle_names(DATA / name))
+    assert b"typing Any" in names
+    assert (b"__main__ Optimizer" in names) == (name == "lightning.ckpt")
+
+
+def test_the_settings_of_seven_libraries_are_not_read_and_named():
+    read = content(DATA / "settings.pth")
+    assert read["state_dict"]["weight"].tolist() == [1, 1]
+    assert {name: value for name, value in read["settings"].items() if name != "mmengine"} == {
+        "addict": "(addict.addict.Dict, not read)",
+        "easydict": "(easydict.EasyDict, not read)",
+        "fvcore": "(fvcore.common.config.CfgNode, not read)",
+        "ml_collections": "(ml_collections.config_dict.config_dict.ConfigDict, not read)",
+        "munch": "(munch.Munch, not read)",
+        "yacs": "(yacs.config.CfgNode, not read)",
+    }
+    assert [value.split(".")[-1] for value in read["settings"]["mmengine"]] == [
+        "ConfigDict, not read)",
+        "Config, not read)",
+        "HistoryBuffer, not read)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["typing.Any", "posix.system", "__main__.Optimizer", "torch.nn.Module"])
+def test_any_other_name_is_inert_inside_of_settings_and_refused_beside_them(tmp_path, name):
+    module, _, attribute = name.rpartition(".")
+    thing, mark = Named(module, attribute), tmp_path / "mark"
+    for value in (thing, thing(f"touch {mark}"), Call(thing, ("x",), {"state": 1})):
+        settings = Call(Named("omegaconf", "DictConfig"), (), {"_metadata": value, "_content": {"a": [value]}})
+        assert content(archive(tmp_path, program_of({"a": settings}), {})) == {"a": "(omegaconf.DictConfig, not read)"}
+        for beside in (value, {"settings": settings, "x": (value,)}, [Named("builtins", "dict")([("a", value)])]):
+            assert f"asks for {name}, " in refusal(archive(tmp_path, program_of({"b": beside}), {}))
+    settings = Named("omegaconf", "DictConfig")(thing(tensor("FloatStorage", "0", 4)))
+    assert "omegaconf.DictConfig, an object that holds a tensor" in refusal(
+        archive(tmp_path, program_of({"a": settings}), FOUR)
+    )
+    assert not mark.exists()
 
 
 def test_what_cannot_be_read_is_said_with_a_remedy():

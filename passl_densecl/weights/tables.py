@@ -1,0 +1,69 @@
+"""The table of arrays in what a file holds: the file itself, an entry of a checkpoint, or several nested in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from passl_densecl.errors import InputError
+from passl_densecl.text import listed
+from passl_densecl.weights.names import encoder_vocabularies, known_network
+from passl_densecl.weights.plain import describe
+
+# The dictionary of weights inside a checkpoint that holds other things as well.
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def unwrap(content: object) -> dict[str, np.ndarray]:
+    """The table of arrays in what a file holds: itself, the value of ``state_dict`` and the like in a checkpoint, or
+    all nested tables in one (DINO's ``student`` and ``teacher``, VISSL's ``classy_state_dict``), names joined by dots.
+
+    Raises:
+        InputError: there is none; says what there is.
+    """
+    return _unwrapped(content)[0]
+
+
+def beside(content: object) -> tuple[str, ...]:
+    """The entries of a checkpoint beside its table of weights."""
+    return _unwrapped(content)[1]
+
+
+def _unwrapped(content: object) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    if _is_table(content):
+        return content, ()  # type: ignore[return-value]
+    if isinstance(content, dict):
+        for wrapper in WRAPPERS:
+            if _is_table(content.get(wrapper)):
+                return content[wrapper], tuple(str(key) for key in content if key != wrapper)
+        nested = dict(_arrays(content, "", set()))
+        if encoder_vocabularies(nested) or known_network(nested):
+            used = {name.split(".")[0] for name in nested}
+            return nested, tuple(str(key) for key in content if str(key).split(".")[0] not in used)
+        entries = [f"{key!r}: {describe(value)}" for key, value in content.items()]
+        inside = f"entries {listed(entries, 5, quoted=False)}" if entries else "nothing"
+    else:
+        inside = describe(content)
+    raise InputError(
+        f"no table of names and arrays, plain or under {', '.join(map(repr, WRAPPERS))}: the file holds {inside}"
+    )
+
+
+def _arrays(value: dict, before: str, seen: set[int]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays in nested tables; one that is there for the second time is passed over, or a small file could unfold
+    without end."""
+    seen.add(id(value))
+    for key, item in value.items():
+        if isinstance(key, str) and isinstance(item, np.ndarray):
+            yield before + key, item
+        elif isinstance(key, str) and isinstance(item, dict) and id(item) not in seen:
+            yield from _arrays(item, f"{before}{key}.", seen)
+
+
+def _is_table(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in value.items())
+    )
