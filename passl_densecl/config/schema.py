@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from passl_densecl.schedules import Schedule
 from passl_densecl.transforms import Transform
@@ -30,10 +32,40 @@ class Section(BaseModel):
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-def _a_path(text: str) -> str:
-    if "\0" in text:  # spaces, newlines and the like are the file system's business
-        raise ValueError("a path without NUL in it")
-    return text
+def _a_path(text: object) -> str:
+    """The path that a config or an override means: `$NAME`, `${NAME}` and a `~` in front are replaced, `$$` is `$`.
+
+    Bytes of a name that are not UTF-8 are in the text as Python's surrogates, which pydantic's own check refuses.
+    """
+    if not isinstance(text, str):
+        raise PydanticCustomError("string_type", "a text")
+    unset = [match[0] for match in _VARIABLE.finditer(text) if match[0] != "$$" and _value(match) is None]
+    if unset:
+        raise ValueError(f"a path of variables that are set ({unset[0]} is not; $$ stands for a dollar sign)")
+    path = _VARIABLE.sub(lambda match: "$" if match[0] == "$$" else str(_value(match)), text)
+    if path.startswith("~"):
+        path = os.path.expanduser(path)
+        if path.startswith("~"):
+            raise ValueError(f"a path below a home folder that exists (./{path} is a folder of this name)")
+    if not path or "\0" in path:  # spaces, newlines and the like are the file system's business
+        raise ValueError("a path without NUL in it" if path else "a path that is not empty")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError("a path of whole characters") from None
+    return path
+
+
+_VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
+
+
+def _value(variable: re.Match[str]) -> str | None:
+    return os.environ.get(variable[1] or variable[2])
+
+
+def _written_path(path: str) -> str:
+    """The text that is read as this path."""
+    return re.sub(r"\$(?=[$A-Za-z_{])", "$$", path)
 
 
 def _a_folder_name(text: str) -> str:
@@ -42,7 +74,7 @@ def _a_folder_name(text: str) -> str:
     return text
 
 
-PathText = Annotated[str, AfterValidator(_a_path)]
+PathText = Annotated[str, PlainValidator(_a_path), PlainSerializer(_written_path)]
 Transforms = Annotated[tuple[Transform, ...], Field(strict=False, min_length=1)]
 
 
@@ -119,10 +151,31 @@ class PretrainModelConfig(BackboneConfig):
         return HeadSpec(self.hidden_dim, self.out_dim, self.num_grid, dense=self.loss_lambda > 0)
 
 
+_SOURCE = ("root", "list_file", "extensions", "sixteen_bit", "labels")
+
+
 class ImagesConfig(Section):
     root: PathText = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
     list_file: PathText | None = Field(
         None, description="text file that lists images relative to root; null takes them all"
+    )
+    extensions: Literal["known", "any"] = Field(
+        "known", description="any: files without a known ending too, judged by their first bytes"
+    )
+    sixteen_bit: Literal["high_byte", "stretch"] = Field(
+        "high_byte",
+        description="of 16-bit images: the upper 8 bits; or each image's darkest to brightest value becomes 0 to 255",
+    )
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The keyword arguments of scan_images that say which images, and how to read them."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in _SOURCE}
+
+
+class LabeledImagesConfig(ImagesConfig):
+    labels: Literal["auto", "names", "numbers"] = Field(
+        "auto", description="how the labels of list_file read; auto: whichever fits all of them"
     )
 
 
@@ -141,8 +194,8 @@ class PretrainDataConfig(LoadingConfig, ImagesConfig):
 
 
 class LinearDataConfig(LoadingConfig):
-    train: ImagesConfig
-    val: ImagesConfig
+    train: LabeledImagesConfig
+    val: LabeledImagesConfig
     train_transforms: Transforms
     val_transforms: Transforms
 
@@ -173,7 +226,7 @@ class RunConfig(Section):
     name: Annotated[str, AfterValidator(_a_folder_name)] = Field(
         min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir"
     )
-    output_dir: PathText = Field("output", min_length=1)
+    output_dir: PathText = "output"
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     batch_size: Count = Field(description="images of one optimizer step, over all devices")
