@@ -10,7 +10,18 @@ from itertools import islice
 
 from passl_densecl.errors import printable
 
-__all__ = ["and_more", "closest", "listed", "megabytes", "one_line", "plural", "printable", "quantity", "suggestion", "utf8"]
+__all__ = [
+    "and_more",
+    "closest",
+    "listed",
+    "megabytes",
+    "one_line",
+    "plural",
+    "printable",
+    "quantity",
+    "suggestion",
+    "utf8",
+]
 
 
 def listed(names: Collection[str], limit: int = 3, *, quoted: bool = True) -> str:

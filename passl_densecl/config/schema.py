@@ -167,10 +167,9 @@ class ImagesConfig(Section):
         description="of 16-bit images: the upper 8 bits; or each image's darkest to brightest value becomes 0 to 255",
     )
 
-    @property
-    def source(self) -> dict[str, Any]:
+    def source(self, **instead: Any) -> dict[str, Any]:
         """The keyword arguments of scan_images that say which images, and how to read them."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name in _SOURCE}
+        return {name: getattr(self, name) for name in type(self).model_fields if name in _SOURCE} | instead
 
 
 class LabeledImagesConfig(ImagesConfig):

@@ -141,7 +141,7 @@ def key_order(config: PretrainConfig, step: int) -> np.ndarray | None:
 def _find_images(run: Run[PretrainConfig]) -> tuple[ImageSet, int]:
     """The training images, checked, and how many data workers read them; sets the run's steps per epoch."""
     config = run.config
-    images = scan_images(config.data.root, config.data.list_file)
+    images = scan_images(**config.data.source())
     run.steps_per_epoch = check_image_count(images, config)
     check_decodable(images)
     workers, why = run.choose_workers(config.data.transforms, views=2)

@@ -66,7 +66,7 @@ def bad() -> dict[bytes, tuple[bytes, str]]:
         b"bad/empty.jpg": (b"", "the file is empty (0 bytes)"),
         b"bad/cut.jpg": (jpeg[: len(jpeg) // 2], "cut short"),
         b"bad/cut.png": (png[: len(png) // 2], "cut short"),
-        b"bad/text.jpg": (b"<html><body>404: no such image</body></html>\n" * 9, "no image (405 bytes"),
+        b"bad/text.jpg": (b"<html><body>404: no such image</body></html>\n" * 9, "a web page, no image: download it again (405 bytes)"),
         b"bad/bomb.jpg": (huge_jpeg(jpeg), "too many pixels for an image (60,000×60,000"),
         b"bad/bomb.png": (huge_png(BOMB_SIDE, BOMB_SIDE, b""), "too many pixels for an image (60,000×60,000"),
         b"bad/true bomb.png": (true_bomb(), "too many pixels for an image (20,000×20,000"),
