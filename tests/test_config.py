@@ -362,7 +362,7 @@ def test_merge_keys(load, tmp_path):
         load_config(tmp_path / "mine.yaml")
 
 
-AMBIGUOUS = {"010": "8 in YAML 1.1 (octal); write 8 or 10, or '010'", "-0_17": "-15 in YAML 1.1 (octal); write -15 or -17"}
+AMBIGUOUS = {"010": "8 in YAML 1.1 (octal); write 8 or 10, or '010'", "-0_17": "-15 in YAML 1.1 (octal); write -15 or"}
 AMBIGUOUS |= {"1:30": "90 in YAML 1.1 (base 60); write 90, or '1:30'", "12:30:45": "45045 in YAML 1.1"}
 
 

@@ -63,8 +63,8 @@ def _value(variable: re.Match[str]) -> str | None:
     return os.environ.get(variable[1] or variable[2])
 
 
-def _written_path(path: str) -> str:
-    """The text that is read as this path."""
+def path_text(path: str) -> str:
+    """The text that a config or an override reads as this path."""
     return re.sub(r"\$(?=[$A-Za-z_{])", "$$", path)
 
 
@@ -74,7 +74,7 @@ def _a_folder_name(text: str) -> str:
     return text
 
 
-PathText = Annotated[str, PlainValidator(_a_path), PlainSerializer(_written_path)]
+PathText = Annotated[str, PlainValidator(_a_path), PlainSerializer(path_text)]
 Transforms = Annotated[tuple[Transform, ...], Field(strict=False, min_length=1)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import warnings
 from collections import Counter
@@ -93,7 +94,8 @@ _READERS: dict[bytes, type[ImageFile]] = {
 pixels that holds for the whole program. WebP is left out: Pillow takes memory for its pixels at once, and a side has at
 most 16,383 pixels. AVIF is left out: its decoder has limits of its own.
 """
-# Corrupt EXIF data is common in photographs and changes nothing here.
+# Corrupt EXIF data is common in photographs and changes nothing here; what is wrong with a TIFF is said by us.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", "Corrupt EXIF data|Truncated File Read", module="PIL")
 
 
@@ -247,10 +249,10 @@ def may_have_sixteen_bits(data: bytes) -> bool:
 def decode_all_bits(data: bytes, path: str) -> np.ndarray:
     """As :func:`decode_bytes`, but uint16 where the file has 16 bits (int16 where they are signed)."""
     # In BGR: OpenCV 5.0 ignores IMREAD_COLOR_RGB for TIFF of 16 bits.
-    image = cv2.cvtColor(_decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH), cv2.COLOR_BGR2RGB)
+    image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image.dtype.itemsize > 2:
         raise UndecodableImage(path, _why_undecodable(data))
-    return image
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
@@ -297,7 +299,7 @@ def _why_undecodable(data: bytes) -> str:
 
 def _why_tiff(data: bytes) -> str | None:
     try:
-        tags = ImageFileDirectory_v2(data[:16])
+        tags = ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)

@@ -167,14 +167,10 @@ def _find_form(
     missing = next(misfits(_Form(), sample), None)
     if missing is None:
         return _Form(), None
-    forms = (
-        _Form(delimiter, mending)
-        for count in range(len(_MENDING) + 1)
-        for delimiter in (b"", *_DELIMITERS)
-        for mending in combinations(_MENDING, count)
-    )
+    mendings = [mending for count in range(len(_MENDING) + 1) for mending in combinations(_MENDING, count)]
+    forms = [_Form(delimiter, mending) for delimiter in (b"", *_DELIMITERS) for mending in mendings]
     nearest = _Form(), missing
-    for form in forms:
+    for form in sorted(forms, key=lambda form: bool(form.delimiter) + len(form.mending)):  # fewest changes first
         if any(misfits(form, [missing])):
             continue
         other = next(misfits(form, sample), None)
@@ -268,13 +264,14 @@ def read_labels(
             f"{printable(classes[by_number[different]])!r}; set labels: names or labels: numbers beside the list",
         )
     if not fitting:
-        known = by_name if reading == "names" else by_number if reading == "numbers" else by_name | by_number
-        word = next((word for word in distinct if word not in known), different)
-        assert word is not None
+        known = by_name | by_number if reading == "auto" else readings[reading]
+        unknown = [word for word in distinct if word not in known]
+        mixed = [word for word in distinct if word not in (by_name if distinct[0] in by_name else by_number)]
+        word = [*unknown, *mixed][0]
         raise refused(
             word,
             f"is unknown; expected in all lines a number from 0 to {len(classes) - 1}, or in all one of "
-            f"{listed(classes)}{suggestion(word, classes)}",
+            f"{listed(classes)}{suggestion(word, classes) if unknown else ''}",
         )
     meaning = readings[fitting[0]]
     numbers = np.fromiter((meaning[word] for word in words), np.int64, len(words))
