@@ -245,6 +245,21 @@ def test_the_batch_must_be_divisible_and_fit_into_the_queue(problems):
     assert found["model.queue_len"].endswith("try 32 or auto")
 
 
+def test_too_few_values_for_batch_norm(load, problems):
+    """32 px views have a 1×1 map in the last stage, 33 px ones 2×2."""
+    found = problems("micro_batch_size=1", "data.transforms.0.size=32")
+    assert found["micro_batch_size"].startswith("micro_batch_size 1 × the last stage's map are 1 value a channel for")
+    assert "would put out a constant; set a larger micro_batch_size" in found["micro_batch_size"]
+    sizes = {(32, 8): 8, (33, 2): 8, (64, 4): 16, (224, 1): 49}
+    for (size, micro_batch), values in sizes.items():
+        config = load(f"micro_batch_size={micro_batch}", f"data.transforms.0.size={size}")
+        assert config.batch_norm_values == values
+        assert bool(config.batch_norm_warning()) is (values < 16)
+    assert load("data.transforms.0.size=32", "micro_batch_size=1", "model.last_stride=1").batch_norm_values == 4
+    assert load("data.transforms.0.size=32", "micro_batch_size=1", "model.stem_stride=1").batch_norm_values == 16
+    assert load("data.transforms=[{name: GaussianBlur}]").batch_norm_warning() is None  # no size: said elsewhere
+
+
 def test_suggested_values_are_valid(load):
     assert load("micro_batch_size=2").micro_batch_count == 4
     assert load("micro_batch_size=3", "batch_size=9").micro_batch_count == 3

@@ -17,11 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from passl_densecl.errors import InputError
 from passl_densecl.schedules import Schedule
-from passl_densecl.transforms import Transform
+from passl_densecl.text import quantity
+from passl_densecl.transforms import Transform, output_size
 
 DEPTHS = (18, 34, 50, 101, 152)
 RANDOM = "random"  # in place of a file of weights: an untrained backbone
+LEAST_BATCH_NORM_VALUES = 16  # below, see batch_norm_warning
 QUEUE_LEN_MAX = 65_536  # the paper's queue, and the ceiling of queue_len: auto
 
 
@@ -297,8 +300,34 @@ class PretrainConfig(RunConfig):
     def micro_batch_count(self) -> int:
         return self.batch_size // self.micro_batch_size
 
+    @property
+    def batch_norm_values(self) -> int:
+        """From how many values a channel BatchNorm takes its statistics where they are fewest, in the last stage:
+        micro_batch_size × height × width of its map.
+        """
+        try:
+            size = output_size(self.data.transforms)
+        except InputError:  # without a size there is no batch, which the loader says
+            return LEAST_BATCH_NORM_VALUES
+        side = -(-size // (self.model.stem_stride * 4 * self.model.last_stride))
+        return self.micro_batch_size * side**2
+
+    def batch_norm_warning(self) -> str | None:
+        """What to say when BatchNorm's statistics would be mostly noise."""
+        values = self.batch_norm_values
+        if values >= LEAST_BATCH_NORM_VALUES:
+            return None
+        effect = "the network would put out a constant" if values == 1 else "they are mostly noise, and it learns less"
+        return (
+            f"micro_batch_size {self.micro_batch_size} × the last stage's map are {quantity(values, 'value')} a channel "
+            f"for BatchNorm's statistics, expected at least {LEAST_BATCH_NORM_VALUES}: {effect}; set a larger "
+            "micro_batch_size, larger views (data.transforms) or model.last_stride 1"
+        )
+
     def problems(self) -> list[tuple[str, str]]:
         found = []
+        if self.batch_norm_values == 1:
+            found.append(("micro_batch_size", self.batch_norm_warning() or ""))
         if self.batch_size % self.micro_batch_size:
             low = [d for d in range(1, math.isqrt(self.batch_size) + 1) if self.batch_size % d == 0]
             fitting = [*low, *(self.batch_size // d for d in low)]

@@ -234,6 +234,8 @@ def _describe(run: Run[PretrainConfig], model: DenseCL, queue_len: int, *, queue
     rising = f"a rising loss is expected until the queue holds real keys (step {filled:,}), then it falls"
     if queues_are_full:
         rising = "the queues were loaded with the weights, so the loss need not rise at first"
+    if warning := config.batch_norm_warning():
+        run.log.line("warning", warning)
     run.log.line("note", f"{rising}; chance is {math.log(queue_len + 1):.2f}")
 
 
