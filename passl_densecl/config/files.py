@@ -91,8 +91,8 @@ class _Reader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in first_line:
-                lines = f"{first_line[key.value]} and {line}"
-                self.repeated.append((key.value, f"given twice, in lines {lines}; keep one"))
+                lines = f"lines {first_line[key.value]} and {line}"
+                self.repeated.append((key.value, f"given twice, in {lines}; keep one"))
             first_line.setdefault(key.value, line)
         return node
 
@@ -102,10 +102,8 @@ class _Reader(yaml.SafeLoader):
         if value.bit_length() > _INTEGER_BITS:  # Python refuses to print very large ones, in a message too
             problem = "a number that is too large"
         elif re.fullmatch(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9]+)+)", text):
-            how = "base 60" if ":" in text else "octal"
-            problem = f"{text} stands for {value} in YAML 1.1 ({how}); write {value}, or '{text}' for a text"
-            if how == "octal" and (decimal := text.replace("_", "").lstrip("+-0")):
-                problem = problem.replace(", or", f" or {'-' * text.startswith('-')}{decimal}, or")
+            how, other = ("base 60", "") if ":" in text else ("octal", f" or {int(text.replace('_', ''))}")
+            problem = f"{text} stands for {value} in YAML 1.1 ({how}); write {value}{other}, or '{text}' for a text"
         if problem:
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return value

@@ -319,8 +319,8 @@ class PretrainConfig(RunConfig):
             return None
         effect = "the network would put out a constant" if values == 1 else "they are mostly noise, and it learns less"
         return (
-            f"micro_batch_size {self.micro_batch_size} × the last stage's map are {quantity(values, 'value')} a channel "
-            f"for BatchNorm's statistics, expected at least {LEAST_BATCH_NORM_VALUES}: {effect}; set a larger "
+            f"micro_batch_size {self.micro_batch_size} × the last stage's map are {quantity(values, 'value')} a channel"
+            f" for BatchNorm's statistics, expected at least {LEAST_BATCH_NORM_VALUES}: {effect}; set a larger "
             "micro_batch_size, larger views (data.transforms) or model.last_stride 1"
         )
 

@@ -22,6 +22,7 @@ __all__ = ["scan_images"]
 _SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"])
 _SYSTEM_FOLDERS = frozenset([b"@eaDir", b"#recycle", b"#snapshot", b"@Recycle", b"@Recently-Snapshot", b"@__thumb"])
 _SYSTEM_FOLDERS |= frozenset([b"$RECYCLE.BIN", b"System Volume Information", b"__MACOSX", b"lost+found"])
+_EXAMPLES = 20  # endings of which one file is looked into
 _ARCHIVES = frozenset(["zip", "tar", "gz", "tgz", "xz", "rar", "7z"])
 _LMDB_MAGIC = 0xBEEFC0DE
 
@@ -109,7 +110,7 @@ class _Scan:
         left_out += [f"{quantity(n, 'folder')} {os.fsdecode(name)}" for name, n in sorted(self.system.items())]
         if left_out:
             notes.append(f"left out: {', '.join(left_out)}")
-        images = [kind for kind, path in sorted(self.examples.items()) if _is_image(path)]
+        images = [kind for kind, path in sorted(self.examples.items())[:_EXAMPLES] if _is_image(path)]
         if images:
             kinds = listed([f".{kind}" if kind else "no ending" for kind in images], quoted=False)
             notes.append(f"files with {kinds} look like images: extensions: any takes them")
@@ -120,6 +121,8 @@ class _Scan:
 
 
 def _is_image(path: bytes) -> bool:
+    if not os.path.isfile(path):  # a named pipe would wait for its other end
+        return False
     try:
         with open(path, "rb", buffering=0) as file:
             return looks_like_image(file.read(32))

@@ -16,7 +16,7 @@ from passl_densecl.data.image_set import spread
 from passl_densecl.errors import InputError
 from passl_densecl.text import listed, printable, suggestion, utf8
 
-__all__ = ["Labels", "Listed", "Reading", "read_labels", "read_list"]
+__all__ = ["Listed", "Reading", "read_labels", "read_list"]
 
 Reading = Literal["auto", "names", "numbers"]
 """How labels read: as class names, as class numbers, or as whichever fits all of them."""
@@ -36,14 +36,6 @@ class Listed(NamedTuple):
     labels: list[str]
     lines: list[int]
     notes: list[str]
-
-
-class Labels(NamedTuple):
-    """(N,) int64 indices into the class names, and what the log should say of how they were read."""
-
-    numbers: np.ndarray
-    classes: tuple[str, ...]
-    note: str
 
 
 def read_list(root: str, list_file: str, labeled: bool, exists: Callable[[bytes], bool] | None = None) -> Listed:
@@ -74,7 +66,7 @@ def read_list(root: str, list_file: str, labeled: bool, exists: Callable[[bytes]
     for number, line in [problem] if problem else rows:
         row = form.read(line, labeled, top)
         if problem or row is None:
-            raise InputError(f"{printable(list_file)}:{number}: {_cause(top, labeled, line, sample, present)}")
+            raise InputError(f"{printable(list_file)}:{number}: {_cause(top, labeled, line, present)}")
         paths.append(row[0])
         labels.append(os.fsdecode(row[1]))
     return Listed(paths, labels, [number for number, _ in rows], notes + form.notes(labeled))
@@ -180,9 +172,7 @@ def _find_form(
     return nearest
 
 
-def _cause(
-    top: bytes, labeled: bool, line: bytes, sample: Sequence[tuple[int, bytes]], present: Callable[[bytes], bool]
-) -> str:
+def _cause(top: bytes, labeled: bool, line: bytes, present: Callable[[bytes], bool]) -> str:
     """Why a line names no file, as far as can be told."""
     pieces = line.rsplit(None, 1)
     path = pieces[0] if labeled else line
@@ -223,8 +213,8 @@ def _same_but_for_case_or_ending(path: bytes) -> bytes | None:
 
 def read_labels(
     source: str, words: Sequence[str], lines: Sequence[int], classes: Sequence[str] | None, reading: Reading = "auto"
-) -> Labels:
-    """What the labels of a list mean. One reading holds for all of them.
+) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """(N,) int64 indices into the class names; these; and how the labels were read, which is the same way for all.
 
     Args:
         source, lines: the list file, and the line of each label in it, for messages.
@@ -275,7 +265,7 @@ def read_labels(
         )
     meaning = readings[fitting[0]]
     numbers = np.fromiter((meaning[word] for word in words), np.int64, len(words))
-    return Labels(numbers, tuple(classes), f"labels are class {'numbers' if different is None else fitting[0]}")
+    return numbers, tuple(classes), f"labels are class {'numbers' if different is None else fitting[0]}"
 
 
 def _is_number(word: str) -> bool:

@@ -89,19 +89,20 @@ def test_what_is_left_out_is_counted_and_can_be_asked_for(tmp_path):
     for name, data in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe.fifo")  # to open it would wait for ever
     found = scan_images(tmp_path)
     assert {os.path.basename(path) for path in paths(found, tmp_path)} == set(names)
     line = found.describe()
     assert "6 images" in line
     assert "(5 jpg, 1 png)" in line
     assert (
-        "left out: 1 .db, 1 .heic, 1 .jpg?w=300, 1 .photo, 2 others, 1 hidden name, 1 folder #recycle, 2 folders "
+        "left out: 1 .db, 1 .fifo, 1 .heic, 1 .jpg?w=300, 3 others, 1 hidden name, 1 folder #recycle, 2 folders "
         "@eaDir, 1 folder __MACOSX, 1 folder lost+found" in line
     )
     assert "files with no ending, .jpg?w=300, .photo look like images: extensions: any takes them" in line
     found = scan_images(tmp_path, extensions="any")
     assert len(found) == 9
-    assert "left out: 1 .db, 1 .heic, 1 .txt, 1 hidden name," in found.describe()
+    assert "left out: 1 .db, 1 .fifo, 1 .heic, 1 .txt, 1 hidden name," in found.describe()
     assert all(found.decode(index).shape == (40, 56, 3) for index in range(9))
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "noending").write_bytes(jpeg)
