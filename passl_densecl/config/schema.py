@@ -24,7 +24,7 @@ from passl_densecl.transforms import Transform, output_size
 
 DEPTHS = (18, 34, 50, 101, 152)
 RANDOM = "random"  # in place of a file of weights: an untrained backbone
-LEAST_BATCH_NORM_VALUES = 16  # below, see batch_norm_warning
+LEAST_BATCH_NORM_VALUES = 16  # the variance of n normal values is known to √(2/n): 35 % of it for 16, 100 % for 2
 QUEUE_LEN_MAX = 65_536  # the paper's queue, and the ceiling of queue_len: auto
 
 
