@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import unicodedata
 from collections.abc import Collection, Iterable
@@ -9,7 +10,18 @@ from itertools import islice
 
 from passl_densecl.errors import printable
 
-__all__ = ["and_more", "closest", "listed", "megabytes", "one_line", "plural", "printable", "quantity", "suggestion"]
+__all__ = [
+    "and_more",
+    "closest",
+    "listed",
+    "megabytes",
+    "one_line",
+    "plural",
+    "printable",
+    "quantity",
+    "suggestion",
+    "utf8",
+]
 
 
 def listed(names: Collection[str], limit: int = 3, *, quoted: bool = True) -> str:
@@ -64,3 +76,13 @@ def _escaped(letter: str) -> str:
     if letter == "\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
         return letter.encode("unicode_escape").decode("ascii")
     return letter
+
+
+def utf8(data: bytes) -> bytes:
+    """A text file's bytes without byte order mark; UTF-16 that begins with one (PowerShell, Notepad) becomes UTF-8.
+
+    Raises UnicodeDecodeError.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16").encode("utf-8")
+    return data.removeprefix(codecs.BOM_UTF8)

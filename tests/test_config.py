@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -188,7 +190,7 @@ INVALID = [  # what is replaced, key, message
     ({"epochs: 2": "epochs: 0"}, "epochs", "expected at least 1, got 0"),
     ({"epochs: 2": "epochs: '2'"}, "epochs", "expected a whole number, got '2'"),
     ({"name: run": "name: a/b"}, "name", "expected one word without slashes or spaces, got 'a/b'"),
-    ({"name: run": "name: 3"}, "name", "expected a text, got 3"),
+    ({"name: run": "name: 3"}, "name", "expected a text, got 3; put it in quotes"),
     ({"depth: 18": "depth: 20"}, "model.depth", "expected 18, 34, 50, 101 or 152, got 20"),
     ({"depth: 18": "depth: 18, momentum: 1.0"}, "model.momentum", "expected less than 1, got 1.0"),
     ({"depth: 18": "depth: 18, temperature: 0"}, "model.temperature", "expected more than 0, got 0"),
@@ -241,6 +243,21 @@ def test_the_batch_must_be_divisible_and_fit_into_the_queue(problems):
     assert found["micro_batch_size"] == "3 does not divide batch_size 8; try micro_batch_size 2, or batch_size 9"
     assert found["model.queue_len"].startswith("4 is less than batch_size 8")
     assert found["model.queue_len"].endswith("try 32 or auto")
+
+
+def test_too_few_values_for_batch_norm(load, problems):
+    """32 px views have a 1×1 map in the last stage, 33 px ones 2×2."""
+    found = problems("micro_batch_size=1", "data.transforms.0.size=32")
+    assert found["micro_batch_size"].startswith("micro_batch_size 1 × the last stage's map are 1 value a channel for")
+    assert "would put out a constant; set a larger micro_batch_size" in found["micro_batch_size"]
+    sizes = {(32, 8): 8, (33, 2): 8, (64, 4): 16, (224, 1): 49}
+    for (size, micro_batch), values in sizes.items():
+        config = load(f"micro_batch_size={micro_batch}", f"data.transforms.0.size={size}")
+        assert config.batch_norm_values == values
+        assert bool(config.batch_norm_warning()) is (values < 16)
+    assert load("data.transforms.0.size=32", "micro_batch_size=1", "model.last_stride=1").batch_norm_values == 4
+    assert load("data.transforms.0.size=32", "micro_batch_size=1", "model.stem_stride=1").batch_norm_values == 16
+    assert load("data.transforms=[{name: GaussianBlur}]").batch_norm_warning() is None  # no size: said elsewhere
 
 
 def test_suggested_values_are_valid(load):
@@ -297,9 +314,90 @@ def test_invalid_overrides_are_reported_with_the_rest(problems):
     assert len(found) == 8
 
 
+TEXTS = ["photos #2", "2024", "1e3", "true", "~/../x", "a: b", "[1", "'quoted'", " blanks ", "*", "null", "010"]
+TEXTS += ["price $5", "50%$", os.fsdecode(b"caf\xe9"), "中\u2028文", "new\nline", "-o", "\\server\\share"]
+
+
+def test_texts_in_overrides_are_taken_as_they_are(load, tmp_path):
+    """Also through the config.yaml of a run, and in keys inside sections and lists."""
+    for text in TEXTS:
+        config = load(f"data.root={text}", f"output_dir={text}/x")
+        assert config.data.root == os.path.expanduser(text)
+        (tmp_path / "again.yaml").write_text(dump_config(config), encoding="utf-8")
+        assert load_config(tmp_path / "again.yaml") == config
+    assert load("name=2024").run_dir == Path("output/2024")
+    assert load("data.list_file=null").data.list_file is None
+    assert load("evaluation={train: a, val: b}", "evaluation.val=3 #4").evaluation.val == "3 #4"
+    linear = load_config(ROOT / "configs/moco/moco_clas_r50.yaml", ["data.train.list_file=1:30", "data.val.root=0x1"])
+    assert (linear.data.train.list_file, linear.data.val.root) == ("1:30", "0x1")
+
+
+def test_variables_and_home_folders_in_paths_are_replaced(load, problems, monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", "/mnt/a$b")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("UNSET", raising=False)
+    for given, meant in {
+        "$DATA_DIR/x": "/mnt/a$b/x",
+        "${DATA_DIR}x": "/mnt/a$bx",
+        "~/x": "/home/me/x",
+        "./~/x": "./~/x",
+        "$$UNSET": "$UNSET",
+        "$$$$": "$$",
+    }.items():
+        for config in (load(f"data.root={given}"), load(replace={"root: photos": f"root: '{given}'"})):
+            assert config.data.root == meant
+            (tmp_path / "again.yaml").write_text(dump_config(config))
+            assert load_config(tmp_path / "again.yaml") == config
+    assert problems("data.root=$UNSET/x", "output_dir=~nobody-of-this-name/x") == {
+        "data.root": "expected a path of variables that are set ($UNSET is not; $$ stands for a dollar sign), got "
+        "'$UNSET/x'",
+        "output_dir": "expected a path below a home folder that exists (./~nobody-of-this-name/x is a folder of this "
+        "name), got '~nobody-of-this-name/x'",
+    }
+
+
+def test_merge_keys(load, tmp_path):
+    text = GOOD.replace("optimizer: {lr: 0.1, weight_decay: 1e-4}", "optimizer: &o {lr: 0.1, weight_decay: 1e-4}")
+    linear = dump_config(load_config(ROOT / "configs/moco/moco_clas_r50.yaml"))
+    for old, new in (("  train:\n", "  train: &images\n"), ("  val:\n", "  val:\n    <<: *images\n")):
+        assert linear.count(old) == 1
+        linear = linear.replace(old, new)
+    for key in ("list_file", "extensions", "sixteen_bit", "labels"):
+        head, _, tail = linear.rpartition(f"    {key}: ")  # that of val
+        linear = head + tail.partition("\n")[2]
+    (tmp_path / "linear.yaml").write_text(linear.replace("list_file: null", "list_file: l.txt", 1))
+    data = load_config(tmp_path / "linear.yaml").data
+    assert (data.train.list_file, data.val.list_file) == ("l.txt", "l.txt")
+    assert data.train.root != data.val.root  # its own keys win over those that are merged in
+    (tmp_path / "mine.yaml").write_text(text + "amp: {<<: *o}\n")
+    with pytest.raises(InputError, match=r"amp\.lr +unknown key"):
+        load_config(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(text + "amp: {<<: *o, lr: 1, lr: 2}\n")
+    with pytest.raises(InputError, match=r"\n  lr +given twice"):
+        load_config(tmp_path / "mine.yaml")
+
+
+AMBIGUOUS = {"010": "8 in YAML 1.1 (octal); write 8 or 10, or '010'", "-0_17": "-15 in YAML 1.1 (octal); write -15 or"}
+AMBIGUOUS |= {"1:30": "90 in YAML 1.1 (base 60); write 90, or '1:30'", "12:30:45": "45045 in YAML 1.1"}
+
+
+@pytest.mark.parametrize("number", AMBIGUOUS)
+def test_octal_and_base_60_are_refused(load, number):
+    with pytest.raises(InputError, match=re.escape(f"-o seed={number}, line 1: not readable as YAML: {number} stands")):
+        load(f"seed={number}")
+    with pytest.raises(InputError, match="line 14.*" + re.escape(AMBIGUOUS[number])):
+        load(extra=f"seed: {number}\n")
+    assert load("seed=0x10").seed == 16  # whose meaning is not in doubt
+
+
+def test_a_config_from_powershell(tmp_path):
+    (tmp_path / "mine.yaml").write_text(GOOD.replace("photos", "照片"), encoding="utf-16")
+    assert load_config(tmp_path / "mine.yaml").data.root == "照片"
+
+
 def test_an_override_that_is_not_yaml_is_an_error(load):
-    with pytest.raises(InputError, match=r"-o name=a: b: c, line 1: not readable as YAML"):
-        load("name=a: b: c")
+    with pytest.raises(InputError, match=r"-o epochs=a: b: c, line 1: not readable as YAML"):
+        load("epochs=a: b: c")
 
 
 # ---------------------------------------------------------------- files
@@ -325,11 +423,12 @@ def test_a_folder_is_not_a_config(tmp_path):
         (b"", "expected a mapping of keys such as 'task: pretrain', got None"),
         (b"task: pretrain\nmodel: [1\ndata: 2\n", "line 3: not readable as YAML"),
         (b"task: pretrain\nname: \t: x: y\n", "line 2: not readable as YAML"),
-        (b"\xff\xfet\x00", "cannot be read as UTF-8 text"),
+        (b"name: caf\xe9\n", "cannot be read as UTF-8 text"),
+        (b"\xff\xfet\x00a", "cannot be read as UTF-8 text: 'utf-16"),
         (b"{[1]: 2}\n", "not readable as YAML: a key must be a word"),
         (b"task: !!python/object/apply:os.system [id]\n", "line 1: not readable as YAML"),
     ],
-    ids=["list", "empty", "bracket", "tab", "bytes", "key", "python"],
+    ids=["list", "empty", "bracket", "tab", "latin-1", "utf-16", "key", "python"],
 )
 def test_an_unreadable_file_is_reported_with_the_line(tmp_path, content, message):
     path = tmp_path / "mine.yaml"

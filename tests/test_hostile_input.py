@@ -68,7 +68,7 @@ def test_ordinary_aliases_are_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a\x1b[31mb", "a\u202eb", "x" * 201, "中" * 67, "a\0b"])
 def test_a_name_that_is_no_folder_name(name, tmp_path):
-    said = rejected("", tmp_path, f"name={json.dumps(name)}")
+    said = rejected("", tmp_path, f"name={name}")
     assert "name" in said
     assert "no dot in front" in said
     assert said.isprintable() or "\n" in said
@@ -76,18 +76,18 @@ def test_a_name_that_is_no_folder_name(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "a\\b", ""])
 def test_a_name_with_slashes_or_without_letters(name, tmp_path):
-    assert "name" in rejected("", tmp_path, f"name={json.dumps(name)}")
+    assert "name" in rejected("", tmp_path, f"name={name}")
 
 
 @pytest.mark.parametrize("name", ["run", "run.2", "实验-1", "a..b", "-x", "epoch=3"])
 def test_valid_names(name):
-    config = load_config(CONFIG, [f"name={json.dumps(name)}"])
+    config = load_config(CONFIG, [f"name={name}"])
     assert config.run_dir == Path("output") / name
 
 
 @pytest.mark.parametrize("key", ["output_dir", "data.root", "data.list_file"])
 def test_a_path_with_nul(key, tmp_path):
-    assert "expected a path without NUL" in rejected("", tmp_path, f'{key}="a\\0b"')
+    assert "expected a path without NUL" in rejected("", tmp_path, f"{key}=a\0b")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_nearest_divisor_is_suggested(tmp_path):
 
 
 def test_the_resolved_config_is_the_same_config(tmp_path):
-    config = load_config(CONFIG, ["data.root='a\u2028b'", "output_dir='~/x y'"])
+    config = load_config(CONFIG, ["data.root=a\u2028b", "output_dir=~/x y"])
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml") == config
 

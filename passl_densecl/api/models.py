@@ -257,9 +257,8 @@ def _class_names(
 def _classes_of_training(config: LinearConfig) -> tuple[str, ...]:
     from passl_densecl.data.datasets import scan_images
 
-    train = config.data.train
     try:
-        return scan_images(train.root, train.list_file, labeled=True).classes
+        return scan_images(**config.data.train.source(), labeled=True).classes
     except InputError as error:
         raise InputError(f"how many classes? They are not in the config, and: {error}; or pass classes=") from None
 

@@ -15,6 +15,7 @@ from passl_densecl.cli.console import print_first, progress
 from passl_densecl.cli.options import add_images, add_list_options, add_workers_option, worker_count
 from passl_densecl.data.check import Report, check_images
 from passl_densecl.data.datasets import ImageSet, scan_images
+from passl_densecl.data.image_set import describe_sixteen_bit
 from passl_densecl.errors import InputError
 from passl_densecl.text import megabytes, one_line, quantity
 
@@ -46,7 +47,7 @@ def check(args: argparse.Namespace) -> bool:
         f"checked  {quantity(len(images), 'image')} in {seconds:,.1f} s with {quantity(workers, 'worker')} "
         f"({len(images) / seconds:,.0f} images/s)"
     )
-    print_contents(report)
+    print_contents(images, report)
     if report.bad:
         print_bad(images, report)
     output = args.output or Path(DEFAULT_OUTPUT)
@@ -58,7 +59,7 @@ def check(args: argparse.Namespace) -> bool:
     return not report.bad
 
 
-def print_contents(report: Report) -> None:
+def print_contents(images: ImageSet, report: Report) -> None:
     """Sizes, formats and colors of the images that decode."""
     if not len(report.sizes):
         return
@@ -68,6 +69,9 @@ def print_contents(report: Report) -> None:
         ", ".join(f"{count:,} {name}" for name, count in found.most_common()) for found in (report.kinds, report.colors)
     )
     print(f"kinds    {formats}; {colors}")
+    if report.sixteen_bit:
+        says = describe_sixteen_bit(images.sixteen_bit, report.brightest)
+        print(f"note     {report.sixteen_bit:,} have 16 bits a value: {says}")
     if report.misnamed:
         print(f"note     {report.misnamed:,} of another format than the name says; they are read all the same")
 

@@ -17,6 +17,7 @@ from passl_densecl.config.schema import (
     PretrainModelConfig,
     RunConfig,
     SGDConfig,
+    path_text,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "dump_config",
     "load_config",
     "parse_config",
+    "path_text",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from passl_densecl.config.packaged import find_config
 from passl_densecl.config.schema import Config, LinearConfig, PretrainConfig
 from passl_densecl.errors import InputError
-from passl_densecl.text import quantity, suggestion
+from passl_densecl.text import quantity, suggestion, utf8
 
 _CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
 
@@ -75,33 +75,43 @@ def check_aliases(root: yaml.Node | None) -> None:
 
 
 class _Reader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number, only true/false are booleans, a repeated key is an error."""
+    """YAML as people mean it: 1e-4 is a number, only true/false are booleans; a repeated key is an error, and so are
+    010 and 1:30, which YAML 1.1 takes for 8 and 90.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.repeated: list[tuple[str, str]] = []
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        first_line: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in first_line:
-                self.repeated.append((str(key), f"given twice, in lines {first_line[key]} and {line}; keep one"))
-            first_line.setdefault(key, line)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first_line: dict[str, int] = {}
+        for key, _ in node.value:  # as written: what `<<` merges in later repeats nothing
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+            if key.value in first_line:
+                lines = f"lines {first_line[key.value]} and {line}"
+                self.repeated.append((key.value, f"given twice, in {lines}; keep one"))
+            first_line.setdefault(key.value, line)
+        return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        value = super().construct_yaml_int(node)
+        value, text = super().construct_yaml_int(node), node.value
+        problem = None
         if value.bit_length() > _INTEGER_BITS:  # Python refuses to print very large ones, in a message too
-            raise yaml.constructor.ConstructorError(None, None, "a number that is too large", node.start_mark)
+            problem = "a number that is too large"
+        elif re.fullmatch(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9]+)+)", text):
+            how, other = ("base 60", "") if ":" in text else ("octal", f" or {int(text.replace('_', ''))}")
+            problem = f"{text} stands for {value} in YAML 1.1 ({how}); write {value}{other}, or '{text}' for a text"
+        if problem:
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return value
 
 
 _Reader.add_constructor("tag:yaml.org,2002:int", _Reader.construct_yaml_int)
 _Reader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp", ":merge"))]
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp"))]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Reader.add_implicit_resolver(
@@ -114,6 +124,16 @@ _Reader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+
+
+class _Writer(yaml.SafeDumper):
+    """Puts in quotes what any reader takes for something else than a text: 1e3 ours, 1:30 others."""
+
+
+_Writer.yaml_implicit_resolvers = {
+    first: _Reader.yaml_implicit_resolvers.get(first, []) + rules
+    for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
 
 
 def _parse(text: str, what: str) -> tuple[Any, list[tuple[str, str]]]:
@@ -140,7 +160,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = find_config(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = utf8(path.read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {str(path)!r}: cannot be read as UTF-8 text: {error}") from None
     tree, problems = _parse(text, str(path))
@@ -175,20 +195,26 @@ def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iter
 
 def dump_config(config: Config) -> str:
     """The resolved experiment as YAML that load_config reads back to the same value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    tree = config.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]]:
-    """Write `a.b.0.c=value` into `tree`; the value is read as YAML. Problems come back, wrong keys are left to the
-    check.
+    """Write `a.b.0.c=value` into `tree`: as it is where the key takes a text, else read as YAML. Problems come back,
+    wrong keys are left to the check.
     """
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key or not all(key.split(".")):
         return [(f"-o {override}", "expected key=value, for example -o data.root=photos")]
-    value, problems = _parse(text, f"-o {override}")
     node: Any = tree
     *parents, last = key.split(".")
+    value, problems = text, []
+    takes_text, nullable = _takes_text(_CLASSES.get(str(tree.get("task"))), key.split("."))
+    if nullable and text == "null":
+        value = None
+    elif not takes_text:
+        value, problems = _parse(text, f"-o {override}")
     for depth, part in enumerate(parents):
         if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}  # a section that the file leaves to its defaults; the check knows wrong names
@@ -204,6 +230,21 @@ def _apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]
     else:
         node[last] = value
     return problems
+
+
+def _takes_text(cls: type[BaseModel] | None, parts: Sequence[str]) -> tuple[bool, bool]:
+    """Whether the key's value is a text or a path whatever stands there, and whether it may be null."""
+    annotations: list[Any] = [cls]
+    for part in parts:
+        models = [model for annotation in annotations for model in _models_in(annotation)]
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        annotations = [field.annotation for field in fields] or (annotations if part.isdigit() else [])
+    choices = {get_args(one)[0] if get_origin(one) is Annotated else one for a in annotations for one in _members(a)}
+    return str in choices and choices <= {str, type(None)}, type(None) in choices
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _child(node: Any, part: str) -> Any:
@@ -258,6 +299,8 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
     field = owner.model_fields.get(keys[-1]) if owner and keys else None  # None for an entry of a list
     nullable = field is not None and type(None) in get_args(field.annotation)
     hint = "; write null for none" if nullable and value in ("None", "none", "nil") else ""
+    if kind == "string_type" and isinstance(value, (int, float)):
+        hint = "; put it in quotes"
     return name, f"expected {_wanted(kind, context, problem['msg'])}, got {_shown(value)}{hint}"
 
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic_core import PydanticCustomError
 
+from passl_densecl.errors import InputError
 from passl_densecl.schedules import Schedule
-from passl_densecl.transforms import Transform
+from passl_densecl.text import quantity
+from passl_densecl.transforms import Transform, output_size
 
 DEPTHS = (18, 34, 50, 101, 152)
 RANDOM = "random"  # in place of a file of weights: an untrained backbone
+LEAST_BATCH_NORM_VALUES = 16  # the variance of n normal values is known to √(2/n): 35 % of it for 16, 100 % for 2
 QUEUE_LEN_MAX = 65_536  # the paper's queue, and the ceiling of queue_len: auto
 
 
@@ -30,10 +35,40 @@ class Section(BaseModel):
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-def _a_path(text: str) -> str:
-    if "\0" in text:  # spaces, newlines and the like are the file system's business
-        raise ValueError("a path without NUL in it")
-    return text
+def _a_path(text: object) -> str:
+    """The path that a config or an override means: `$NAME`, `${NAME}` and a `~` in front are replaced, `$$` is `$`.
+
+    Bytes of a name that are not UTF-8 are in the text as Python's surrogates, which pydantic's own check refuses.
+    """
+    if not isinstance(text, str):
+        raise PydanticCustomError("string_type", "a text")
+    unset = [match[0] for match in _VARIABLE.finditer(text) if match[0] != "$$" and _value(match) is None]
+    if unset:
+        raise ValueError(f"a path of variables that are set ({unset[0]} is not; $$ stands for a dollar sign)")
+    path = _VARIABLE.sub(lambda match: "$" if match[0] == "$$" else str(_value(match)), text)
+    if path.startswith("~"):
+        path = os.path.expanduser(path)
+        if path.startswith("~"):
+            raise ValueError(f"a path below a home folder that exists (./{path} is a folder of this name)")
+    if not path or "\0" in path:  # spaces, newlines and the like are the file system's business
+        raise ValueError("a path without NUL in it" if path else "a path that is not empty")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError("a path of whole characters") from None
+    return path
+
+
+_VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
+
+
+def _value(variable: re.Match[str]) -> str | None:
+    return os.environ.get(variable[1] or variable[2])
+
+
+def path_text(path: str) -> str:
+    """The text that a config or an override reads as this path."""
+    return re.sub(r"\$(?=[$A-Za-z_{])", "$$", path)
 
 
 def _a_folder_name(text: str) -> str:
@@ -42,7 +77,7 @@ def _a_folder_name(text: str) -> str:
     return text
 
 
-PathText = Annotated[str, AfterValidator(_a_path)]
+PathText = Annotated[str, PlainValidator(_a_path), PlainSerializer(path_text)]
 Transforms = Annotated[tuple[Transform, ...], Field(strict=False, min_length=1)]
 
 
@@ -120,10 +155,30 @@ class PretrainModelConfig(BackboneConfig):
         return HeadSpec(self.hidden_dim, self.out_dim, self.num_grid, dense=self.loss_lambda > 0)
 
 
+_SOURCE = ("root", "list_file", "extensions", "sixteen_bit", "labels")
+
+
 class ImagesConfig(Section):
     root: PathText = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
     list_file: PathText | None = Field(
         None, description="text file that lists images relative to root; null takes them all"
+    )
+    extensions: Literal["known", "any"] = Field(
+        "known", description="any: files without a known ending too, judged by their first bytes"
+    )
+    sixteen_bit: Literal["high_byte", "stretch"] = Field(
+        "high_byte",
+        description="of 16-bit images: the upper 8 bits; or each image's darkest to brightest value becomes 0 to 255",
+    )
+
+    def source(self, **instead: Any) -> dict[str, Any]:
+        """The keyword arguments of scan_images that say which images, and how to read them."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in _SOURCE} | instead
+
+
+class LabeledImagesConfig(ImagesConfig):
+    labels: Literal["auto", "names", "numbers"] = Field(
+        "auto", description="how the labels of list_file read; auto: whichever fits all of them"
     )
 
 
@@ -142,8 +197,8 @@ class PretrainDataConfig(LoadingConfig, ImagesConfig):
 
 
 class LinearDataConfig(LoadingConfig):
-    train: ImagesConfig
-    val: ImagesConfig
+    train: LabeledImagesConfig
+    val: LabeledImagesConfig
     train_transforms: Transforms
     val_transforms: Transforms
 
@@ -174,7 +229,7 @@ class RunConfig(Section):
     name: Annotated[str, AfterValidator(_a_folder_name)] = Field(
         min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir"
     )
-    output_dir: PathText = Field("output", min_length=1)
+    output_dir: PathText = "output"
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     batch_size: Count = Field(description="images of one optimizer step, over all devices")
@@ -246,8 +301,34 @@ class PretrainConfig(RunConfig):
     def micro_batch_count(self) -> int:
         return self.batch_size // self.micro_batch_size
 
+    @property
+    def batch_norm_values(self) -> int:
+        """From how many values a channel BatchNorm takes its statistics where they are fewest, in the last stage:
+        micro_batch_size × height × width of its map.
+        """
+        try:
+            size = output_size(self.data.transforms)
+        except InputError:  # without a size there is no batch, which the loader says
+            return LEAST_BATCH_NORM_VALUES
+        side = -(-size // (self.model.stem_stride * 4 * self.model.last_stride))
+        return self.micro_batch_size * side**2
+
+    def batch_norm_warning(self) -> str | None:
+        """What to say when BatchNorm's statistics would be mostly noise."""
+        values = self.batch_norm_values
+        if values >= LEAST_BATCH_NORM_VALUES:
+            return None
+        effect = "the network would put out a constant" if values == 1 else "they are mostly noise, and it learns less"
+        return (
+            f"micro_batch_size {self.micro_batch_size} × the last stage's map are {quantity(values, 'value')} a channel"
+            f" for BatchNorm's statistics, expected at least {LEAST_BATCH_NORM_VALUES}: {effect}; set a larger "
+            "micro_batch_size, larger views (data.transforms) or model.last_stride 1"
+        )
+
     def problems(self) -> list[tuple[str, str]]:
         found = []
+        if self.batch_norm_values == 1:
+            found.append(("micro_batch_size", self.batch_norm_warning() or ""))
         if self.batch_size % self.micro_batch_size:
             low = [d for d in range(1, math.isqrt(self.batch_size) + 1) if self.batch_size % d == 0]
             fitting = [*low, *(self.batch_size // d for d in low)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.images import COUNTED_AS, UndecodableImage, decode_bytes, extension, header
+from passl_densecl.data.images import COUNTED_AS, UndecodableImage, checked_size, decode_all_bits, extension, header
 from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.errors import RunError
 
@@ -23,6 +23,7 @@ class _Found(NamedTuple):
     width: int
     height: int
     size: int
+    brightest: int | None  # value, where the image has 16 bits
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Report:
         bad: (index, reason) of every image that cannot be decoded, in the order of the set.
         kinds: format by the contents → number of images.
         colors: "RGB", "gray", "alpha", "palette", "CMYK" → number of images.
+        sixteen_bit: images with 16 bits a value.
+        brightest: the highest value of these, up to 65,535.
         misnamed: images whose name ends like another format; they decode all the same.
         sizes: (M, 2) int64, width and height in pixels of the images that decode, upright.
         file_bytes: of those images together.
@@ -41,6 +44,8 @@ class Report:
     bad: list[tuple[int, str]] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     colors: Counter[str] = field(default_factory=Counter)
+    sixteen_bit: int = 0
+    brightest: int = 0
     misnamed: int = 0
     sizes: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     file_bytes: int = 0
@@ -64,12 +69,14 @@ def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, in
     def look(index: int) -> _Found | str:
         try:
             data = images.read(index)
-            pixels = decode_bytes(data, images.path(index))
+            checked_size(data, images.path(index))
+            pixels = decode_all_bits(data, images.path(index))
         except UndecodableImage as failure:
             return failure.reason
         except RunError:
             return "needs more memory than there is"
-        return _Found(*contents(data), pixels.shape[1], pixels.shape[0], len(data))
+        brightest = int(pixels.max()) if pixels.itemsize > 1 else None
+        return _Found(*contents(data), pixels.shape[1], pixels.shape[0], len(data), brightest)
 
     report = Report()
     sizes = np.zeros((len(images), 2), np.int64)
@@ -83,6 +90,8 @@ def check_images(images: ImageSet, num_workers: int, progress: Callable[[int, in
             report.colors[found.colors] += 1
             report.misnamed += _kind_of(images.relative_path(index)) not in (found.kind, None)
             report.file_bytes += found.size
+            report.sixteen_bit += found.brightest is not None
+            report.brightest = max(report.brightest, found.brightest or 0)
             sizes[index] = found.width, found.height
         progress(index + 1, len(report.bad))
     report.sizes = sizes[sizes.any(axis=1)]

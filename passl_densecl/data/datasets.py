@@ -101,7 +101,7 @@ def _views_or_others(
     for used in _stand_ins(index, len(image_set)):
         try:
             with memory_is_named(image_set.path(used)):
-                views = _views(image_set.read(used), image_set.path(used), transforms, seeds)
+                views = _views(image_set, used, transforms, seeds)
         except UndecodableImage as failure:
             first = first or failure
         else:
@@ -130,8 +130,9 @@ def _as_array(why: str) -> np.ndarray:
     return np.array(why.encode("utf-8", "backslashreplace")[: WHY.itemsize], WHY)
 
 
-def _views(data: bytes, path: str, transforms: Transforms, seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def _views(image_set: ImageSet, index: int, transforms: Transforms, seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """The transformed image, once for each seed; a large JPEG is decoded no larger than the first crops need it."""
+    data, path = image_set.read(index), image_set.path(index)
     size = checked_size(data, path)
     crop = transforms[0] if transforms else None
     if size is not None and isinstance(crop, RandomResizedCrop) and data.startswith(b"\xff\xd8"):
@@ -145,5 +146,5 @@ def _views(data: bytes, path: str, transforms: Transforms, seeds: Sequence[Seque
             crops = [resized_crop(image, *rectangle.reduced(reduction), size=crop.size) for rectangle in rectangles]
             return [apply(rest, view, rng) for view, rng in zip(crops, rngs, strict=True)]
         # The header was wrong: once more, from the pixels.
-    image = decode_pixels(data, path)
+    image = decode_pixels(data, path, sixteen_bit=image_set.sixteen_bit)
     return [apply(transforms, image, np.random.default_rng(seed)) for seed in seeds]

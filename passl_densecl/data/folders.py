@@ -7,18 +7,22 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
-from passl_densecl.data.image_set import ImageSet, spread
-from passl_densecl.data.images import COUNTED_AS, EXTENSIONS, counted, extension
+from passl_densecl.data.image_set import ImageSet, sixteen_bit_note
+from passl_densecl.data.images import COUNTED_AS, SixteenBit, counted, extension, looks_like_image
+from passl_densecl.data.lists import Reading, read_labels, read_list
 from passl_densecl.errors import InputError
 from passl_densecl.text import closest, listed, plural, printable, quantity, suggestion
 
 __all__ = ["scan_images"]
 
-_LISTED_FILES_CHECKED = 10_000
 _SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"])
+_SYSTEM_FOLDERS = frozenset([b"@eaDir", b"#recycle", b"#snapshot", b"@Recycle", b"@Recently-Snapshot", b"@__thumb"])
+_SYSTEM_FOLDERS |= frozenset([b"$RECYCLE.BIN", b"System Volume Information", b"__MACOSX", b"lost+found"])
+_EXAMPLES = 20  # endings of which one file is looked into
 _ARCHIVES = frozenset(["zip", "tar", "gz", "tgz", "xz", "rar", "7z"])
 _LMDB_MAGIC = 0xBEEFC0DE
 
@@ -30,16 +34,20 @@ def scan_images(
     classes: Sequence[str] | None = None,
     *,
     minimum: int = 1,
+    extensions: Literal["known", "any"] = "known",
+    labels: Reading = "auto",
+    sixteen_bit: SixteenBit = "high_byte",
 ) -> ImageSet:
     """Find the images under ``root``, in an order that depends on their names only.
 
     Unlabeled: every image of the folder and its sub-folders, whatever the layout. Labeled: ``root/CLASS/…``, classes
     numbered in the order of their names (bytes). Links to folders are followed, except back to a folder that they
-    lie in; names that begin with a dot are left out (``._photo.jpg`` of macOS is not a photo).
+    lie in. Left out, and counted in the description: other files, names that begin with a dot (``._photo.jpg`` of macOS
+    is not a photo) and folders of the system's own (thumbnails, trash).
 
     With ``list_file``, exactly the files that it lists, in its order: one path relative to ``root`` per line, and when
     ``labeled`` a blank and the label after it (a class number, or a class name without blanks). Blank lines and
-    lines that begin with '#' are ignored.
+    lines that begin with '#' are ignored. See :mod:`~passl_densecl.data.lists` for the other forms that are read.
 
     ``root`` may also be a pack of images; it gives the same set as the folder that it was made from.
 
@@ -47,6 +55,9 @@ def scan_images(
         root: the folder, or the pack (an .lmdb file, or a folder with a data.mdb).
         classes: the class names to number by, for a validation set that must agree with a training set.
         minimum: fewer images than this are an error.
+        extensions: "any": files without a known ending too, where their first bytes are those of an image.
+        labels: how the labels of a list read; "auto": as whichever fits all of them.
+        sixteen_bit: what the set's ``decode`` makes of 16 bits a value.
 
     Raises:
         InputError: no such folder or file, no image, too few, or labels that do not fit.
@@ -54,15 +65,18 @@ def scan_images(
     root = os.fspath(root)
     packed = _find_pack(root)
     if packed is not None:
-        images = _from_pack(root, packed, list_file, labeled, classes)
+        images = _from_pack(root, packed, list_file, labeled, classes, labels)
     elif not os.path.isdir(root):
         raise InputError(_no_such_folder(root))
     elif list_file is not None:
-        images = _from_list(root, list_file, labeled, classes)
+        images = _from_list(root, list_file, labeled, classes, labels)
     elif labeled:
-        images = _from_class_folders(root, _walk(root), classes)
+        images = _from_class_folders(root, _walk(root, extensions), classes)
     else:
-        images = _from_folder(root, _walk(root))
+        images = _from_folder(root, _walk(root, extensions))
+    images = replace(images, sixteen_bit=sixteen_bit)
+    if note := sixteen_bit_note(images):
+        images = replace(images, _notes=(*images._notes, note))
     if len(images) < minimum:
         raise InputError(
             f"{quantity(len(images), 'image')} {images.source}, expected at least {minimum:,}: add images, or set a "
@@ -81,7 +95,9 @@ class _Scan:
     paths: list[bytes] = field(default_factory=list)  # of images, relative to the folder, sorted
     folders: list[bytes] = field(default_factory=list)  # directly in the folder, sorted
     others: Counter[str] = field(default_factory=Counter)  # extension → number of files that are not images
+    examples: dict[str, bytes] = field(default_factory=dict)  # extension → the path of one of them
     hidden: int = 0
+    system: Counter[bytes] = field(default_factory=Counter)  # name → number of folders that are the system's own
     broken_links: int = 0  # and sockets and the like, named like images
 
     def notes(self) -> list[str]:
@@ -89,20 +105,39 @@ class _Scan:
         notes = []
         if self.broken_links:
             notes.append(f"{quantity(self.broken_links, 'link')} to missing files left out")
+        left_out = [counted(self.others)] if self.others else []
+        left_out += [quantity(self.hidden, "hidden name")] if self.hidden else []
+        left_out += [f"{quantity(n, 'folder')} {os.fsdecode(name)}" for name, n in sorted(self.system.items())]
+        if left_out:
+            notes.append(f"left out: {', '.join(left_out)}")
+        images = [kind for kind, path in sorted(self.examples.items())[:_EXAMPLES] if _is_image(path)]
+        if images:
+            kinds = listed([f".{kind}" if kind else "no ending" for kind in images], quoted=False)
+            notes.append(f"files with {kinds} look like images: extensions: any takes them")
         splits = [name for name in map(os.fsdecode, self.folders) if name.lower() in _SPLIT_NAMES]
         if len(splits) > 1:
             notes.append(f"the folders {listed(splits)} count together: name one of them to leave the others out")
         return notes
 
 
-def _walk(root: str) -> _Scan:
+def _is_image(path: bytes) -> bool:
+    if not os.path.isfile(path):  # a named pipe would wait for its other end
+        return False
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return looks_like_image(file.read(32))
+    except OSError:
+        return False
+
+
+def _walk(root: str, extensions: str) -> _Scan:
     """Every image below ``root``, in an order that depends on names only.
 
     Raises:
         InputError: a folder cannot be read.
     """
     scan = _Scan()
-    top = os.fsencode(root)
+    top, any_kind = os.fsencode(root), extensions == "any"
     # A folder, and the folders on the way down to it by (device, inode): a link back to one of them would never end.
     pending: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(b"", frozenset())]
     while pending:
@@ -128,9 +163,13 @@ def _walk(root: str) -> _Scan:
             if entry.name.startswith(b"."):
                 scan.hidden += 1
             elif os.path.isdir(entry.path) if link else entry.is_dir():
-                pending.append((path, above | {identity}))
-            elif (kind := extension(entry.name)) not in COUNTED_AS:
+                if entry.name in _SYSTEM_FOLDERS:
+                    scan.system[entry.name] += 1
+                else:
+                    pending.append((path, above | {identity}))
+            elif (kind := extension(entry.name)) not in COUNTED_AS and not (any_kind and _is_image(entry.path)):
                 scan.others[kind] += 1
+                scan.examples.setdefault(kind, entry.path)
             elif os.path.isfile(entry.path) if link else entry.is_file():
                 scan.paths.append(path)
             else:
@@ -227,7 +266,13 @@ def _nothing_found(root: str, scan: _Scan) -> str:
         names = [os.fsdecode(name) for name in scan.folders]
         found.append(f"the {plural(len(names), 'folder')} {listed(names)}")
     packed = not _ARCHIVES.isdisjoint(scan.others)
-    advice = "unpack the archive first" if packed else "give a folder that holds " + ", ".join(sorted(EXTENSIONS))
+    advice = "give a folder that holds " + ", ".join(sorted(set(COUNTED_AS.values())))
+    if any(map(_is_image, scan.examples.values())):
+        advice = "some of them are images by their first bytes: set extensions: any"
+    elif not {"heic", "heif"}.isdisjoint(scan.others):
+        advice = "OpenCV does not decode HEIC: convert it to JPEG"
+    elif packed:
+        advice = "unpack the archive first"
     return f"no images under {printable(root)!r}; found {' and '.join(found) or 'nothing at all'}; {advice}"
 
 
@@ -239,97 +284,17 @@ def _from_list(
     list_file: str | os.PathLike[str],
     labeled: bool,
     classes: Sequence[str] | None,
+    labels: Reading,
     exists: Callable[[bytes], bool] | None = None,
 ) -> ImageSet:
     """``exists`` tells whether a listed path exists, for a root that is a pack."""
     list_file = os.fspath(list_file)
-    try:
-        with open(list_file, "rb") as file:
-            lines = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
-    except OSError as error:
-        raise InputError(
-            f"cannot read the list file {printable(list_file)}: {error.strerror or error}; give a text file with one "
-            "image path per line"
-        ) from error
-    paths: list[bytes] = []
-    words: list[str] = []
-    numbers: list[int] = []  # of the lines, from 1
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        if not text or text.startswith(b"#"):
-            continue
-        if labeled:
-            pieces = text.rsplit(None, 1)
-            if len(pieces) != 2:
-                raise InputError(
-                    f"{printable(list_file)}:{number}: expected 'path label', got {printable(os.fsdecode(text))!r}; "
-                    "add a class number or class name after the path"
-                )
-            text = pieces[0]
-            words.append(os.fsdecode(pieces[1]))
-        paths.append(text)
-        numbers.append(number)
-    if not paths:
-        raise InputError(
-            f"{printable(list_file)} lists no image; expected one path per line, relative to {printable(root)}"
-        )
-    _check_listed(root, list_file, paths, numbers, exists)
+    found = read_list(root, list_file, labeled, exists)
     source = f"listed in {list_file}"
     if not labeled:
-        return ImageSet.from_paths(root, paths, source=source)
-    labels, names = _read_labels(list_file, words, numbers, classes)
-    return ImageSet.from_paths(root, paths, labels, names, source=source)
-
-
-def _check_listed(
-    root: str, list_file: str, paths: Sequence[bytes], numbers: Sequence[int], exists: Callable[[bytes], bool] | None
-) -> None:
-    """Every path of a pack; of a folder an even sample, because a million files on a network drive take minutes."""
-    top = os.fsencode(root)
-    present = exists or (lambda path: os.path.isfile(os.path.join(top, path)))
-    for index in spread(len(paths), len(paths) if exists else _LISTED_FILES_CHECKED):
-        if present(paths[index]):
-            continue
-        name = printable(os.fsdecode(paths[index]))
-        hint = f"paths are relative to {printable(root)}"
-        pieces = paths[index].rsplit(None, 1)
-        if len(pieces) == 2 and present(pieces[0]):
-            hint = f"is {printable(os.fsdecode(pieces[1]))!r} a label? Labels are not expected here; leave them out"
-        raise InputError(f"{printable(list_file)}:{numbers[index]}: no file {name!r}; {hint}")
-
-
-def _read_labels(
-    list_file: str, words: Sequence[str], numbers: Sequence[int], classes: Sequence[str] | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(N,) int64 and the class names. Without ``classes``, labels are all numbers or else all names."""
-    if classes is None:
-        if all(_is_number(word) for word in words):
-            largest = max(range(len(words)), key=lambda index: int(words[index]))
-            if int(words[largest]) > 10 * len(words) + 1000:
-                raise InputError(
-                    f"{printable(list_file)}:{numbers[largest]}: label {words[largest]} among {len(words):,} images; "
-                    "labels count from 0 without large gaps"
-                )
-            classes = [str(number) for number in range(int(words[largest]) + 1)]
-        else:
-            classes = sorted(set(words))
-    number_of = {name: number for number, name in enumerate(classes)}
-    labels = np.empty(len(words), np.int64)
-    for index, word in enumerate(words):
-        label = number_of.get(word)
-        if label is None and _is_number(word) and int(word) < len(classes):
-            label = int(word)
-        if label is None:
-            raise InputError(
-                f"{printable(list_file)}:{numbers[index]}: unknown label {printable(word)!r}; expected a number from "
-                f"0 to {len(classes) - 1} or one of {listed(classes)}{suggestion(word, number_of)}"
-            )
-        labels[index] = label
-    return labels, tuple(classes)
-
-
-def _is_number(word: str) -> bool:
-    return word.isascii() and word.isdigit()
+        return ImageSet.from_paths(root, found.paths, source=source, notes=found.notes)
+    numbers, names, note = read_labels(list_file, found.labels, found.lines, classes, labels)
+    return ImageSet.from_paths(root, found.paths, numbers, names, source=source, notes=[*found.notes, note])
 
 
 # --- packs ---------------------------------------------------------------------------------------------------------
@@ -349,7 +314,12 @@ def _find_pack(root: str) -> str | None:
 
 
 def _from_pack(
-    root: str, file: str, list_file: str | os.PathLike[str] | None, labeled: bool, classes: Sequence[str] | None
+    root: str,
+    file: str,
+    list_file: str | os.PathLike[str] | None,
+    labeled: bool,
+    classes: Sequence[str] | None,
+    reading: Reading,
 ) -> ImageSet:
     """What the packed folder would give, its images read from the pack."""
     from passl_densecl.data.packs import Records, open_pack  # only here: a folder of files needs none of it
@@ -358,14 +328,16 @@ def _from_pack(
     numbers = None
     if list_file is not None:
         number_of = {path: number for number, path in enumerate(pack.paths)}
-        images = _from_list(root, list_file, labeled, classes, number_of.__contains__)
+        images = _from_list(root, list_file, labeled, classes, reading, number_of.__contains__)
         numbers = np.fromiter((number_of[images.relative_path(i)] for i in range(len(images))), np.int64, len(images))
     elif labeled and pack.labels is not None:
-        labels, names = pack.labels, pack.classes
-        if classes is not None:
-            words = [pack.classes[label] for label in pack.labels.tolist()]
-            labels, names = _read_labels(root, words, range(len(words)), classes)
-        images = ImageSet.from_paths(root, pack.paths, labels, names)
+        labels, names, notes = pack.labels, pack.classes, []
+        if classes is not None and tuple(classes) != names:
+            words = [names[label] for label in labels.tolist()]
+            numbered = names == tuple(map(str, range(len(names))))  # as in a list of class numbers; else they are names
+            labels, names, note = read_labels(root, words, range(len(words)), classes, reading if numbered else "names")
+            notes = [note]
+        images = ImageSet.from_paths(root, pack.paths, labels, names, notes=notes)
     else:
         outside = [path for path in pack.paths if path.startswith((b"/", b"../"))]
         if labeled and outside:

@@ -11,11 +11,24 @@ from itertools import pairwise
 
 import numpy as np
 
-from passl_densecl.data.images import UndecodableImage, counted, decode_bytes, extension, read_file
+from passl_densecl.data.images import (
+    COUNTED_AS,
+    SixteenBit,
+    UndecodableImage,
+    checked_size,
+    counted,
+    decode_all_bits,
+    decode_bytes,
+    extension,
+    may_have_sixteen_bits,
+    read_file,
+)
 from passl_densecl.errors import InputError
 from passl_densecl.text import plural, printable
 
-__all__ = ["ImageSet", "check_decodable", "spread"]
+__all__ = ["ImageSet", "check_decodable", "describe_sixteen_bit", "sixteen_bit_note", "spread"]
+
+_EIGHT_BIT = frozenset(["jpg", "webp", "gif", "bmp", "pbm", "avif"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +42,7 @@ class ImageSet:
         root: the folder that the paths are relative to, or the pack, as the user wrote it.
         labels: (N,) int64, indices into ``classes``; None when unlabeled.
         classes: class names in the order of the labels; empty when unlabeled.
+        sixteen_bit: what :meth:`decode` makes of 16 bits a value.
     """
 
     root: str
@@ -38,6 +52,7 @@ class ImageSet:
     _offsets: np.ndarray = field(repr=False)  # (N + 1,) int64, path i is _blob[_offsets[i]:_offsets[i + 1]]
     _source: str  # how describe() names the origin
     _notes: tuple[str, ...] = ()
+    sixteen_bit: SixteenBit = "high_byte"
     _record: Callable[[int], bytes] | None = None  # index → bytes of the file, where there are no files to open
 
     @classmethod
@@ -89,14 +104,15 @@ class ImageSet:
         Raises:
             UndecodableImage: it cannot be read, is cut short, or is no image.
         """
-        return decode_bytes(self.read(index), self.path(index))
+        return decode_bytes(self.read(index), self.path(index), self.sixteen_bit)
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images ``indices``, in this order."""
         labels = None if self.labels is None else self.labels[list(indices)]
         paths = [self.relative_path(index) for index in indices]
         part = self.from_paths(self.root, paths, labels, self.classes, source=self._source, notes=self._notes)
-        return part if self._record is None else replace(part, _record=partial(_of_part, self._record, tuple(indices)))
+        record = None if self._record is None else partial(_of_part, self._record, tuple(indices))
+        return replace(part, sixteen_bit=self.sixteen_bit, _record=record)
 
     def describe(self) -> str:
         """One line for the log: "12,418 images under photos (11,902 jpg, 516 png)"."""
@@ -137,6 +153,39 @@ def check_decodable(image_set: ImageSet, sample: int = 16) -> None:
         raise InputError(
             f"no image could be decoded {image_set.source}; tried {len(failures):,} of {len(image_set):,}:" + named
         )
+
+
+def sixteen_bit_note(image_set: ImageSet, most: int = 8, among: int = 256) -> str | None:
+    """What the log should say where some of ``most`` images have 16 bits a value; None where none has."""
+    paths = ((index, image_set.relative_path(index)) for index in spread(len(image_set), among))
+    chosen = [index for index, path in paths if COUNTED_AS.get(extension(path)) not in _EIGHT_BIT][:most]
+    brightest = [value for value in (_brightest(image_set, index) for index in chosen) if value is not None]
+    if not brightest:
+        return None
+    says = describe_sixteen_bit(image_set.sixteen_bit, max(brightest))
+    return f"{len(brightest)} of {len(chosen)} files looked at have 16 bits a value: {says}"
+
+
+def _brightest(image_set: ImageSet, index: int) -> int | None:
+    """The highest value of an image of 16 bits; None for others."""
+    try:
+        data, path = image_set.read(index), image_set.path(index)
+        if not may_have_sixteen_bits(data) or checked_size(data, path) is None:
+            return None
+        image = decode_all_bits(data, path)
+    except UndecodableImage:
+        return None
+    return int(image.max()) if image.itemsize > 1 else None
+
+
+def describe_sixteen_bit(sixteen_bit: SixteenBit, brightest: int) -> str:
+    """What becomes of images of 16 bits whose brightest value this is."""
+    if sixteen_bit == "stretch":
+        return "each image's darkest to brightest value becomes 0 to 255 (sixteen_bit: stretch)"
+    return (
+        f"the upper 8 count, so the brightest value {brightest:,} becomes {brightest >> 8}; sixteen_bit: stretch would "
+        "make it 255"
+    )
 
 
 def spread(count: int, most: int) -> Iterator[int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -19,36 +21,47 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from passl_densecl.errors import InputError, RunError
-from passl_densecl.text import one_line, printable
+from passl_densecl.text import one_line, printable, quantity
 
 __all__ = [
     "COUNTED_AS",
     "EXTENSIONS",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "SixteenBit",
     "UndecodableImage",
     "checked_size",
     "counted",
     "decode",
+    "decode_all_bits",
     "decode_bytes",
     "decode_pixels",
     "extension",
     "header",
+    "looks_like_image",
+    "may_have_sixteen_bits",
     "memory_is_named",
     "read_file",
 ]
 
-EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "png", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"]
-    + [extension for extension in ("webp", "jp2", "gif", "avif") if cv2.haveImageWriter("." + extension)]
-)
-"""Lower-case endings, without the dot, of the files that count as images: those that the installed OpenCV decodes."""
+_MAIN = ["jpg", "png", "bmp", "tif", "ppm", "pgm", "pbm", "pnm"]
+_MAIN += [extension for extension in ("webp", "jp2", "gif", "avif") if cv2.haveImageWriter("." + extension)]
+_JPEG = ["jpeg", "jpe", "jfif", "jfi", "jif", "pjpeg", "pjp"]
+_SIZES = [mark + size for mark in "_-" for size in ("large", "medium", "small", "thumb", "orig")]  # Twitter: .jpg_large
 
-COUNTED_AS = {extension: extension for extension in EXTENSIONS} | {"jpeg": "jpg", "jpe": "jpg", "tiff": "tif"}
-"""Ending of an image file → the name that it is counted under."""
+COUNTED_AS = {extension: extension for extension in _MAIN} | dict.fromkeys(_JPEG, "jpg")
+COUNTED_AS |= {"tiff": "tif", "dib": "bmp", "apng": "png"}
+COUNTED_AS |= {extension + size: COUNTED_AS[extension] for extension in ("jpg", "jpeg", "png") for size in _SIZES}
+"""Lower-case ending of an image file, without the dot → the name that it is counted under."""
+
+EXTENSIONS = frozenset(COUNTED_AS)
+"""The endings of the files that count as images: those that the installed OpenCV decodes."""
+
+SixteenBit = Literal["high_byte", "stretch"]
+"""What 16 bits a value become: their upper 8; or 0 for an image's darkest value, 255 for its brightest."""
 
 MAX_PIXELS = 2**28
 """An image whose header declares more pixels is not decoded: these would be 800 MB of RGB in every worker. Phones take
@@ -65,6 +78,8 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }  # the reduction's bits only; gray is a bit of its own
 _ORIENTATION_TAG = 0x0112
+_BITS, _STRIPS, _BANDS, _TILES, _SAMPLE_FORMAT = 258, 273, 277, 324, 339  # tags of TIFF
+_BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _READERS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -79,7 +94,8 @@ _READERS: dict[bytes, type[ImageFile]] = {
 pixels that holds for the whole program. WebP is left out: Pillow takes memory for its pixels at once, and a side has at
 most 16,383 pixels. AVIF is left out: its decoder has limits of its own.
 """
-# Corrupt EXIF data is common in photographs and changes nothing here.
+# Corrupt EXIF data is common in photographs and changes nothing here; what is wrong with a TIFF is said by us.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", "Corrupt EXIF data|Truncated File Read", module="PIL")
 
 
@@ -92,7 +108,7 @@ def counted(kinds: Counter[str]) -> str:
     """Endings and their numbers, the most frequent first: "11,902 jpg, 516 png"."""
     merged: Counter[str] = Counter()
     for kind, count in kinds.items():
-        merged[COUNTED_AS.get(kind, "." + kind if kind else "unnamed kind")] += count
+        merged[COUNTED_AS.get(kind, "." + kind if kind else "extensionless")] += count
     ordered = sorted(merged.items(), key=lambda item: (-item[1], item[0]))
     most = 5 if len(ordered) <= 5 else 4
     shown = [f"{count:,} {printable(kind)}" for kind, count in ordered[:most]]
@@ -132,8 +148,9 @@ def memory_is_named(path: str) -> Iterator[None]:
 def decode(path: str) -> np.ndarray:
     """An image file → uint8 H×W×3, RGB, upright as its EXIF orientation says.
 
-    Gray, palette and CMYK images become RGB and 16 bits become 8. Alpha is dropped, as by ``convert("RGB")``
-    of Pillow and so in torchvision's data sets (TIFF excepted: OpenCV multiplies its colors with alpha).
+    Gray, palette and CMYK images become RGB, and of 16 bits the upper 8 remain. Alpha is dropped, as by
+    ``convert("RGB")`` of Pillow and so in torchvision's data sets (TIFF excepted: OpenCV multiplies its colors with
+    alpha).
 
     Raises:
         UndecodableImage: the file cannot be read, is cut short, is no image or has more than :data:`MAX_PIXELS` pixels.
@@ -198,7 +215,7 @@ def _orientation(data: bytes) -> object:
         return 1
 
 
-def decode_bytes(data: bytes, path: str) -> np.ndarray:
+def decode_bytes(data: bytes, path: str, sixteen_bit: SixteenBit = "high_byte") -> np.ndarray:
     """The bytes of an image file → uint8 H×W×3, as by :func:`decode`; ``path`` is only named in the error.
 
     Raises:
@@ -206,21 +223,105 @@ def decode_bytes(data: bytes, path: str) -> np.ndarray:
         RunError: the memory ran out.
     """
     checked_size(data, path)
-    return decode_pixels(data, path)
+    return decode_pixels(data, path, sixteen_bit=sixteen_bit)
 
 
-def decode_pixels(data: bytes, path: str, reduction: int = 1) -> np.ndarray:
+def decode_pixels(data: bytes, path: str, reduction: int = 1, sixteen_bit: SixteenBit = "high_byte") -> np.ndarray:
     """As :func:`decode_bytes`, of bytes that :func:`checked_size` has accepted.
 
     With a ``reduction`` of 2, 4 or 8 both sides are so many times shorter (rounded up), which a JPEG decoder does at
     less cost than decoding all of it; use it for JPEG only.
     """
+    if sixteen_bit == "stretch" and may_have_sixteen_bits(data):
+        image = decode_all_bits(data, path)
+        return image if image.dtype == np.uint8 else cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
+    image = _decoded(data, path, (_READ_RGB or cv2.IMREAD_COLOR) | _REDUCED[reduction])
+    return image if _READ_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def may_have_sixteen_bits(data: bytes) -> bool:
+    """Whether the format allows for 16 bits a value; of a PNG, whether it has them."""
+    if data.startswith(b"\x89PNG"):
+        return data[24:25] == b"\x10"
+    return data.startswith((b"II", b"MM", b"P", b"\0\0\0\x0c"))
+
+
+def decode_all_bits(data: bytes, path: str) -> np.ndarray:
+    """As :func:`decode_bytes`, but uint16 where the file has 16 bits (int16 where they are signed)."""
+    # In BGR: OpenCV 5.0 ignores IMREAD_COLOR_RGB for TIFF of 16 bits.
+    image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image.dtype.itemsize > 2:
+        raise UndecodableImage(path, _why_undecodable(data))
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
     try:
-        flags = (_READ_RGB or cv2.IMREAD_COLOR) | _REDUCED[reduction]
         with memory_is_named(path):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise UndecodableImage(path, f"refused by OpenCV ({error.err})") from error
     if image is None:
-        raise UndecodableImage(path, f"damaged, cut short or no image ({len(data):,} bytes, first {data[:4]!r})")
-    return image if _READ_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise UndecodableImage(path, _why_undecodable(data))
+    return image
+
+
+# --- files that are something else ---------------------------------------------------------------------------------
+
+_SOMETHING_ELSE = {
+    b"version https://git-lfs": "a Git LFS pointer in place of the image: fetch it with git lfs pull",
+    b"<!doctype html": "a web page, no image: download it again",
+    b"<html": "a web page, no image: download it again",
+    b"<?xml": "XML such as SVG: convert it to PNG",
+    b"<svg": "an SVG drawing: convert it to PNG",
+    b"%pdf": "a PDF document: convert its pages to PNG",
+    b"8bps": "a Photoshop file: save it as PNG or TIFF",
+    b"\xff\x0a": "JPEG XL, which OpenCV does not decode: convert it to JPEG",
+    b"\0\0\0\x0cjxl ": "JPEG XL, which OpenCV does not decode: convert it to JPEG",
+    b"pk\3\4": "a ZIP archive: unpack it",
+}  # first bytes, in lower case → what it is, and what to do
+_HEIC = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
+_SAMPLE_FORMATS = {2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}  # TIFF 6.0, section 19
+
+
+def _why_undecodable(data: bytes) -> str:
+    """What the file is, as far as its first bytes tell, and what to do."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    what = next((what for first, what in _SOMETHING_ELSE.items() if start.startswith(first)), None)
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC and b"avif" not in data[8:64]:
+        what = "HEIC, which OpenCV does not decode: convert it to JPEG"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        what = _why_tiff(data)
+    if what is None:
+        return f"damaged, cut short or no image ({len(data):,} bytes, first {data[:4]!r})"
+    return f"{what} ({len(data):,} bytes)"
+
+
+def _why_tiff(data: bytes) -> str | None:
+    try:
+        tags = ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        bits, kind = tags.get(_BITS, (1,))[0], _SAMPLE_FORMATS.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "")
+        bands = tags.get(_BANDS, 1)
+        strip = tags.get(_STRIPS, tags.get(_TILES, (0,)))[0]
+        whole = strip < len(data)
+    except Exception:  # a damaged directory can fail in any way
+        return None
+    if not whole or (bands <= 4 and bits <= 16 and kind != "floating-point "):
+        return None
+    return f"TIFF of {quantity(bands, 'band')} of {bits}-bit {kind}numbers: write 1 or 3 bands of 8 or 16 bits"
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Whether the first 32 bytes are those of an image of a kind that the installed OpenCV decodes."""
+    if start.startswith(b"BM"):
+        return start[14:18] in _BMP_HEADERS
+    if start.startswith(b"P"):
+        return start[:2] in _READERS and start[2:3].isspace()
+    if start[:4] == b"RIFF":
+        return start[8:12] == b"WEBP" and "webp" in EXTENSIONS
+    if start[4:8] == b"ftyp":
+        return b"avif" in start[8:] and "avif" in EXTENSIONS
+    return start.startswith(tuple(_READERS)) and (start[:2] != b"\xff\xd8" or start[2:3] == b"\xff")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.images import UndecodableImage, decode_bytes
+from passl_densecl.data.images import SixteenBit, UndecodableImage, decode_bytes
 from passl_densecl.data.packs import write_pack
 from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.transforms import Resize
@@ -71,7 +71,7 @@ def pack_images(
         if shorter_side is None:
             return _Stored(data, len(data))
         try:
-            smaller = reduced(data, images.path(index), shorter_side, quality)
+            smaller = reduced(data, images.path(index), shorter_side, quality, images.sixteen_bit)
         except UndecodableImage as failure:
             return _Stored(data, len(data), bad=failure.reason)
         return _Stored(data, len(data)) if smaller is None else _Stored(smaller, len(data), reduced=True)
@@ -103,7 +103,9 @@ def pack_images(
     return packed
 
 
-def reduced(data: bytes, path: str, shorter_side: int, quality: int) -> bytes | None:
+def reduced(
+    data: bytes, path: str, shorter_side: int, quality: int, sixteen_bit: SixteenBit = "high_byte"
+) -> bytes | None:
     """A JPEG of the image with its shorter side at ``shorter_side`` pixels; None when it is no longer than that.
 
     The image is upright, as its EXIF orientation says, and carries no EXIF data.
@@ -111,7 +113,7 @@ def reduced(data: bytes, path: str, shorter_side: int, quality: int) -> bytes | 
     Raises:
         UndecodableImage: the bytes are cut short or no image; ``path`` is named.
     """
-    image = decode_bytes(data, path)
+    image = decode_bytes(data, path, sixteen_bit)
     if min(image.shape[:2]) <= shorter_side:
         return None
     image = Resize(size=shorter_side)(image, np.random.default_rng(0))  # Resize draws nothing

@@ -41,8 +41,9 @@ class OnlineKNN:
         self._num_workers = num_workers
         self._size = config.size or output_size(run.config.data.transforms)
         self._transforms = center_view(self._size)
-        self._bank = scan_images(config.train, labeled=True)
-        self._queries = scan_images(config.val, labeled=True, classes=self._bank.classes)
+        source = run.config.data.source
+        self._bank = scan_images(**source(root=config.train, list_file=None), labeled=True)
+        self._queries = scan_images(**source(root=config.val, list_file=None), labeled=True, classes=self._bank.classes)
         least = {"train": max(config.k, dist.world_size()), "val": dist.world_size()}
         for name, images in (("train", self._bank), ("val", self._queries)):
             check_decodable(images)

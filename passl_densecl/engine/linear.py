@@ -121,7 +121,7 @@ def _evaluate_only(config: LinearConfig, load: str, prefix: str | None) -> int:
     process_group.start()
     path = weights_file(Path(load))
     arrays, classes = read_classifier(path, prefix=prefix), recorded_classes(path)
-    val_set = scan_images(config.data.val.root, config.data.val.list_file, labeled=True, classes=classes)
+    val_set = scan_images(**config.data.val.source(), labeled=True, classes=classes)
     check_decodable(val_set)
     count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)
     if count != len(val_set.classes):
@@ -238,8 +238,8 @@ def _find_images(run: Run[LinearConfig]) -> tuple[ImageSet, ImageSet, int]:
     """(training set, validation set, data workers); sets the run's steps per epoch. Raises InputError."""
     config, world = run.config, dist.world_size()
     train, val = config.data.train, config.data.val
-    train_set = scan_images(train.root, train.list_file, labeled=True)
-    val_set = scan_images(val.root, val.list_file, labeled=True, classes=train_set.classes)
+    train_set = scan_images(**train.source(), labeled=True)
+    val_set = scan_images(**val.source(), labeled=True, classes=train_set.classes)
     if config.batch_size % world:
         raise InputError(
             f"batch_size {config.batch_size} cannot be shared by {world} processes; set batch_size "

@@ -144,7 +144,7 @@ def key_order(config: PretrainConfig, step: int) -> np.ndarray | None:
 def _find_images(run: Run[PretrainConfig]) -> tuple[ImageSet, int]:
     """The training images, checked, and how many data workers read them; sets the run's steps per epoch."""
     config = run.config
-    images = scan_images(config.data.root, config.data.list_file)
+    images = scan_images(**config.data.source())
     run.steps_per_epoch = check_image_count(images, config)
     check_decodable(images)
     workers, why = run.choose_workers(config.data.transforms, views=2)
@@ -237,6 +237,8 @@ def _describe(run: Run[PretrainConfig], model: DenseCL, queue_len: int, *, queue
     rising = f"a rising loss is expected until the queue holds real keys (step {filled:,}), then it falls"
     if queues_are_full:
         rising = "the queues were loaded with the weights, so the loss need not rise at first"
+    if warning := config.batch_norm_warning():
+        run.log.line("warning", warning)
     run.log.line("note", f"{rising}; chance is {math.log(queue_len + 1):.2f}")
 
 

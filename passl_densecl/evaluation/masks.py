@@ -20,7 +20,7 @@ from passl_densecl.data.images import read_file
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.multilabel import VOC_CLASSES
-from passl_densecl.text import listed, quantity
+from passl_densecl.text import listed, quantity, utf8
 
 UNLABELED = -1
 VOID = 255
@@ -178,7 +178,7 @@ def read_voc_masks(folder: str | os.PathLike[str], split: str) -> MaskSet:
     if not listing.is_file():
         raise InputError(f"{root}: expected a VOC folder with {listing.relative_to(root)}, such as VOCdevkit/VOC2012")
     try:
-        names = tuple(sorted(listing.read_text(encoding="utf-8").split()))
+        names = tuple(sorted(utf8(listing.read_bytes()).decode().split()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{listing}: cannot be read as text ({error})") from None
     images = tuple(str(root / "JPEGImages" / f"{name}.jpg") for name in names)

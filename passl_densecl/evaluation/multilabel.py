@@ -12,7 +12,7 @@ import numpy as np
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.svm import ABSENT, PRESENT, UNSURE
-from passl_densecl.text import listed, quantity, suggestion
+from passl_densecl.text import listed, quantity, suggestion, utf8
 
 _VOC = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -137,7 +137,7 @@ def _image_set(root: str, paths: list[bytes], source: str) -> ImageSet:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = utf8(path.read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
     return [line.strip("\r\n ") for line in text.splitlines() if line.strip() and not line.startswith("#")]

@@ -299,10 +299,9 @@ def _needed(run: RecordedRun) -> Config:
 
 def _images(config: Config, sources: Sources) -> ImageSet:
     try:
-        if sources.root is not None:
-            return scan_images(sources.root)
         data = config.data.val if isinstance(config, LinearConfig) else config.data
-        return scan_images(data.root, data.list_file)
+        given = {} if sources.root is None else {"root": sources.root, "list_file": None}
+        return scan_images(**data.source(**given))
     except InputError as error:
         raise InputError(f"{error}. Pass the images with --root DIR") from None
 

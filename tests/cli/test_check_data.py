@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -105,3 +106,14 @@ def test_a_mistake_is_named_without_a_traceback(folder, tmp_path, words, message
     assert done.stderr.startswith("check_data.py: ")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_left_out_and_sixteen_bits_are_said(folder, tmp_path):
+    Image.fromarray(np.full((20, 30), 4095, np.uint16)).save(folder / "in" / "deep.png")
+    (folder / "a.heic").write_bytes(b"")
+    (folder / "pointer.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    done = run(folder, "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "left out: 1 .heic" in done.stdout.splitlines()[0]
+    assert "note     1 have 16 bits a value: the upper 8 count, so the brightest value 4,095 becomes 15;" in done.stdout
+    assert "bad      1 image: 1 a Git LFS pointer in place of the image: fetch it with git lfs pull" in done.stdout

@@ -66,7 +66,10 @@ def bad() -> dict[bytes, tuple[bytes, str]]:
         b"bad/empty.jpg": (b"", "the file is empty (0 bytes)"),
         b"bad/cut.jpg": (jpeg[: len(jpeg) // 2], "cut short"),
         b"bad/cut.png": (png[: len(png) // 2], "cut short"),
-        b"bad/text.jpg": (b"<html><body>404: no such image</body></html>\n" * 9, "no image (405 bytes"),
+        b"bad/text.jpg": (
+            b"<html><body>404: no such image</body></html>\n" * 9,
+            "a web page, no image: download it again (405 bytes)",
+        ),
         b"bad/bomb.jpg": (huge_jpeg(jpeg), "too many pixels for an image (60,000×60,000"),
         b"bad/bomb.png": (huge_png(BOMB_SIDE, BOMB_SIDE, b""), "too many pixels for an image (60,000×60,000"),
         b"bad/true bomb.png": (true_bomb(), "too many pixels for an image (20,000×20,000"),
@@ -98,6 +101,24 @@ def huge_png(height: int, width: int, pixels: bytes, depth: int = 8, color: int 
 def true_bomb() -> bytes:
     """A PNG of some 200 kB with all of its 400 million pixels: 1.2 GB of RGB."""
     return huge_png(20_000, 20_000, bytes(20_000 * (1 + 20_000 // 8)), depth=1, color=0)
+
+
+def tiff(pixels: np.ndarray) -> bytes:
+    """A TIFF of one strip of any number and kind of bands, H×W×bands."""
+    height, width, bands = pixels.shape
+    kind, bits = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind], 8 * pixels.dtype.itemsize
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 2 if bands > 2 else 1, 277: bands, 278: height}
+    tags |= {279: pixels.nbytes, 284: 1, 339: kind, 273: 0}
+    lists = 8 + 2 + 12 * len(tags) + 4  # where the values of all bands stand, where they need more room than a tag has
+    entries = b""
+    for tag, value in sorted(tags.items()):
+        count = bands if tag in (258, 339) else 1
+        where = {258: lists, 339: lists + 2 * bands, 273: lists + 4 * bands}.get(tag, value)
+        value = where if count > 2 or tag == 273 else value << 16 | value if count == 2 else value
+        entries += struct.pack("<HHII", tag, 3 if tag in (258, 339) else 4, count, value)
+    values = struct.pack(f"<{2 * bands}H", *[bits] * bands, *[kind] * bands)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values
+    return head + pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
 
 
 def build(root: Path, ordinary: int = 20) -> Path:

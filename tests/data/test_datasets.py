@@ -25,7 +25,10 @@ from passl_densecl.data.datasets import (
     decode,
     scan_images,
 )
+from passl_densecl.data.images import decode_bytes, looks_like_image
+from passl_densecl.data.packing import pack_images
 from passl_densecl.errors import InputError, RunError
+from tests.data.damaged import tiff
 
 
 def picture(seed: int = 0, height: int = 40, width: int = 56) -> np.ndarray:
@@ -64,7 +67,66 @@ def test_finds_every_image_of_any_layout_in_a_fixed_order(tmp_path):
     assert paths(found, tmp_path) == ["a/deep/er/x.PNG", "a/y.JPEG", "b.jpg", "c.webp", "with blank/ä #1.bmp", "z.tiff"]
     assert found.labels is None
     assert found.classes == ()
-    assert found.describe() == f"6 images under {tmp_path} (2 jpg, 1 bmp, 1 png, 1 tif, 1 webp)"
+    assert (
+        found.describe()
+        == f"6 images under {tmp_path} (2 jpg, 1 bmp, 1 png, 1 tif, 1 webp); left out: 1 .txt, 1 hidden name"
+    )
+
+
+def test_what_is_left_out_is_counted_and_can_be_asked_for(tmp_path):
+    names = ["a.jpg", "b.jfif", "c.jpg_large", "d.JPEG-orig", "e.pjpeg", "f.apng"]
+    write_all(tmp_path, "x/a.jpg")
+    jpeg = (tmp_path / "x" / "a.jpg").read_bytes()
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+    files = dict.fromkeys([*names[1:], "noending", "g.jpg?w=300", "y/h.photo"], jpeg)
+    files |= {
+        "k.heic": heic,
+        "notes.txt": b"BM and P6 and II* are words",
+        ".hidden.jpg": jpeg,
+        "Thumbs.db": b"\xff\xd8 no",
+    }
+    files |= {f"{folder}/thumb.jpg": jpeg for folder in ("@eaDir", "y/@eaDir", "#recycle", "__MACOSX/x", "lost+found")}
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe.fifo")  # to open it would wait for ever
+    found = scan_images(tmp_path)
+    assert {os.path.basename(path) for path in paths(found, tmp_path)} == set(names)
+    line = found.describe()
+    assert "6 images" in line
+    assert "(5 jpg, 1 png)" in line
+    assert (
+        "left out: 1 .db, 1 .fifo, 1 .heic, 1 .jpg?w=300, 3 others, 1 hidden name, 1 folder #recycle, 2 folders "
+        "@eaDir, 1 folder __MACOSX, 1 folder lost+found" in line
+    )
+    assert "files with no ending, .jpg?w=300, .photo look like images: extensions: any takes them" in line
+    found = scan_images(tmp_path, extensions="any")
+    assert len(found) == 9
+    assert "left out: 1 .db, 1 .fifo, 1 .heic, 1 .txt, 1 hidden name," in found.describe()
+    assert all(found.decode(index).shape == (40, 56, 3) for index in range(9))
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "noending").write_bytes(jpeg)
+    with refused("no images under", "images by their first bytes: set extensions: any"):
+        scan_images(tmp_path / "only")
+    assert len(scan_images(tmp_path / "only", extensions="any")) == 1
+    (tmp_path / "only" / "noending").write_bytes(heic)
+    (tmp_path / "only" / "noending").rename(tmp_path / "only" / "a.HEIC")
+    with refused("1 .heic", "convert it to JPEG"):
+        scan_images(tmp_path / "only", extensions="any")
+
+
+def test_system_folders_are_no_classes(tmp_path):
+    write_all(tmp_path, "cat/a.png", "dog/b.png", "@eaDir/c.png", "cat/@eaDir/d.png")
+    found = scan_images(tmp_path, labeled=True)
+    assert (found.classes, len(found)) == (("cat", "dog"), 2)
+    assert "left out: 2 folders @eaDir" in found.describe()
+
+
+@pytest.mark.parametrize("start", ["jpeg", "png", "webp", "bmp", "tiff", "ppm", "gif"])
+def test_first_bytes_of_images(start):
+    data = files()[start][0]
+    assert looks_like_image(data[:32])
+    assert not looks_like_image(b"\n" + data[:31])
 
 
 def test_the_order_does_not_depend_on_the_order_of_writing(tmp_path):
@@ -220,8 +282,6 @@ def test_list_file_mistakes_name_file_and_line(tmp_path):
     listing.write_text("a.png cta\n")
     with refused(f"{listing}:1", "'cta'", "did you mean 'cat'?"):
         scan_images(tmp_path, listing, labeled=True, classes=("cat", "dog"))
-    listing.write_text("a.png -1\na.png 0\n")
-    assert scan_images(tmp_path, listing, labeled=True).classes == ("-1", "0")  # not all numbers, so all names
     listing.write_text("a.png 5000000\n")
     with refused(f"{listing}:1", "5000000"):
         scan_images(tmp_path, listing, labeled=True)
@@ -261,7 +321,7 @@ def test_folder_without_images_says_what_it_holds(tmp_path):
             scan_images(folder, labeled=labeled)
         for name in ("a.txt", "b.txt", "c.csv", "noending"):
             (folder / name).write_text("")
-        with refused("2 .txt, 1 .csv, 1 unnamed kind files", "jpg"):
+        with refused("2 .txt, 1 .csv, 1 extensionless files", "jpg"):
             scan_images(folder, labeled=labeled)
     (tmp_path / "split" / "train").mkdir(parents=True)
     (tmp_path / "split" / "val").mkdir()
@@ -350,6 +410,68 @@ def test_decode_equals_pillow(tmp_path, kind):
 def test_decode_sixteen_bits(tmp_path):
     (tmp_path / "file").write_bytes(sixteen_bits())
     assert (decode(str(tmp_path / "file")) == picture()).all()
+
+
+def test_sixteen_bits_that_use_twelve(tmp_path):
+    """A microscope's picture: 4,095 of 65,535 at most. All kinds of files, the transforms' way, and packs too."""
+    deep = picture(0, 100, 140).astype(np.uint16) * 16
+    for name, pixels in {
+        "a.png": deep,
+        "b.png": deep[..., 0],
+        "c.tif": deep,
+        "d.pgm": deep[..., 0],
+        "e.ppm": deep,
+    }.items():
+        order = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+        cv2.imencode(os.path.splitext(name)[1], order)[1].tofile(tmp_path / name)
+    write(tmp_path / "f.png", 1)
+    dark, bright = scan_images(tmp_path), scan_images(tmp_path, sixteen_bit="stretch")
+    top = int(deep.max())
+    assert (
+        f"5 of 6 files looked at have 16 bits a value: the upper 8 count, so the brightest value {top:,}"
+        in dark.describe()
+    )
+    assert f"becomes {top >> 8}; sixteen_bit: stretch would make it 255" in dark.describe()
+    assert "each image's darkest to brightest value becomes 0 to 255 (sixteen_bit: stretch)" in bright.describe()
+    for index, pixels in enumerate([deep, deep[..., :1], deep, deep[..., :1], deep]):
+        wanted = np.broadcast_to(pixels, deep.shape).astype(float)
+        assert np.abs(dark.decode(index) - wanted / 256).max() <= 1
+        low = wanted.min()
+        assert np.abs(bright.decode(index) - (wanted - low) * 255 / (wanted.max() - low)).max() <= 1
+        views = PairDataset(bright.subset([5, index]), (), seed=0)[0, 1][0]
+        assert (views == bright.decode(index)).all()
+    assert (bright.decode(5) == picture(1)).all()  # 8 bits stay as they are
+    assert "16 bits" not in scan_images(write_all(tmp_path / "eight", "a.png", "b.tif", "c.jpg")).describe()
+    pytest.importorskip("lmdb")
+    pack_images(bright, str(tmp_path / "pack.lmdb"), shorter_side=50, quality=100)
+    packed = scan_images(tmp_path / "pack.lmdb")
+    assert (packed.decode(2).max(), packed.decode(2).min()) > (250, -1)
+    assert packed.decode(2).mean() > 90
+
+
+SOMETHING_ELSE = {  # what is said of it → the file
+    "a Git LFS pointer in place of the image: fetch it with git lfs pull": b"version https://git-lfs.github.com/spec/v1\n",
+    "HEIC, which OpenCV does not decode: convert it to JPEG": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+    "a web page, no image: download it again": b"\n<!DOCTYPE html><html>404</html>",
+    "an SVG drawing: convert it to PNG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "a PDF document: convert its pages to PNG": b"%PDF-1.7\n",
+    "a Photoshop file: save it as PNG or TIFF": b"8BPS\0\1" + bytes(99),
+    "JPEG XL, which OpenCV does not decode: convert it to JPEG": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "TIFF of 1 band of 32-bit floating-point numbers: write 1 or 3": tiff(np.ones((6, 5, 1), "f4")),
+    "TIFF of 3 bands of 64-bit floating-point numbers": tiff(np.ones((6, 5, 3), "f8")),
+    "TIFF of 8 bands of 16-bit numbers": tiff(np.ones((6, 5, 8), "u2")),
+    "TIFF of 3 bands of 32-bit numbers": tiff(np.ones((6, 5, 3), "u4")),
+    "damaged, cut short or no image": tiff(np.ones((90, 50, 3), "u1"))[:500],
+}
+
+
+@pytest.mark.parametrize("words", SOMETHING_ELSE)
+def test_a_file_that_is_something_else_is_named(tmp_path, words):
+    data = SOMETHING_ELSE[words]
+    for sixteen_bit in ("high_byte", "stretch"):
+        with pytest.raises(UndecodableImage, match=re.escape(words) + r".*\(.*bytes") as caught:
+            decode_bytes(data, "it", sixteen_bit)
+        assert len(caught.value.reason.encode()) < WHY.itemsize
 
 
 @pytest.mark.parametrize(

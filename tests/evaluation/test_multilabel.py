@@ -71,6 +71,8 @@ def test_list_files(voc, tmp_path):
     test = tmp_path / "test.txt"
     test.write_text("JPEGImages/000002.jpg person\n")
     assert read_list(test, voc, found.classes).targets.tolist() == [[-1, -1, 1]]
+    test.write_text("JPEGImages/000002.jpg person\n", encoding="utf-16")  # as PowerShell writes it
+    assert read_list(test, voc, found.classes).targets.tolist() == [[-1, -1, 1]]
     test.write_text("JPEGImages/000002.jpg persn\n")
     with pytest.raises(InputError, match="'persn' is not a class of the training list; did you mean 'person'"):
         read_list(test, voc, found.classes)

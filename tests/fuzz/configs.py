@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,23 @@ PIECES = [
     "null: 1\n", "1: 2\n", "1.5: 2\n", "true: 2\n", ".nan: 1\n", "a:\n  - b\n c\n", "# \x07\n", "\ufeff", "\x00",
     "\x1b[2J\n", "\x85", "\u2028",
 ]  # fmt: skip
+PATHS = [
+    b"$HOME",
+    b"${HOME}/x",
+    b"$HOM",
+    b"$$",
+    b"$$$",
+    b"${",
+    b"${}",
+    b"$1",
+    b"~",
+    b"~/x",
+    b"~nobody1",
+    b"a~",
+    b"null",
+]
+PATHS += [b"photos #2", b"2024", b"caf\xe9", b"\xff\xfe", b"a\0b", b" ", b"1e3", b"010", b"<<", b"*x", b"'", b"a\nb"]
+TEXT_KEYS = ["data.root", "data.list_file", "output_dir", "name", "data.train.root", "evaluation.val", "data.labels"]
 _KEYS = sorted(
     {".".join(map(str, place)) for path in CONFIGS for place in places(yaml.safe_load(path.read_text("utf-8")))}
 )
@@ -132,14 +150,18 @@ def override_cases(_: Path) -> st.SearchStrategy[Case]:
         (1, st.tuples(known, words).map(".".join)),
         (1, st.sampled_from(["a." * 300 + "b", "task.x", *_POSITIONS])),
     )
+    any_bytes = st.one_of(st.binary(max_size=30), st.sampled_from(PATHS)).map(os.fsdecode)
     value = st.one_of(
         words,
+        any_bytes,
         st.sampled_from(NUMBERS).map(str),
         values.map(json.dumps),
         st.sampled_from(PIECES),
         st.sampled_from(PIECES).map(lambda piece: piece.partition(": ")[2]),
     )
-    override = weighted((2, st.tuples(key, value).map("=".join)), (1, words))
+    text_key = st.sampled_from(TEXT_KEYS)
+    text = st.tuples(text_key, any_bytes).map("=".join)
+    override = weighted((2, st.tuples(key, value).map("=".join)), (2, text), (1, words))
     files = st.sampled_from([str(path.relative_to(ROOT)) for path in CONFIGS])
     overrides = st.lists(override, min_size=1, max_size=4)
     return st.builds(lambda file, given: Case({}, (file, *given)), files, overrides)
@@ -147,4 +169,9 @@ def override_cases(_: Path) -> st.SearchStrategy[Case]:
 
 def read_overrides(folder: Path, output: Path, arguments: tuple[str, ...]) -> None:
     with only_input_errors():
-        check_config(load_config(ROOT / arguments[0], arguments[1:]), output)
+        config = load_config(ROOT / arguments[0], arguments[1:])
+        check_config(config, output)
+        given = dict(override.partition("=")[::2] for override in arguments[1:])
+        wanted = given.get("output_dir", config.output_dir)
+        if config.output_dir != wanted and not re.search("[$~]", wanted):
+            raise Violation(f"output_dir {wanted!r} became {config.output_dir!r}")

@@ -38,13 +38,17 @@ ANNOTATIONS = [
 @st.composite
 def _lines(draw: Any, line: st.SearchStrategy[str], good: list[str]) -> bytes:
     rows = draw(st.lists(weighted((2, st.sampled_from(good)), (1, line)), max_size=8))
-    data = draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\x0b", ""])).join(rows).encode("utf-8", "surrogatepass")
+    text = draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\x0b", ""])).join(rows)
+    codec = draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le"]))
+    data = text.encode(codec, "surrogatepass")
     return draw(mutated_bytes(data)) if draw(st.integers(0, 3)) == 0 else data
 
 
 _label = st.one_of(st.sampled_from(LABELS), words)
-_separator = st.sampled_from([" ", "\t", "  ", ""])
-_row = st.one_of(st.tuples(st.one_of(st.sampled_from(PATHS), words), _separator, _label).map("".join), words)
+_separator = st.sampled_from([" ", "\t", "  ", "", ",", ", ", ";"])
+_plain = st.one_of(st.sampled_from(PATHS), words)
+_path = st.one_of(_plain, _plain.map('"{}"'.format), _plain.map("images/{}".format))
+_row = st.one_of(st.tuples(_path, _separator, _label).map("".join), words)
 _row_path = st.sampled_from(["a.png\t", "class_0/b.png ", "class_1/c d.png\t", "x\t", ""])
 _multi_row = st.tuples(_row_path, st.lists(_label, max_size=4).map(",".join)).map("".join)
 _voc_flag = st.sampled_from(["1", "-1", "0", "2", "x", "\u0661"])
@@ -61,10 +65,21 @@ def _voc_files(draw: Any) -> dict[str, bytes]:
 
 
 _annotation = st.sampled_from([annotation.encode() for annotation in ANNOTATIONS])
+_FORMS = [
+    ["a.png", "class_0/b.png", "class_1/c d.png"],
+    ["a.png 0", "class_0/b.png 1", "class_1/c d.png 0"],
+    ["path,label", "a.png,1", "class_0/b.png,2", '"class_1/c d.png",1'],
+    ["a.png;cat", "class_1/c d.png;dog"],
+    ["class_0\\b.png", "class_1\\c d.png"],
+    ['"a.png" 1', '"class_1\\c d.png" 2'],
+    ["images/a.png\t-1", ".\\images\\class_0\\b.png\t0"],
+]
 _ROWS = ["a.png", "class_0/b.png", "a.png 0", "class_0/b.png 1", "# x", "class_1/c d.png cat"]
 _MULTI_ROWS = ["a.png\tcat,dog", "class_0/b.png cat", "class_1/c d.png\t?dog"]
 FILES: dict[str, st.SearchStrategy[dict[str, bytes]]] = {
-    "list": st.fixed_dictionaries({"list.txt": _lines(_row, _ROWS)}),
+    "list": st.fixed_dictionaries(
+        {"list.txt": st.one_of(_lines(_row, _ROWS), st.sampled_from(_FORMS).flatmap(lambda form: _lines(_row, form)))}
+    ),
     "multi": st.fixed_dictionaries({"list.txt": _lines(_multi_row, _MULTI_ROWS)}),
     "voc": _voc_files(),
     "xml": st.fixed_dictionaries(
@@ -119,6 +134,8 @@ def _images(folder: Path) -> None:
         lambda: read_images(images, list_file=file),
         lambda: read_images(images, list_file=file, labeled=True),
         lambda: read_images(images, list_file=file, labeled=True, classes=["cat", "dog"]),
+        lambda: read_images(images, list_file=file, labeled=True, classes=["1", "2", "3"], sixteen_bit="stretch"),
+        lambda: read_images(images, list_file=file, labeled=True, labels="names", extensions="any"),
     )
 
 
