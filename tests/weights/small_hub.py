@@ -33,7 +33,7 @@ class Hub(ThreadingHTTPServer):
         """Commit files to a branch; returns the commit."""
         revisions = self.repositories.setdefault(repository, {})
         content = {**revisions.get(branch, {}), **files}
-        commit = hashlib.sha1(repr(sorted(content.items())).encode()).hexdigest()
+        commit = hashlib.sha1(f"{repository} {len(revisions)}".encode()).hexdigest()
         revisions[branch] = revisions[commit] = content
         return commit
 
@@ -72,7 +72,7 @@ class _Request(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             if name in self.server.repositories:
-                return self.send({"error": "it exists"}, 409)
+                return self.send({"error": "it exists", "url": f"{self.server.url}/{name}"}, 409)
             self.server.put(name, {})
             return self.send({"url": f"{self.server.url}/{name}"})
         if parts[3] == "preupload":
