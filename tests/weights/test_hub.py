@@ -32,6 +32,14 @@ ARRAYS = {"a.weight": np.arange(6, dtype="float32").reshape(2, 3), "b": np.ones(
 OTHER = {name: array + 1 for name, array in ARRAYS.items()}
 
 
+def ask(address: str, monkeypatch) -> None:
+    """Have huggingface_hub, which reads HF_ENDPOINT when it is imported, ask there."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The Hub that huggingface_hub asks in this test, with an empty cache and a token."""
@@ -45,10 +53,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub_module._hub_file.cache_clear()
     with small_hub.running() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        ask(running.url, monkeypatch)
         yield running
     hub_module._hub_file.cache_clear()
 
@@ -118,7 +123,7 @@ def test_what_is_missing_is_named(hub, tmp_path, monkeypatch):
     hub_module._hub_file.cache_clear()
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     cases = {
-        "hf:me/nets": r"there is no repository me/nets, or it is private: the account of your token may not read me/nets",
+        "hf:me/nets": "no repository me/nets, or it is private: the account of your token may not read me/nets",
         "hf:me/secret@v2": "there is no repository me/secret, or it is private",
         "hf:me/net@v2": r"me/net has no branch, tag or commit 'v2'",
         "hf:me/net": r"main of me/net has no model\.safetensors or model\.pdparams; name one that it has: "
@@ -133,7 +138,7 @@ def test_what_is_missing_is_named(hub, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError, match="it is private: run `hf auth login`, or set HF_TOKEN"):
         weights_file("hf:me/nets")
-    hub.server_close()
+    ask("http://127.0.0.1:9", monkeypatch)  # where nothing listens
     with pytest.raises(InputError, match="could not be downloaded, and the cache has no"):
         weights_file("hf:me/other")
 
