@@ -81,11 +81,11 @@ def _hub_file(name: str) -> Path:
     from huggingface_hub import errors
 
     offline = zoo.is_offline() or hub.is_offline_mode()
-    where = f"{name}: {revision or 'main'} of {repository}"
-    missing: errors.EntryNotFoundError | None = None
+    unreachable: str | None = None  # why: then the cache may still have one of the files
     for each in (file,) if file else _DEFAULT_FILES:
         try:
-            return Path(hub.hf_hub_download(repository, each, revision=revision, local_files_only=offline))
+            cached = offline or unreachable is not None
+            return Path(hub.hf_hub_download(repository, each, revision=revision, local_files_only=cached))
         except errors.HFValidationError as error:
             raise InputError(f"{name!r}: expected hf:OWNER/NAME[@REVISION] ({error})") from None
         except errors.GatedRepoError:
@@ -96,19 +96,21 @@ def _hub_file(name: str) -> Path:
             ) from None
         except errors.RevisionNotFoundError:
             raise InputError(f"{name}: {repository} has no branch, tag or commit {revision!r}") from None
-        except errors.EntryNotFoundError as error:
-            missing = error
+        except errors.LocalEntryNotFoundError as error:
+            unreachable = unreachable or _first_line(error.__cause__ or error)
+        except errors.EntryNotFoundError:
+            continue
         except (errors.HfHubHTTPError, OSError) as error:
             raise DownloadError(f"{name} could not be downloaded: {_first_line(error)}") from None
     wanted = file or " or ".join(_DEFAULT_FILES)
+    where = f"{name}: {revision or 'main'} of {repository} has no {wanted}"
     if offline:
-        raise InputError(f"{where} has no {wanted} in the cache ({hub.constants.HF_HUB_CACHE}), and this is offline")
-    if isinstance(missing, errors.LocalEntryNotFoundError):
-        cause = _first_line(missing.__cause__ or missing)
-        raise DownloadError(f"{name} could not be downloaded, and the cache has no {wanted}: {cause}")
+        raise InputError(f"{where} in the cache ({hub.constants.HF_HUB_CACHE}), and this is offline")
+    if unreachable is not None:
+        raise DownloadError(f"{name} could not be downloaded, and the cache has no {wanted}: {unreachable}")
     others = [each for each in hub.list_repo_files(repository, revision=revision) if each.endswith(_KNOWN)]
     there = f"name one that it has: hf:{repository}/FILE with {listed(others, 5)}" if others else "nor other weights"
-    raise InputError(f"{where} has no {wanted}; {there}")
+    raise InputError(f"{where}; {there}")
 
 
 def _ask(hub: ModuleType, repository: str) -> str:

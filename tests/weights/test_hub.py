@@ -138,7 +138,8 @@ def test_what_is_missing_is_named(hub, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError, match="it is private: run `hf auth login`, or set HF_TOKEN"):
         weights_file("hf:me/nets")
-    ask("http://127.0.0.1:9", monkeypatch)  # where nothing listens
+    ask("http://127.0.0.1:9", monkeypatch)  # where nothing listens; huggingface_hub tries it for 23 s
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(InputError, match="could not be downloaded, and the cache has no"):
         weights_file("hf:me/other")
 
