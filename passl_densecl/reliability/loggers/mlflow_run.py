@@ -16,7 +16,7 @@ from passl_densecl.reliability.loggers.base import LoggedRun, Logger
 
 
 class MLflow(Logger):
-    package, install, remote = "mlflow", "mlflow-skinny>=3.1,<4", True
+    package, install, remote = "mlflow", "mlflow-skinny>=3.17,<4", True
 
     def __init__(self, run: LoggedRun) -> None:
         from mlflow import MlflowClient  # type: ignore[import-not-found]

@@ -16,7 +16,7 @@ from passl_densecl.reliability.loggers.base import LoggedRun, Logger
 
 
 class TensorBoard(Logger):
-    package, install = "tensorboardX", "tensorboardX>=2.6.2"
+    package, install = "tensorboardX", "tensorboardX>=2.6.5"
 
     def __init__(self, run: LoggedRun) -> None:
         from tensorboardX import event_file_writer, summary  # type: ignore[import-not-found]

@@ -19,7 +19,7 @@ from passl_densecl.reliability.loggers.base import LoggedRun, Logger
 
 
 class WandB(Logger):
-    package, install, remote = "wandb", "wandb>=0.18", True
+    package, install, remote = "wandb", "wandb>=0.31,<1", True
 
     @classmethod
     def check(cls) -> None:
