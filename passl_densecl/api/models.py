@@ -27,6 +27,7 @@ from passl_densecl.config import (
 from passl_densecl.errors import InputError
 from passl_densecl.text import closest
 from passl_densecl.weights.files import weights_file
+from passl_densecl.weights.hub import PREFIX
 from passl_densecl.weights.load import load_strict
 from passl_densecl.weights.names import depth_of
 from passl_densecl.weights.read import read_model
@@ -79,6 +80,7 @@ def get_model(
             - another file with a ResNet (extracted, PASSL's, …): a ``paddle.vision`` ResNet without pooling and ``fc``
             - YAML file, or result of ``load_config``: the model of the config
             - name of :func:`list_models`: the model in the published file
+            - "hf:OWNER/NAME[/FILE][@REVISION]": the model in a repository of the Hugging Face Hub, by its file
             - "random": an untrained ResNet of `depth`, initialized with `seed`
         pretrained: of a config: False leaves the model untrained (initialized with the config's seed), True loads the
             newest checkpoint of its run, a path loads that checkpoint, which must fit exactly. Of a name: True
@@ -103,7 +105,7 @@ def get_model(
         built = _untrained(depth, f"random weights (seed {seed})", stated)
     elif os.path.exists(model) and os.fspath(model).lower().endswith(YAML) and not os.path.isdir(model):
         built = _of_config(load_config(Path(model)), os.fspath(model), pretrained, stated)
-    elif os.path.exists(model):
+    elif os.path.exists(model) or os.fspath(model).startswith(PREFIX):
         if not isinstance(pretrained, bool):
             other = os.fspath(pretrained)
             raise InputError(f"{model} is a file of weights itself; pass either it or pretrained={other!r}")

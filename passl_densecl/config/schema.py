@@ -239,6 +239,9 @@ class RunConfig(Section):
     amp: AmpConfig = Field(default_factory=AmpConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log_every_steps: Count = 10
+    loggers: Annotated[tuple[Literal["visualdl", "tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = Field(
+        ("visualdl",), description="what shows the run's numbers and pictures, beside metrics.jsonl; [] for none"
+    )
     dist_timeout: float = Field(
         60, ge=5, description="seconds without a heartbeat of another process after which the run stops"
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from passl_densecl.models import LinearClassifier
 from passl_densecl.reliability.bad_images import BadImages
 from passl_densecl.reliability.checkpoint import Checkpoints
 from passl_densecl.reliability.log import SilentLog, set_device
+from passl_densecl.reliability.pictures import first_views
 from passl_densecl.weights.files import weights_file
 from passl_densecl.weights.load import load_strict
 from passl_densecl.weights.read import read_classifier
@@ -98,6 +100,8 @@ def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None, pre
     with run.stop.at_steps():
         for step, batch in loader.steps(run.first_step, run.last_step):
             learner.optimizer.set_lr(run.learning_rate(step))
+            if step == 0:
+                log.images(1, partial(first_views, batch.images))
             with amp_context(config.amp):
                 logits = learner.parallel(batch.images)
             loss = F.cross_entropy(logits.astype("float32"), batch.labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import paddle
@@ -19,6 +20,7 @@ from passl_densecl.engine.start import load_backbones, load_state
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL, Keys, Losses
 from passl_densecl.models.batch_norm import ChainedStatistics
+from passl_densecl.reliability.pictures import first_pictures
 from passl_densecl.reliability.watchdog import Watchdog
 
 
@@ -87,6 +89,9 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
             with statistics.step():
                 keys = encode_keys(config, model, batch.key, step)
                 losses = forward_backward(config, learner, batch.query, keys, loss_lambda)
+            if step == 0:
+                pictures = partial(first_pictures, model, batch.query, batch.key, keys, config.micro_batch_size)
+                log.images(1, pictures)
             good = guard.accepts(step, batch, losses, keys, loss_lambda)
             if good:
                 learner.step()

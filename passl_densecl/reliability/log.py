@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from passl_densecl.disk import make_writable, parse_json, whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError, printable
 from passl_densecl.reliability.logfile import LogFile
+from passl_densecl.reliability.loggers import Loggers, check_loggers
 
 # Numbers of metrics.jsonl that differ between two identical runs.
 TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
@@ -43,10 +44,15 @@ class SilentLog:
         """The progress bar on a terminal; with `record` also a line in the file (and on output that is no terminal)."""
 
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
-        """One object of metrics.jsonl; numbers also become VisualDL scalars over `step`."""
+        """One object of metrics.jsonl; the loggers show its numbers over `step`."""
+
+    def images(self, step: int, make: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Pictures for the loggers, by tag, uint8 (height, width, 3) RGB; `make` is called if there are any."""
 
     def rewind(self, step: int) -> None:
-        """Remove the metrics of later steps, which a resumed run will write again; -1 removes all."""
+        """Remove the metrics of later steps, which a resumed run will write again; -1 removes all. Opens the loggers,
+        whose records continue after the same step.
+        """
 
     def recorded(self, key: str, step: int) -> bool:
         """Whether metrics.jsonl has this number for this step."""
@@ -67,12 +73,15 @@ class RunLog(SilentLog):
     made again, and without a terminal the run continues.
     """
 
-    def __init__(self, run_dir: Path, documents: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, documents: Mapping[str, str] | None = None, loggers: Loggers | None = None
+    ) -> None:
         """`documents` are files of the run folder (name → text), written now, and again whenever the folder is gone.
 
         Raises OSError.
         """
         self.run_dir = run_dir
+        self._loggers = loggers
         self._documents = dict(documents or {})
         run_dir.mkdir(parents=True, exist_ok=True)
         for name, text in self._documents.items():
@@ -88,7 +97,6 @@ class RunLog(SilentLog):
         sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False, errors="backslashreplace")
         faulthandler.enable(sys.stderr)
         warnings.showwarning = self._warning
-        self._visualdl: Any = None
         self._bar: Any = None
         self._broken = False  # whether the disk has refused a line, and a warning was logged
         self._interactive = sys.stdout.isatty()
@@ -113,19 +121,12 @@ class RunLog(SilentLog):
     def metrics(self, values: Mapping[str, float | int | str]) -> None:
         self._metrics.write(json.dumps(values) + "\n")
         self._watch()
-        if not self._broken:
-            with contextlib.suppress(OSError):
-                self._scalars(values)
+        if self._loggers is not None:
+            self._loggers.scalars(values)
 
-    def _scalars(self, values: Mapping[str, float | int | str]) -> None:
-        if self._visualdl is None:
-            from visualdl import LogWriter
-
-            (self.run_dir / "vdl").mkdir(exist_ok=True)
-            self._visualdl = LogWriter(logdir=str(self.run_dir / "vdl"))
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._visualdl.add_scalar(tag=name, value=float(value), step=int(values["step"]))
+    def images(self, step: int, make: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        if self._loggers is not None:
+            self._loggers.images(step, make)
 
     def rewind(self, step: int) -> None:
         def until(content: str) -> str:
@@ -139,6 +140,8 @@ class RunLog(SilentLog):
             return "".join(kept)
 
         self._metrics.rewrite(until)
+        if self._loggers is not None:
+            self._loggers.open(step, self.line)
 
     def recorded(self, key: str, step: int) -> bool:
         try:
@@ -154,7 +157,8 @@ class RunLog(SilentLog):
 
     def close(self) -> None:
         self._end_bar()
-        self._close_visualdl()
+        if self._loggers is not None:
+            self._loggers.close()
         self.sync()
         for file in (self._file, self._metrics):
             if file.waiting:
@@ -184,11 +188,10 @@ class RunLog(SilentLog):
         problem = next((file for file in files if file.problem), None)
         if problem is not None and not self._broken:
             self._broken = True
-            self._close_visualdl()  # a record may be torn, and what follows it in the same file would not be read
             self.line(
                 "warning",
                 f"{problem.path} cannot be written: {problem.problem}; training continues. Its lines are kept in "
-                "memory and written when there is room again; VisualDL's are dropped meanwhile",
+                "memory and written when there is room again",
             )
         elif problem is None and self._broken:
             self._broken = False
@@ -196,7 +199,6 @@ class RunLog(SilentLog):
             self.line("note", f"{self.run_dir} can be written again; {lost:,} lines of the logs are lost")
         if any(file.reopened for file in files):
             self._file.reopened = self._metrics.reopened = False
-            self._close_visualdl()
             self._restore_documents()
             self.line(
                 "warning",
@@ -209,12 +211,6 @@ class RunLog(SilentLog):
             if not (self.run_dir / name).exists():
                 with contextlib.suppress(OSError):
                     (self.run_dir / name).write_text(text, encoding="utf-8")
-
-    def _close_visualdl(self) -> None:
-        if self._visualdl is not None:
-            with contextlib.suppress(OSError):
-                self._visualdl.close()
-            self._visualdl = None
 
     @staticmethod
     def _redirect(descriptor: int) -> None:
@@ -253,15 +249,17 @@ class RunLog(SilentLog):
 def open_log(config: Config, *, resumed: bool) -> SilentLog:
     """The run's log in the main process (with config.yaml and environment.json written), silence in the others.
 
-    Raises InputError when the run folder, or the folder of checkpoints in it, cannot be written.
+    Raises InputError when a logger is not installed, or when the run folder, or the folder of checkpoints in it, cannot
+    be written.
     """
+    check_loggers(config.loggers)
     if not dist.is_main():
         return SilentLog()
     make_writable(config.run_dir / "checkpoints", "output_dir")
     make_writable(config.run_dir, "output_dir")
     documents = {"config.yaml": dump_config(config), "environment.json": json.dumps(environment(), indent=1) + "\n"}
     try:
-        log = RunLog(config.run_dir, documents)
+        log = RunLog(config.run_dir, documents, Loggers(config))
     except OSError as error:
         raise InputError(
             f"output_dir: {error.filename or config.run_dir} cannot be written: {error.strerror}"

@@ -35,9 +35,9 @@ class LogFile:
         """Lines that are not in the file yet."""
         return len(self._waiting)
 
-    def write(self, text: str) -> None:
-        """Append a line, now or when the disk takes it. Never raises OSError."""
-        line = text.encode("utf-8", "backslashreplace")
+    def write(self, text: str | bytes) -> None:
+        """Append a line (or a record of bytes), now or when the disk takes it. Never raises OSError."""
+        line = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
         if self._bytes + len(line) > LIMIT:
             self._drain()
         if self._bytes + len(line) > LIMIT:

@@ -18,6 +18,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.text import listed
 from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
+from passl_densecl.weights.hub import named_file
 from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card
 from passl_densecl.weights.plain import describe
 
@@ -119,18 +120,21 @@ def read_arrays(path: str | os.PathLike[str], *, checked: bool = False) -> dict[
 
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
-    """The file of weights that ``path`` means.
+    """The file of weights that ``path`` means, or that it names: what weights are called, anywhere, comes through here.
 
     A file is itself; a checkpoint folder means its ``model.pdparams``; a run folder, or the ``checkpoints`` folder in
     it, means its newest checkpoint: the largest ``step`` in ``state.json``, or the largest number in the folder's
-    name where a checkpoint does not say its step.
+    name where a checkpoint does not say its step. What does not exist may be a name: of the model zoo, or
+    ``hf:OWNER/NAME[@REVISION]`` (:mod:`passl_densecl.weights.hub`); its file is downloaded at the first use.
 
     Raises:
         InputError: nothing is there, or nothing that holds weights.
     """
     path = Path(path)
     if not path.exists():
-        hint = did_you_mean(path) or "; give a checkpoint, a run folder or a file of weights"
+        if (named := named_file(str(path))) is not None:
+            return named
+        hint = did_you_mean(path) or "; give a checkpoint, a run folder, a file of weights or a name"
         raise InputError(f"{path} does not exist{hint}")
     if not path.is_dir():
         return path

@@ -156,6 +156,11 @@ def cache_folder() -> Path:
     return Path(folder) / "passl_densecl" / "weights"
 
 
+def is_offline() -> bool:
+    """Whether PASSL_DENSECL_OFFLINE is set: nothing is downloaded."""
+    return os.environ.get("PASSL_DENSECL_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
 def download(name: str, *, progress: bool = True) -> Path:
     """The file of a published model, as published: from the cache, else downloaded into it; checked either way.
 
@@ -174,7 +179,7 @@ def download(name: str, *, progress: bool = True) -> Path:
     path = cache_folder() / model.file
     by_hand = f"get it from {model.page or _addresses(model)[0]} and save it as {path}"
     if not path.exists():
-        if os.environ.get("PASSL_DENSECL_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off"):
+        if is_offline():
             raise InputError(f"{name}: not in the cache, and PASSL_DENSECL_OFFLINE is set; {by_hand}")
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)

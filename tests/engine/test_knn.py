@@ -98,7 +98,7 @@ def test_visualdl_has_it(with_and_without):
     from visualdl import LogReader
 
     (file,) = (with_and_without[0] / "vdl").iterdir()
-    points = LogReader(file_path=str(file)).get_data("scalar", "knn_top1")
+    points = LogReader(file_path=str(file)).get_data("scalar", "knn/top1")
     assert [point.id for point in points] == [0, 10, 15]
     np.testing.assert_allclose(
         [point.value for point in points], [v for _, v in accuracies(with_and_without[0])], rtol=1e-6
