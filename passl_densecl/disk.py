@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, NewerFormat
 from passl_densecl.text import closest
 
 
@@ -142,7 +142,7 @@ def check_format(what: str, found: object, known: int) -> None:
     if type(found) is not int or found < 1:
         raise InputError(f"{what} is damaged: its format is {found!r:.40}, expected a number from 1 to {known}")
     if found > known:
-        raise InputError(
+        raise NewerFormat(
             f"{what} has format {found:,}, this passl_densecl reads formats up to {known}: a newer version wrote it; "
             "upgrade passl_densecl"
         )

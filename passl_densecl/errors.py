@@ -1,4 +1,4 @@
-"""The two exceptions that the user sees without a traceback (invalid input, and a run that cannot go on), and how their
+"""The exceptions that the user sees without a traceback (invalid input, and a run that cannot go on), and how their
 messages spell options: as the caller writes them, in Python or for a command.
 """
 
@@ -49,6 +49,10 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class NewerFormat(InputError):
+    """A file that a newer version of this project wrote: not damaged, but not to be read."""
 
 
 class RunError(RuntimeError):

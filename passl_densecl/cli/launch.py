@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,10 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     for stream in (sys.stdout, sys.stderr):
         if stream.seekable():
             stream.seek(0, os.SEEK_END)  # the trainers have written there
+    if code == 2 and [entry.name for entry in logs.parent.iterdir()] == [logs.name]:  # refused: leave no folder
+        shutil.rmtree(logs.parent)
+        with contextlib.suppress(OSError):
+            logs.parent.parent.rmdir()  # when nothing else is in it
     if received:
         return _EXIT_CODES[signal.Signals(received[0])]
     if code not in (0, 2):

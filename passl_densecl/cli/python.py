@@ -64,6 +64,7 @@ def pretrain(
     load: str | os.PathLike[str] | None = None,
     pretrained: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    accept_changes: bool = False,
     **settings: Any,
 ) -> TrainedRun:
     """Pre-train as `densecl train CONFIG DATA` does.
@@ -77,6 +78,7 @@ def pretrain(
         resume: True continues the newest checkpoint, a path that one.
         load, pretrained: what a new run starts from: a whole training state, or a backbone.
         overwrite: replace a run in the folder.
+        accept_changes: continue with another recipe than the checkpoint records.
         settings: keys of the config, "__" for a dot: ``epochs=50, model__queue_len="auto"``.
 
     Raises:
@@ -101,13 +103,15 @@ def pretrain(
     if devices is None:
         from passl_densecl.engine.pretrain import pretrain as run_here
 
-        code = run_here(checked, **given, overwrite=overwrite)
+        code = run_here(checked, **given, overwrite=overwrite, accept_changes=accept_changes)
     else:
         if not isinstance(config, (str, os.PathLike)):
             raise InputError("devices: several processes read the config themselves; give its file or name")
         words = ["-c", os.fspath(config), "--devices", devices, *(word for one in overrides for word in ("-o", one))]
         words += [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
-        code = train.run(train.main.parser().read([*words, *(["--overwrite"] if overwrite else [])]))
+        flags = {"--overwrite": overwrite, "--accept-changes": accept_changes}
+        words += [flag for flag, wanted in flags.items() if wanted]
+        code = train.run(train.main.parser().read(words))
     if code not in (0, 130, 143):
         raise RunError(f"training ended with exit code {code}; its messages are above, its logs in {checked.run_dir}")
     return TrainedRun(checked.run_dir, checked, code)

@@ -26,8 +26,12 @@ OVERWRITE = (
     "start anew in a folder that holds a run: its checkpoints and metrics are removed when the first step is ready; "
     "train.log continues, and files that are not the run's stay"
 )
+ACCEPT = "with --resume: go on with another recipe than the checkpoint records; each change is logged old → new"
 PRETRAINED = "linear: weights of the frozen backbone, or 'random'; pretrain: a backbone that a new run starts from"
 LOAD = "linear: a trained classifier; pretrain: a whole training state that a new run starts from, at step 0"
+PREFIX = (
+    "what stands before conv1.weight in the file of --pretrained, where it holds several backbones (default: found)"
+)
 REPLAY = "pretrain: recompute a step that was not finite, from RUN/nonfinite/step_…, and say where it begins"
 
 
@@ -42,9 +46,11 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--master", metavar="HOST:PORT", help="a free port of host 0 (with --nnodes)")
     parser.add_argument("--name", metavar="N", help=NAME)
     parser.add_argument("--resume", nargs="?", const="auto", metavar="PATH", help=RESUME)
+    parser.add_argument("--accept-changes", action="store_true", help=ACCEPT)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     parser.add_argument("--pretrained", metavar="W", help=PRETRAINED)
     parser.add_argument("--load", metavar="W", help=LOAD)
+    parser.add_argument("--prefix", metavar="P", help=PREFIX)
     parser.add_argument("--evaluate-only", action="store_true", help="linear: evaluate --load, train nothing")
     parser.add_argument("--replay", metavar="DIR", help=REPLAY)
     parser.add_argument("--check", action="store_true", help="validate, print the resolved config, touch no device")
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.devices is not None and "PADDLE_TRAINER_ID" not in os.environ:
         return start_trainers(args, config, config_name, overrides)
-    start = {"resume": args.resume, "load": args.load, "pretrained": args.pretrained, "overwrite": args.overwrite}
+    start = {"resume": args.resume, "load": args.load, "pretrained": args.pretrained}
+    start |= {"prefix": args.prefix, "overwrite": args.overwrite, "accept_changes": args.accept_changes}
     if isinstance(config, PretrainConfig):
         if args.replay:
             from passl_densecl.engine.replay import replay
@@ -77,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check_task(args: argparse.Namespace, config: Config, name: str) -> None:
     """Raises InputError for options that do not go with the config's task."""
+    if args.accept_changes and args.resume is None:
+        raise InputError("--accept-changes goes with --resume: a new run has no record to differ from")
     if args.overwrite and args.evaluate_only:
         raise InputError("--overwrite goes with training, but --evaluate-only trains nothing")
     for option, given, task in (
@@ -141,10 +150,11 @@ def start_trainers(args: argparse.Namespace, config: Config, name: str, override
     words = ["-c", name]
     for override in (*devices.overrides, *overrides):
         words += ["-o", override]
-    for option in ("resume", "pretrained", "load", "replay"):
+    for option in ("resume", "pretrained", "load", "prefix", "replay"):
         if getattr(args, option) is not None:
             words += [f"--{option}", getattr(args, option)]
-    words += [f"--{option}" for option in ("overwrite", "evaluate-only") if getattr(args, option.replace("-", "_"))]
+    flags = ("overwrite", "evaluate_only", "accept_changes")
+    words += [f"--{option.replace('_', '-')}" for option in flags if getattr(args, option)]
     if devices.count == 1 and args.nnodes == 1:
         if devices.gpus:
             os.environ["FLAGS_selected_gpus"] = str(devices.gpus[0])  # noqa: SIM112

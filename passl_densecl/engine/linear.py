@@ -21,8 +21,9 @@ from passl_densecl.disk import make_writable, whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
 from passl_densecl.engine.learner import Learner, amp_context
-from passl_densecl.engine.run import NO_BEST, Run, open_run
-from passl_densecl.engine.start import load_classifier, load_pretrained
+from passl_densecl.engine.record import check_classes
+from passl_densecl.engine.run import NO_BEST, Resume, Run, open_run
+from passl_densecl.engine.start import check_strides, load_classifier, load_pretrained
 from passl_densecl.errors import InputError
 from passl_densecl.models import LinearClassifier
 from passl_densecl.reliability.bad_images import BadImages
@@ -44,6 +45,7 @@ def linear_eval(
     evaluate_only: bool = False,
     resume: str | None = None,
     overwrite: bool = False,
+    accept_changes: bool = False,
 ) -> int:
     """Train a classifier on the frozen backbone `pretrained` and evaluate it each epoch. Returns the exit code.
 
@@ -63,8 +65,10 @@ def linear_eval(
         "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
         f"--pretrained {RANDOM} for the baseline of untrained weights"
     )
-    given = pretrained is not None or load is not None
-    with open_run(config, resume, overwrite, refuse_new=None if given else refusal) as run:
+    if load is not None and pretrained is not None:
+        raise InputError("give --load (a classifier) or --pretrained (a backbone), not both")
+    given, how = pretrained is not None or load is not None, Resume(resume, overwrite, accept_changes)
+    with open_run(config, how, refuse_new=None if given else refusal) as run:
         return _train(run, pretrained, load, prefix)
 
 
@@ -74,12 +78,13 @@ def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None, pre
     run.check_start()
     model = LinearClassifier(config.model.backbone, len(train_set.classes), config.seed)
     if run.start is not None:
+        check_classes(run.start, train_set.classes)
         run.best = _best_of(run)
     elif load is not None:
-        log.line("weights", load_classifier(model, load, prefix))
+        log.line("weights", load_classifier(model, load, config.model.backbone, prefix))
     else:
         log.line("weights", load_pretrained(model, str(pretrained), config.model.backbone, prefix))
-    run.describe_start(load or (None if pretrained == RANDOM else pretrained))
+    run.describe_start(load=load, pretrained=pretrained)
     run.describe_recipe(
         f", SGD lr {config.base_lr:g} {config.schedule.name}; frozen ResNet-{config.model.depth}, one linear layer"
     )
@@ -124,6 +129,7 @@ def _evaluate_only(config: LinearConfig, load: str, prefix: str | None) -> int:
     set_device(config.device)
     process_group.start()
     path = weights_file(Path(load))
+    check_strides("--load", load, config.model.backbone)
     arrays, classes = read_classifier(path, prefix=prefix), recorded_classes(path)
     val_set = scan_images(**config.data.val.source(), labeled=True, classes=classes)
     check_decodable(val_set)

@@ -15,7 +15,7 @@ from passl_densecl.data.loader import PairLoader
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.engine.guard import Guard
 from passl_densecl.engine.learner import Learner, amp_context
-from passl_densecl.engine.run import Evaluation, Run, open_run
+from passl_densecl.engine.run import Evaluation, Resume, Run, open_run
 from passl_densecl.engine.start import load_backbones, load_state
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL, Keys, Losses
@@ -32,6 +32,7 @@ def pretrain(
     pretrained: str | None = None,
     prefix: str | None = None,
     overwrite: bool = False,
+    accept_changes: bool = False,
 ) -> int:
     """Run or continue the experiment. Returns the exit code: 0 when finished, 128 + signal when asked to stop.
 
@@ -39,14 +40,15 @@ def pretrain(
     A new run starts from random weights, from a whole training state of any known kind (`load`: both encoders, heads
     and queues) or from a backbone (`pretrained`, behind `prefix` where the file holds several); its optimizer is
     new in any case. A run that is resumed needs neither. A run folder that holds a run takes a new one only with
-    `overwrite`, which removes the old one's checkpoints and metrics once the new one is ready for its first step.
+    `overwrite`, which removes the old one's checkpoints and metrics once the new one is ready for its first step. A run
+    is continued with the recipe that its checkpoint records; another one is refused, or with `accept_changes` logged.
     Raises InputError for invalid input, RunError when the run cannot continue.
     """
     if load is not None and pretrained is not None:
         raise InputError("give --load (a whole training state) or --pretrained (a backbone), not both")
     if prefix is not None and pretrained is None:
         raise InputError(f"{option('prefix', prefix)} chooses a backbone of {option('pretrained')}: give both")
-    with open_run(config, resume, overwrite) as run:
+    with open_run(config, Resume(resume, overwrite, accept_changes)) as run:
         return _train(run, load, pretrained, prefix)
 
 
@@ -64,7 +66,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
         log.line("weights", load_state(model, load, config.model))
     elif run.start is None and pretrained is not None:
         log.line("weights", load_backbones(model, pretrained, config.model.backbone, prefix))
-    run.describe_start(load or pretrained)
+    run.describe_start(load=load, pretrained=pretrained)
     _describe(run, model, queue_len, queues_are_full=load is not None)
 
     learner = Learner.build(model, config, run.start)

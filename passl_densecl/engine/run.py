@@ -6,19 +6,23 @@ not learning: logging, checkpoints, evaluation, and stopping when a signal asked
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import paddle
 
-from passl_densecl.config import LinearConfig, PretrainConfig, RunConfig
+from passl_densecl.config import RANDOM, LinearConfig, PretrainConfig, RunConfig
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import choose_workers
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
+from passl_densecl.engine import record
 from passl_densecl.engine.learner import Learner, check_finite
+from passl_densecl.engine.record import Change
 from passl_densecl.engine.start import parents_of
 from passl_densecl.errors import InputError
 from passl_densecl.models import Keys, Losses
@@ -34,6 +38,14 @@ from passl_densecl.weights.card import run_card
 
 C = TypeVar("C", PretrainConfig, LinearConfig)
 NO_BEST = {"epoch": 0, "top1": -1.0, "name": ""}
+
+
+class Resume(NamedTuple):
+    """How a run stands to what is in its folder."""
+
+    path: str | None = None  # the checkpoint to continue, or "auto"; None starts a new run
+    overwrite: bool = False  # a new run replaces one in the folder
+    accept_changes: bool = False  # a run is continued with another recipe
 
 
 class Evaluation(Protocol):
@@ -79,6 +91,7 @@ class Run(Generic[C]):
         self.watchdog: Watchdog | None = None
         self.best: dict[str, Any] = dict(NO_BEST)  # the best epoch so far, where the evaluation selects one
         self.overwrite = False
+        self.changes: list[Change] = []  # of settings, where the run continues with others than its record has
 
     @property
     def first_step(self) -> int:
@@ -113,15 +126,22 @@ class Run(Generic[C]):
                 f"--resume: process {dist.rank()} found step {step}, others found another; every host must see the "
                 "same output_dir (shared storage)"
             )
-        checkpoint_files.report_start(self.start, self.checkpoints)
 
-    def describe_start(self, weights: str | None) -> None:
-        """Record where the weights come from: the file `weights` of a new run, or the checkpoint that is continued."""
-        self.parents = parents_of(weights, self.start)
-        if self.start is not None:
-            self.log.line("resume", f"{self.start.path}, step {self.start.step:,}")
-            if weights:
-                self.log.line("note", f"{weights} was for the start of this run and is not read again")
+    def describe_start(self, *, load: str | None, pretrained: str | None) -> None:
+        """Record where the weights come from: the file of a new run, or the checkpoint that is continued.
+
+        Raises InputError when a run that is continued started from other weights than the options name.
+        """
+        if self.start is None:
+            self.parents = parents_of(load or (None if pretrained == RANDOM else pretrained), None)
+            return
+        for option, weights in (("--load", load), ("--pretrained", pretrained)):
+            if weights is not None:
+                record.check_parent(self.start, option, weights)
+        self.parents = parents_of(None, self.start)
+        self.log.line("resume", f"{self.start.path}, step {self.start.step:,}")
+        for change in self.changes:
+            self.log.line("changed", f"{change}, from step {self.start.step:,} on")
 
     def describe_recipe(self, what: str) -> None:
         """The lines of the log about batch and learning rate that both tasks have."""
@@ -163,6 +183,9 @@ class Run(Generic[C]):
             in_epoch=state.get("bad_in_epoch", 0),
         )
         if dist.is_main():
+            self._keep_config()
+            self.log.record()
+            checkpoint_files.report_start(self.start, self.checkpoints)
             if self.overwrite:
                 self.checkpoints.clear()
             self.log.rewind(self.start.step if self.start else -1)
@@ -170,6 +193,15 @@ class Run(Generic[C]):
         if self.evaluation is not None and not selects and self._not_evaluated(self.first_step):
             self.evaluation.run(learner.model, self.first_step)
         self.stopwatch = Stopwatch()
+
+    def _keep_config(self) -> None:
+        """The config that held until now stays beside the new one, under the step from which it held."""
+        old = self.config.run_dir / "config.yaml"
+        if self.start is None or not self.changes or not old.is_file():
+            return
+        kept = old.with_name(f"config_from_step_{self.start.state.get('config_since', 0):08d}.yaml")
+        if not kept.exists():
+            os.replace(old, kept)
 
     def _not_evaluated(self, done: int) -> bool:
         """Whether an evaluation is due after `done` steps and the run's metrics lack it; the same in every process."""
@@ -272,6 +304,11 @@ class Run(Generic[C]):
         """The state after `done` steps; `state` replaces entries of state.json."""
         learner, config = self.learner, self.config
         entries = {"task": config.task, **self.facts, "scaler": learner.scaler_state()}
+        entries["config"] = config.model_dump(mode="json")
+        before = self.start.state if self.start else {}
+        entries["config_since"] = self.first_step if self.changes else before.get("config_since", 0)
+        changed = [{"step": self.first_step, **asdict(change)} for change in self.changes]
+        entries["changes"] = [*before.get("changes", []), *changed]
         entries["bad_in_epoch"] = self.bad_images.in_epoch
         if self.evaluation is not None and self.evaluation.selects_best:
             entries["best"] = self.best
@@ -291,20 +328,22 @@ class Run(Generic[C]):
 
 
 @contextmanager
-def open_run(config: C, resume: str | None, overwrite: bool, *, refuse_new: str | None = None) -> Iterator[Run[C]]:
+def open_run(config: C, resume: Resume, *, refuse_new: str | None = None) -> Iterator[Run[C]]:
     """The run folder locked for this run, its log open, signals handled, and the processes connected until the end.
 
-    `refuse_new` says why no new run can start; with it only a checkpoint can be continued. Raises InputError.
+    `refuse_new` says why no new run can start; with it only a checkpoint can be continued. Nothing in the folder
+    changes before `Run.begin`. Raises InputError.
     """
     with StopRequest() as stop, locked(config.run_dir) as warning:
         checkpoints = Checkpoints(config.run_dir, config.checkpoint.keep)
-        start = find_start(config.run_dir, checkpoints, resume, overwrite)
+        start = find_start(config.run_dir, checkpoints, resume.path, resume.overwrite)
         if start is None and refuse_new:
             raise InputError(refuse_new)
+        changes = record.check_settings(start, config, accept_changes=resume.accept_changes) if start else []
         set_device(config.device)
         log = checkpoints.log = open_log(config, resumed=start is not None)
         run = Run(config, start, checkpoints, log)
-        run.stop, run.overwrite = stop, overwrite
+        run.stop, run.overwrite, run.changes = stop, resume.overwrite, changes
         try:
             if warning:
                 log.line("warning", warning)

@@ -59,7 +59,7 @@ def load_state(model: DenseCL, path: str, expected: PretrainModelConfig) -> str:
             f"--load {path} has {what}, the config has model.loss_lambda {expected.loss_lambda:g}: set it "
             f"{'above 0' if state.has_dense else 'to 0'}, or take only the state's backbone, with --pretrained"
         )
-    _check_strides("--load", path, expected.backbone)
+    check_strides("--load", path, expected.backbone)
     load_strict(model, state.arrays, source=path)
     return f"{path}: {state.kind}, {state.describe()}; into a new run"
 
@@ -87,10 +87,14 @@ def load_pretrained(model: LinearClassifier, path: str, expected: BackboneSpec, 
     return f"{path}: {extraction.kind}, ResNet-{extraction.depth}, {len(extraction.backbone)} arrays used"
 
 
-def load_classifier(model: LinearClassifier, path: str, prefix: str | None = None) -> str:
-    """Load a classifier of any recognized kind. Returns a description for the log."""
+def load_classifier(model: LinearClassifier, path: str, expected: BackboneSpec, prefix: str | None = None) -> str:
+    """Load a classifier of any recognized kind. Returns a description for the log.
+
+    Raises InputError when its recorded strides differ.
+    """
     from passl_densecl.weights.read import read_classifier
 
+    check_strides("--load", path, expected)
     file = weights_file(Path(path))
     load_strict(model, read_classifier(file, prefix=prefix), source=path)
     return f"{file}: classifier"
@@ -109,11 +113,11 @@ def read_fitting_backbone(path: str, expected: BackboneSpec, prefix: str | None 
             f"--pretrained {path} holds a ResNet-{extraction.depth}, the config asks for ResNet-{expected.depth}: set "
             f"model.depth {extraction.depth}, or choose another file"
         )
-    _check_strides("--pretrained", path, expected)
+    check_strides("--pretrained", path, expected)
     return extraction
 
 
-def _check_strides(option: str, path: str, expected: BackboneSpec) -> None:
+def check_strides(option: str, path: str, expected: BackboneSpec) -> None:
     """Raises InputError when the weights are recorded to come from a run with other strides than the config's."""
     trained = recorded_backbone(weights_file(Path(path)))
     for key in ("stem_stride", "last_stride"):

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import paddle
 
-from passl_densecl.disk import HashedFile, parse_json, sync_folder
+from passl_densecl.disk import HashedFile, check_format, parse_json, sync_folder
 from passl_densecl.distributed import collectives as dist
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.errors import InputError, NewerFormat, RunError
 from passl_densecl.reliability.log import SilentLog
 from passl_densecl.text import megabytes
 from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
@@ -45,6 +45,7 @@ from passl_densecl.weights.checkpoints import (
 from passl_densecl.weights.files import read_arrays
 from passl_densecl.weights.writing import dump_pickle
 
+FORMAT = 1  # of state.json; a checkpoint with a larger number is refused
 TOLERATED = 2  # failed writes in a row that do not stop a run
 
 
@@ -164,7 +165,7 @@ class Checkpoints:
         final, temporary = self.folder / name, self.folder / f".{name}.tmp"
         self._prepare()
         temporary.mkdir()
-        card, state = snapshot.card, {"step": snapshot.step, **snapshot.state, "checksums": CHECKSUMS}
+        card, state = snapshot.card, {"format": FORMAT, "step": snapshot.step, **snapshot.state, "checksums": CHECKSUMS}
         parts: dict[str, Callable[[HashedFile], object]] = {
             MODEL: lambda file: dump_pickle(file, model, card=card),
             OPTIMIZER: lambda file: dump_pickle(
@@ -356,8 +357,8 @@ def _lacks(path: Path) -> str | None:
 
 
 def _raise_refusal(error: InputError) -> None:
-    """What may not be read is not damaged: to go on from an older one would be wrong."""
-    if isinstance(error.__cause__, PermissionError):
+    """What may not be read, or is of a newer version, is not damaged: to go on from an older one would be wrong."""
+    if isinstance(error, NewerFormat) or isinstance(error.__cause__, PermissionError):
         raise error
 
 
@@ -368,6 +369,7 @@ def _state(path: Path) -> dict[str, Any]:
             raise ValueError(f"step: {state['step']!r:.100}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path / STATE} is damaged ({type(error).__name__}: {error!s:.100})") from error
+    check_format(str(path / STATE), state.pop("format", 1), FORMAT)
     return state
 
 

@@ -35,18 +35,28 @@ def locked(run_dir: Path) -> Iterator[str | None]:
     if not dist.is_main() or fcntl is None:
         yield None
         return
-    made = not run_dir.exists()
+    made_parent = not run_dir.parent.exists()
     make_writable(run_dir, "output_dir")
     file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         warning = _acquire(file, run_dir)
         yield warning
     finally:
-        # Refused before it began: leave no trace.
-        if made and run_dir.is_dir() and [entry.name for entry in run_dir.iterdir()] == [NAME]:
-            (run_dir / NAME).unlink()
-            run_dir.rmdir()
+        _leave_no_trace(run_dir, made_parent)
         os.close(file)  # and with it the lock
+
+
+def _leave_no_trace(run_dir: Path, made_parent: bool) -> None:
+    """Of a run that was refused before it began, nothing stays; in the folder of a run nothing is touched."""
+    with contextlib.suppress(OSError):  # not empty
+        if not (run_dir / "config.yaml").exists():
+            with contextlib.suppress(FileNotFoundError):
+                (run_dir / "checkpoints").rmdir()
+            if [entry.name for entry in run_dir.iterdir()] == [NAME]:
+                (run_dir / NAME).unlink()
+                run_dir.rmdir()
+            if made_parent:
+                run_dir.parent.rmdir()
 
 
 def _acquire(file: int, run_dir: Path) -> str | None:

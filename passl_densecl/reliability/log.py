@@ -27,7 +27,7 @@ from passl_densecl.config import Config, dump_config
 from passl_densecl.disk import make_writable, parse_json, whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError, printable
-from passl_densecl.reliability.logfile import LogFile
+from passl_densecl.reliability.logfile import HeldLines, LogFile
 from passl_densecl.reliability.loggers import Loggers, check_loggers
 
 # Numbers of metrics.jsonl that differ between two identical runs.
@@ -48,6 +48,9 @@ class SilentLog:
 
     def images(self, step: int, make: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Pictures for the loggers, by tag, uint8 (height, width, 3) RGB; `make` is called if there are any."""
+
+    def record(self) -> None:
+        """The run begins: from here on its folder is written."""
 
     def rewind(self, step: int) -> None:
         """Remove the metrics of later steps, which a resumed run will write again; -1 removes all. Opens the loggers,
@@ -76,19 +79,14 @@ class RunLog(SilentLog):
     def __init__(
         self, run_dir: Path, documents: Mapping[str, str] | None = None, loggers: Loggers | None = None
     ) -> None:
-        """`documents` are files of the run folder (name → text), written now, and again whenever the folder is gone.
-
-        Raises OSError.
+        """`documents` are files of the run folder (name → text), written by `record`, and again whenever the folder is
+        gone.
         """
         self.run_dir = run_dir
         self._loggers = loggers
         self._documents = dict(documents or {})
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for name, text in self._documents.items():
-            with whole_file(run_dir / name) as file:
-                file.write(text.encode("utf-8"))
-        self._file = LogFile(run_dir / "train.log", on_open=self._redirect)
-        self._metrics = LogFile(run_dir / "metrics.jsonl")
+        self._file: LogFile | HeldLines = HeldLines()
+        self._metrics: LogFile | HeldLines = HeldLines()
         self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -100,6 +98,21 @@ class RunLog(SilentLog):
         self._bar: Any = None
         self._broken = False  # whether the disk has refused a line, and a warning was logged
         self._interactive = sys.stdout.isatty()
+
+    def record(self) -> None:
+        """Write the documents and the lines so far, and the following ones as they come. Raises OSError."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        for name, text in self._documents.items():
+            with whole_file(self.run_dir / name) as file:
+                file.write(text.encode("utf-8"))
+        held = (self._file, self._metrics)
+        self._file = LogFile(self.run_dir / "train.log", on_open=self._redirect)
+        self._metrics = LogFile(self.run_dir / "metrics.jsonl")
+        self._redirect(self._file.descriptor)
+        for before, now in zip(held, (self._file, self._metrics), strict=True):
+            if isinstance(before, HeldLines) and (content := before.content()):
+                now.write(content)
+            before.close()
 
     def line(self, label: str, text: str) -> None:
         text = printable(f"{label:<8} {text}")
@@ -139,6 +152,7 @@ class RunLog(SilentLog):
                     continue  # the line that was being written when the run was killed
             return "".join(kept)
 
+        assert isinstance(self._metrics, LogFile)
         self._metrics.rewrite(until)
         if self._loggers is not None:
             self._loggers.open(step, self.line)
@@ -161,7 +175,7 @@ class RunLog(SilentLog):
             self._loggers.close()
         self.sync()
         for file in (self._file, self._metrics):
-            if file.waiting:
+            if isinstance(file, LogFile) and file.waiting:
                 self._print(
                     f"warning  {file.path}: the last {file.waiting:,} lines could not be written: {file.problem}"
                 )
@@ -185,7 +199,7 @@ class RunLog(SilentLog):
     def _watch(self) -> None:
         """Warn once when lines cannot be written, and once when they can be again; notice a folder that was removed."""
         files = (self._file, self._metrics)
-        problem = next((file for file in files if file.problem), None)
+        problem = next((file for file in files if isinstance(file, LogFile) and file.problem), None)
         if problem is not None and not self._broken:
             self._broken = True
             self.line(
@@ -247,7 +261,8 @@ class RunLog(SilentLog):
 
 
 def open_log(config: Config, *, resumed: bool) -> SilentLog:
-    """The run's log in the main process (with config.yaml and environment.json written), silence in the others.
+    """The run's log in the main process (which `record` writes, with config.yaml and environment.json), silence in the
+    others.
 
     Raises InputError when a logger is not installed, or when the run folder, or the folder of checkpoints in it, cannot
     be written.
@@ -258,12 +273,7 @@ def open_log(config: Config, *, resumed: bool) -> SilentLog:
     make_writable(config.run_dir / "checkpoints", "output_dir")
     make_writable(config.run_dir, "output_dir")
     documents = {"config.yaml": dump_config(config), "environment.json": json.dumps(environment(), indent=1) + "\n"}
-    try:
-        log = RunLog(config.run_dir, documents, Loggers(config))
-    except OSError as error:
-        raise InputError(
-            f"output_dir: {error.filename or config.run_dir} cannot be written: {error.strerror}"
-        ) from error
+    log = RunLog(config.run_dir, documents, Loggers(config))
     kind = "gpu" if paddle.get_device().startswith("gpu") else "cpu"
     how = "resumed" if resumed else "new run"
     title = f"passl_densecl {passl_densecl.__version__} · paddle {paddle.__version__} · {dist.world_size()} × {kind}"

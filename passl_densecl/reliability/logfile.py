@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,31 @@ from pathlib import Path
 from passl_densecl.disk import whole_file
 
 LIMIT = 16 * 2**20  # bytes of lines that wait for the disk; some 50,000 lines of metrics
+
+
+class HeldLines:
+    """The lines of a start that is not settled yet: in no folder, so that a refusal leaves none behind."""
+
+    problem = None
+    reopened = False
+    waiting = lost = 0
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the start is not settled)
+        self.descriptor = self._file.fileno()
+
+    def write(self, text: str | bytes) -> None:
+        os.write(self.descriptor, text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text)
+
+    def content(self) -> bytes:
+        """Everything written so far, by native code too."""
+        return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
+
+    def sync(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class LogFile:
