@@ -348,6 +348,8 @@ def test_variables_and_home_folders_in_paths_are_replaced(load, problems, monkey
             assert config.data.root == meant
             (tmp_path / "again.yaml").write_text(dump_config(config))
             assert load_config(tmp_path / "again.yaml") == config
+    for odd in ("~\udce6", "${\udce6}", "~\0", "${\ud800}", "~\ud800", ""):  # what pydantic cannot put into a message
+        assert "expected a path" in problems(f"data.root={odd}")["data.root"]
     assert problems("data.root=$UNSET/x", "output_dir=~nobody-of-this-name/x") == {
         "data.root": "expected a path of variables that are set ($UNSET is not; $$ stands for a dollar sign), got "
         "'$UNSET/x'",

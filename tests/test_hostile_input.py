@@ -438,7 +438,7 @@ def header(**changes: object) -> bytes:
         (b"passl_densecl", b"{}", "its header"),
         (b"passl_densecl", b"null", "its header"),
         (b"passl_densecl", DEEP.encode(), "its header"),
-        (b"passl_densecl", header(format=2), "format 2, expected 1"),
+        (b"passl_densecl", header(format=2), "has format 2, this passl_densecl reads formats up to 1"),
         (b"passl_densecl", header(classes=7), "its classes"),
         (b"passl_densecl", header(classes=["a", 1]), "its classes"),
         (b"passl_densecl", header(shorter_side=-1), "its shorter_side"),

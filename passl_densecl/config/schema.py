@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from passl_densecl.errors import InputError
 from passl_densecl.schedules import Schedule
-from passl_densecl.text import quantity
+from passl_densecl.text import printable, quantity
 from passl_densecl.transforms import Transform, output_size
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -42,20 +42,24 @@ def _a_path(text: object) -> str:
     """
     if not isinstance(text, str):
         raise PydanticCustomError("string_type", "a text")
+    if "\0" in text:  # spaces, newlines and the like are the file system's business
+        raise ValueError("a path without NUL in it")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("a path of whole characters") from None
     unset = [match[0] for match in _VARIABLE.finditer(text) if match[0] != "$$" and _value(match) is None]
     if unset:
-        raise ValueError(f"a path of variables that are set ({unset[0]} is not; $$ stands for a dollar sign)")
+        raise ValueError(
+            f"a path of variables that are set ({printable(unset[0])} is not; $$ stands for a dollar sign)"
+        )
     path = _VARIABLE.sub(lambda match: "$" if match[0] == "$$" else str(_value(match)), text)
     if path.startswith("~"):
         path = os.path.expanduser(path)
         if path.startswith("~"):
-            raise ValueError(f"a path below a home folder that exists (./{path} is a folder of this name)")
-    if not path or "\0" in path:  # spaces, newlines and the like are the file system's business
-        raise ValueError("a path without NUL in it" if path else "a path that is not empty")
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        raise ValueError("a path of whole characters") from None
+            raise ValueError(f"a path below a home folder that exists (./{printable(path)} is a folder of this name)")
+    if not path:
+        raise ValueError("a path that is not empty")
     return path
 
 
