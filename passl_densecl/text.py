@@ -13,6 +13,7 @@ from passl_densecl.errors import printable
 __all__ = [
     "and_more",
     "closest",
+    "duration",
     "listed",
     "megabytes",
     "one_line",
@@ -48,6 +49,16 @@ def quantity(count: int, word: str) -> str:
 def megabytes(count: float) -> str:
     """Bytes as text: "1,234.5 MB" (10^6 bytes), "1.2 kB" below one MB."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """'1 d 4 h', '3 h 12 min', '4 min 10 s' or '9 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((i for i, (value, _) in enumerate(units) if value), 3)
+    return " ".join(f"{value} {unit}" for value, unit in units[first : first + 2])
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

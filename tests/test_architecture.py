@@ -19,8 +19,8 @@ LAYERS = [
     {"config", "distributed"},
     {"models", "data", "weights"},
     {"evaluation", "export", "integrations", "reliability"},
-    {"engine"},  # which evaluates while it trains
     {"visualize"},
+    {"engine"},  # which evaluates while it trains, and writes a report at its end
     {"api"},
     {"cli"},
     {"__main__"},

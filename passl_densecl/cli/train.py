@@ -30,7 +30,7 @@ ACCEPT = "with --resume: go on with another recipe than the checkpoint records; 
 PRETRAINED = "linear: weights of the frozen backbone, or 'random'; pretrain: a backbone that a new run starts from"
 LOAD = "linear: a trained classifier; pretrain: a whole training state that a new run starts from, at step 0"
 PREFIX = (
-    "what stands before conv1.weight in the file of --pretrained, where it holds several backbones (default: found)"
+    "what stands before conv1.weight in the file of --pretrained, if it holds several backbones (default: found)"
 )
 REPLAY = "pretrain: recompute a step that was not finite, from RUN/nonfinite/step_…, and say where it begins"
 

@@ -246,6 +246,7 @@ class RunConfig(Section):
     loggers: Annotated[tuple[Literal["visualdl", "tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = Field(
         ("visualdl",), description="what shows the run's numbers and pictures, beside metrics.jsonl; [] for none"
     )
+    report: bool = Field(True, description="write report.html into the run folder at the end of the run")
     dist_timeout: float = Field(
         60, ge=5, description="seconds without a heartbeat of another process after which the run stops"
     )

@@ -6,6 +6,7 @@ no gradient is formed and no global random state is drawn from.
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -18,8 +19,8 @@ from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Features, pooled_features
 from passl_densecl.evaluation.knn import Neighbors, nearest, vote
 from passl_densecl.models import DenseCL
-from passl_densecl.reliability.log import duration
 from passl_densecl.tensors import to_tensor
+from passl_densecl.text import duration
 from passl_densecl.transforms import center_view, output_size
 
 _BAD = -1  # in place of a label
@@ -82,13 +83,15 @@ class OnlineKNN:
         stacks = [dist.gather_rows(to_tensor(part[None])).numpy() for part in own]
         found = Neighbors.merge([Neighbors(*one) for one in zip(*stacks, strict=True)], self._config.k)
         top1 = float((vote(found, self._config.k, self._config.temperature) == labels)[judged].mean())
+        error = math.sqrt(top1 * (1 - top1) / max(int(judged.sum()), 1))
         (bad,) = dist.all_reduce_sum([len(bank.bad) + len(queries.bad)])
         left_out = f"; {bad:,.0f} images cannot be decoded and are left out" if bad else ""
         seconds = time.perf_counter() - began
         epoch, log, k = done // self._run.steps_per_epoch, self._run.log, self._config.k
         title = f"epoch {epoch}/{self._run.config.epochs}"
         log.line("knn", f"{title}  {k}-NN top-1 {top1:.2%}  ({duration(seconds)}){left_out}")
-        log.metrics({"step": done, "epoch": epoch, "knn_top1": top1, "seconds": seconds})
+        values = {"knn_top1": top1, "knn_standard_error": error, "seconds": seconds}
+        log.metrics({"step": done, "epoch": epoch, **values})
         return top1
 
     def _features(self, model: DenseCL, images: ImageSet, done: int) -> Features:

@@ -92,6 +92,7 @@ class Run(Generic[C]):
         self.best: dict[str, Any] = dict(NO_BEST)  # the best epoch so far, where the evaluation selects one
         self.overwrite = False
         self.changes: list[Change] = []  # of settings, where the run continues with others than its record has
+        self.stopped = False  # on request, before its last step
 
     @property
     def first_step(self) -> int:
@@ -256,6 +257,7 @@ class Run(Generic[C]):
             self._save(name, done, before, must=stopping or done == self.last_step)
         if stopping and done < self.last_step:
             self.log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
+            self.stopped = True
             return True
         if self.evaluation and evaluating and not self.evaluation.selects_best:
             self.evaluation.run(self.learner.model, done)
@@ -320,6 +322,16 @@ class Run(Generic[C]):
         )
         return Snapshot(done, learner.model.state_dict(), learner.optimizer_state(), entries | state, card)
 
+    def report(self) -> None:
+        """Write the report of a run that was not asked to stop, as its config says; the main process does."""
+        if self.config.report and dist.is_main() and not self.stopped:
+            from passl_densecl.visualize.report import write_report
+
+            def is_wanted() -> bool:
+                return self.stop.signal is None
+
+            write_report(self.config.run_dir, self.log.line, images=self.images, is_wanted=is_wanted)
+
     def _remedy(self) -> str:
         rate = float(self.learner.optimizer.get_lr())
         return (
@@ -349,6 +361,7 @@ def open_run(config: C, resume: Resume, *, refuse_new: str | None = None) -> Ite
                 log.line("warning", warning)
             with process_group.running(config.dist_timeout):
                 yield run
+            run.report()
         finally:
             log.close()
 

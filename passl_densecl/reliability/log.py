@@ -29,6 +29,7 @@ from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError, printable
 from passl_densecl.reliability.logfile import HeldLines, LogFile
 from passl_densecl.reliability.loggers import Loggers, check_loggers
+from passl_densecl.text import duration
 
 # Numbers of metrics.jsonl that differ between two identical runs.
 TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
@@ -301,6 +302,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "commit": commit.stdout.strip() or None,
         "command": sys.argv,
+        "working_directory": os.getcwd(),  # which relative paths of config.yaml start from
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -353,13 +355,3 @@ class Stopwatch:
         rate, share = self._steps * batch_size / seconds, min(1.0, self._waited / seconds)
         self._mark, self._steps, self._waited = time.perf_counter(), 0, 0.0
         return rate, share, duration(self._seconds_per_step * steps_left)
-
-
-def duration(seconds: float) -> str:
-    """'1 d 4 h', '3 h 12 min', '4 min 10 s' or '9 s'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
-    first = next((i for i, (value, _) in enumerate(units) if value), 3)
-    return " ".join(f"{value} {unit}" for value, unit in units[first : first + 2])

@@ -35,6 +35,7 @@ class Sample:
     """N images of a folder with one vector each."""
 
     vectors: np.ndarray  # (N, C) float32, averaged over positions
+    indices: list[int]  # N places of the images in their set
     groups: list[str]  # N names of sub-folders; "." for images in the folder itself
     thumbnails: list[np.ndarray] = field(repr=False)  # N uint8 RGB
     bad: list[str]  # images that cannot be decoded; they are not in the sample
@@ -51,7 +52,7 @@ def pooled_sample(
     """
     chosen = list(spread(len(images), most))
     transforms = center_view(size)
-    vectors, groups, thumbnails, bad = [], [], [], []
+    vectors, indices, groups, thumbnails, bad = [], [], [], [], []
     waiting: list[np.ndarray] = []
     rng = np.random.default_rng(0)  # not used by these transforms
     for number, index in enumerate(chosen):
@@ -61,6 +62,7 @@ def pooled_sample(
             bad.append(printable(images.path(index)))
         else:
             folder, slash, _ = os.fsdecode(images.relative_path(index)).removeprefix("./").partition("/")
+            indices.append(index)
             groups.append(printable(folder) if slash else ".")
             thumbnails.append(at_most(view, _THUMBNAIL))
             waiting.append(view)
@@ -72,7 +74,7 @@ def pooled_sample(
     if len(groups) < _FEWEST:
         unread = f", of which {len(bad)} cannot be decoded" if bad else ""
         raise InputError(f"{len(chosen)} images {images.source}{unread}: expected at least {_FEWEST} images")
-    return Sample(np.concatenate(vectors), groups, thumbnails, bad, len(images))
+    return Sample(np.concatenate(vectors), indices, groups, thumbnails, bad, len(images))
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,19 @@ def neighbor_agreement(vectors: np.ndarray, groups: list[str]) -> tuple[float, f
 
 
 @styled
-def draw_embedding(sample: Sample, layout: Layout, *, title: str = "", thumbnails: int = 0) -> Figure:
+def draw_embedding(
+    sample: Sample, layout: Layout, *, title: str | None = "", thumbnails: int = 0, width: float = WIDTH
+) -> Figure:
     """A point per image, with the color and marker of its sub-folder, and a legend.
 
     Args:
+        title: part of the first line above the picture. None: no text above.
         thumbnails: at most this many images are drawn as well, where they do not overlap.
+        width: of the figure, in inches.
     """
     counts = Counter(sample.groups)
     names = sorted(counts)
-    figure = new_figure(WIDTH, 6.4 if len(names) > 1 else 7.0)
+    figure = new_figure(width, width * (0.71 if len(names) > 1 else 0.78))
     axes = figure.add_subplot()
     size = 34 if len(sample.groups) < 400 else 16
     for number, name in enumerate(names):
@@ -158,7 +164,8 @@ def draw_embedding(sample: Sample, layout: Layout, *, title: str = "", thumbnail
         legend.get_title().set_color(GRAY)
         share, chance = neighbor_agreement(sample.vectors, sample.groups)
         note = f"nearest neighbor (cosine of pooled features) in the same sub-folder: {share:.0%}; chance {chance:.0%}"
-    heading(figure, f"{count} images{f' · {title}' if title else ''}", note)
+    if title is not None:
+        heading(figure, f"{count} images{f' · {title}' if title else ''}", note)
     return figure
 
 

@@ -234,4 +234,6 @@ def _draw_lines(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray
         path = Path(points, [Path.MOVETO, Path.CURVE3, Path.CURVE3])
         for edge, line, width, alpha in (("white", "solid", 2.8, 0.5), (color, style, 1.5, 1.0)):
             axes.add_patch(PathPatch(path, fill=False, edgecolor=edge, ls=line, lw=width, alpha=alpha))
-        axes.scatter([x0, x1], [y0, y1], s=26, color=[color], edgecolors="black", linewidths=0.6, zorder=3)
+    if len(matches):
+        points, colors = np.concatenate([starts[order], ends[order]]), [styles[index][0] for index in order]
+        axes.scatter(points[:, 1], points[:, 0], s=26, color=colors * 2, edgecolors="black", linewidths=0.6, zorder=3)

@@ -7,14 +7,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from passl_densecl.data.datasets import ImageSet
+from passl_densecl.data.image_set import spread
+from passl_densecl.evaluation.knn import nearest
 from passl_densecl.text import printable
+from passl_densecl.transforms import apply, center_view
 from passl_densecl.visualize import style
+from passl_densecl.visualize.embedding import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAME, OTHER = style.RIGHT, style.WRONG
 _TILE_INCHES = 1.5
+_TILE = 96  # pixels: shorter side of an image that is shown
+
+
+def draw_nearest(sample: Sample, images: ImageSet, *, rows: int = 4, width: float) -> Figure:
+    """Some images of a sample, each beside its nearest neighbors among all others of the sample."""
+    count = len(sample.groups)
+    found = nearest(sample.vectors, np.arange(count), sample.vectors, min(6, count))  # its labels are places
+    others = found.labels != np.arange(count)[:, None]
+    others[others.all(axis=1), -1] = False  # where an equal image took its own place
+    k = found.labels.shape[1] - 1
+    names, labels = np.unique(sample.groups, return_inverse=True)
+    view = center_view(_TILE)
+    return draw_neighbors(
+        lambda place: apply(view, images.decode(sample.indices[place]), np.random.default_rng(0)),
+        list(spread(count, rows)),
+        found.labels[others].reshape(count, k),
+        found.similarity[others].reshape(count, k),
+        labels=labels if len(names) > 1 else None,
+        tile_inches=width / (k + 1.3),
+    )
 
 
 @style.styled
@@ -27,6 +52,7 @@ def draw_neighbors(
     labels: np.ndarray | None = None,
     names: Sequence[str] | None = None,
     title: str = "",
+    tile_inches: float = _TILE_INCHES,
 ) -> Figure:
     """One row per query: the image, and to its right its nearest neighbors with their cosines.
 
@@ -38,7 +64,7 @@ def draw_neighbors(
         names: text below the queries.
     """
     count = indices.shape[1]
-    figure = style.new_figure((count + 1.3) * _TILE_INCHES, len(queries) * (_TILE_INCHES + 0.3) + 0.7)
+    figure = style.new_figure((count + 1.3) * tile_inches, len(queries) * (tile_inches + 0.3) + 0.7)
     # An empty column separates the queries from their neighbors.
     grid = figure.add_gridspec(len(queries), count + 2, width_ratios=[1, 0.08, *[1] * count])
     for row, query in enumerate(queries):

@@ -2,64 +2,47 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from passl_densecl.config import RANDOM, Config, LinearConfig, PretrainConfig, dump_config
 from passl_densecl.data.datasets import ImageSet, UndecodableImage, scan_images
 from passl_densecl.data.image_set import spread
+from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
-from passl_densecl.text import and_more, printable
+from passl_densecl.text import and_more, duration, megabytes, printable
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize
-from passl_densecl.visualize.curves import draw_panel, key_figures, panels_of
-from passl_densecl.visualize.runs import LOG, RecordedRun
-from passl_densecl.visualize.style import data_uri
+from passl_densecl.visualize import page
+from passl_densecl.visualize.curves import (
+    cost_figures,
+    draw_panel,
+    has_errors,
+    is_smoothed,
+    key_figures,
+    panels_of,
+    readable,
+)
+from passl_densecl.visualize.evaluations import draw_checkpoints, epochs_of, read_table, title_of
+from passl_densecl.visualize.runs import CONFIG, LOG, RecordedRun, read_run
+from passl_densecl.visualize.settings import differences, flatten, nearest_base, settings
+from passl_densecl.visualize.style import need_matplotlib
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+REPORT = "report.html"
+PARTS = 14  # of a report
 _PAIRS = 4  # number of augmented pairs
 _IMAGES = 2  # number of images with correspondences and colors
 _WIDTH = 5.0  # inches: of figures that stay legible on a telephone
 _SEED = 0  # of the two crops of an image
 _WARNINGS = 20
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --page: #ffffff; --card: #f6f8fa; --line: #d1d9e0; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --soft: #9198a1; --page: #0d1117; --card: #161b22; --line: #30363d; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--page); color: var(--ink);
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK SC", sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
-p, figcaption, td, th, summary { overflow-wrap: anywhere; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
-.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
-h3 { font-size: 1rem; margin: 1rem 0 .2rem; overflow-wrap: anywhere; }
-.one { max-width: 42rem; }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 500; color: var(--soft); width: 42%; }
-figcaption { padding-top: .3rem; }
-td { font-variant-numeric: tabular-nums; }
-details { background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
-details { padding: .5rem .8rem; margin: .6rem 0; }
-summary { cursor: pointer; font-weight: 500; }
-pre { margin: .6rem 0 0; font-size: .82rem; line-height: 1.4; white-space: pre-wrap; overflow-wrap: anywhere; }
-.table { white-space: pre; overflow-x: auto; }
-.note { background: var(--card); border-left: 3px solid var(--line); padding: .5rem .8rem; margin: .6rem 0; }
-""".strip()
+_SAMPLE, _QUICK, _FEWEST = 300, 60, 40  # images whose neighbors are looked for, at 64 px; fewer of larger ones
 
 
 @dataclass(frozen=True)
@@ -68,73 +51,58 @@ class Sources:
 
     root: str | None = None  # images to use instead of the config's
     results: tuple[tuple[str, dict[str, Any]], ...] = ()  # (name, object) of results outside the run folder
+    images: ImageSet | None = None  # those of the config, where they have been found already
+    quick: bool = False  # fewer images, and principal components in place of t-SNE
 
 
 def build_report(
     run: RecordedRun, sources: Sources = Sources(), progress: Callable[[str], None] | None = None
 ) -> tuple[str, list[str]]:
-    """The page, and a reason for each missing part.
+    """The page, and a reason for each missing part, as :func:`passl_densecl.visualize.page.build_page`."""
+    return page.build_page(run.name, _what(run), _Report(run, sources).sections(), progress)
 
-    A part that cannot be made (images not on this machine, no checkpoint yet) is replaced by the reason; the others are
-    not affected.
+
+def write_report(
+    run_dir: Path,
+    say: Callable[[str, str], None],
+    *,
+    images: ImageSet | None = None,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Write `report.html` into a run folder, at the end of its run. Whatever goes wrong is one line, and no error.
+
+    Args:
+        say: takes a label and a line for the log.
+        images: of the run, if they are at hand: scanning a large folder again takes long.
+        is_wanted: asked before every part; when it says no, nothing is written.
     """
-    missing: list[str] = []
-    parts: list[str] = []
-    for title, make in _sections(run, sources):
-        if progress is not None:
-            progress(title)
-        try:
-            body = "".join(make())
-        except InputError as error:
-            missing.append(f"{title}: {error}")
-            body = f'<p class="note">Not shown: {_text(error)}</p>'
-        if body:
-            parts.append(f"<section>\n<h2>{_text(title)}</h2>\n{body}</section>\n")
-    return _page(run, "".join(parts)), missing
+    try:
+        need_matplotlib()
+    except InputError as error:
+        say("note", f"no {REPORT}: {error}, then densecl report {run_dir}")
+        return
+    began = time.perf_counter()
+    try:
+        content, _ = build_report(read_run(run_dir), Sources(images=images, quick=True), lambda _: _check(is_wanted))
+        with whole_file(run_dir / REPORT) as file:
+            file.write(content.encode("utf-8"))
+    except _NotWanted:
+        say("note", f"no {REPORT}: asked to stop")
+    except Exception as error:  # the run is complete, and a picture of it must not make it fail
+        why = printable(" ".join(str(error).split())[:300])
+        say("warning", f"no {REPORT}: {type(error).__name__}: {why}; the run itself is complete")
+    else:
+        seconds = duration(time.perf_counter() - began)
+        say("report", f"{run_dir / REPORT} ({megabytes(len(content))}, {seconds})")
 
 
-PARTS = 9  # of a report
+class _NotWanted(Exception):
+    """The report is given up."""
 
 
-def _sections(run: RecordedRun, sources: Sources) -> list[tuple[str, Callable[[], Iterable[str]]]]:
-    return [
-        ("Key figures", lambda: _key_figures(run)),
-        ("Evaluation", lambda: _results(run, sources)),
-        ("Curves", lambda: _curves(run)),
-        ("Schedule", lambda: _schedule(run)),
-        ("What training sees", lambda: _views(run, sources)),
-        ("Correspondences", lambda: _matches(run, sources)),
-        ("Features as colors", lambda: _colors(run, sources)),
-        ("Warnings", lambda: _warnings(run)),
-        ("Configuration and environment", lambda: _settings(run)),
-    ]
-
-
-def _page(run: RecordedRun, body: str) -> str:
-    title = _text(f"{run.name} · report")
-    # This policy guarantees a single file: browsers neither fetch nor run anything for this page.
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-{_STYLE}
-</style>
-</head>
-<body>
-<header>
-<h1>{_text(run.name)}</h1>
-<p class="soft">{_text(_what(run))}</p>
-</header>
-<main>
-{body}</main>
-</body>
-</html>
-"""
+def _check(is_wanted: Callable[[], bool]) -> None:
+    if not is_wanted():
+        raise _NotWanted
 
 
 def _what(run: RecordedRun) -> str:
@@ -148,218 +116,303 @@ def _what(run: RecordedRun) -> str:
     return f"ResNet-{config.model.depth}, {kind}, seed {config.seed} · {run.state()}"
 
 
-# --- the parts -----------------------------------------------------------------------------------------------------
+class _Report:
+    """The sections of one run's report, and what several of them need."""
 
+    def __init__(self, run: RecordedRun, sources: Sources) -> None:
+        self.run, self.sources = run, sources
 
-def _key_figures(run: RecordedRun) -> Iterator[str]:
-    yield _table(key_figures(run))
-    if run.config is not None and isinstance(run.config, PretrainConfig):
-        yield _soft(
-            "The losses rise until the queue holds real keys and then fall. They are not a reliable measure: compare "
-            "k-NN, linear accuracy and correspondences."
+    def sections(self) -> list[page.Section]:
+        return [
+            ("Key figures", self.key_figures),
+            ("Duration and cost", self.cost),
+            ("Changed settings", self.changes),
+            ("Evaluations", self.evaluations),
+            ("Checkpoints over the run", self.checkpoints),
+            ("Curves", self.curves),
+            ("Schedule", self.schedule),
+            ("What training sees", self.views),
+            ("Correspondences", self.matches),
+            ("Features as colors", self.colors),
+            ("Neighbors and embedding", self.neighbors),
+            ("Warnings", self.warnings),
+            ("Configuration", self.configuration),
+            ("Environment", self.environment),
+        ]
+
+    # --- numbers
+
+    def key_figures(self) -> Iterator[str]:
+        yield page.pairs(key_figures(self.run))
+        if isinstance(self.run.config, PretrainConfig):
+            yield page.soft(
+                "The losses rise until the queue holds real keys and then fall. They are not a reliable measure: "
+                "compare k-NN, linear accuracy and correspondences."
+            )
+
+    def cost(self) -> Iterator[str]:
+        if figures := cost_figures(self.run):
+            yield page.pairs(figures)
+            yield page.soft(
+                "Time is that of the training steps by their logged speed, over all parts of a resumed run."
+            )
+
+    def changes(self) -> Iterator[str]:
+        if self.run.config is None or (base := nearest_base(self.run.config)) is None:
+            return
+        name, theirs = base
+        own = settings(self.run.config)
+        rows = differences([theirs, own])
+        if rows:
+            yield page.table(["setting", name, "this run"], rows)
+        yield page.soft(
+            f"Compared with {name}, the packaged config that is nearest to the run's: {len(rows)} of {len(own)} "
+            "settings differ, name and output folder aside."
         )
 
+    def evaluations(self) -> Iterator[str]:
+        for name, content in [*self.run.results.items(), *self.sources.results]:
+            yield f"<h3>{page.text(title_of(name, content))}</h3>\n"
+            table = read_table(content)
+            if table is None:
+                yield page.pairs(_flattened(content))
+                continue
+            yield page.table([table.what, *table.columns], table.rows)
+            yield page.soft(f"{name}. {table.notes}".strip())
+            rest = {key: value for key, value in content.items() if key != "table"}
+            yield page.folded("Options and every figure", page.pairs(_flattened(rest)))
 
-def _results(run: RecordedRun, sources: Sources) -> Iterator[str]:
-    for name, content in [*run.results.items(), *sources.results]:
-        yield f"<h3>{_text(name)}</h3>\n"
-        every = {key: value for key, value in content.items() if key != "table"}
-        if isinstance(content.get("table"), str):  # as printed by tools/evaluate.py
-            yield f'<pre class="table">{_text(content["table"])}</pre>\n'
-            yield f"<details><summary>Options and every figure</summary>{_table(_flattened(every))}</details>\n"
-        else:
-            yield _table(_flattened(content))
+    def checkpoints(self) -> Iterator[str]:
+        figures = []
+        panels = [panel for panel in panels_of([self.run]) if panel.key.startswith(("knn_", "val_"))]
+        for panel in panels:
+            drawn = draw_panel(panel, [self.run])
+            caption = "Bars: one standard error." if has_errors(self.run, panel) else ""
+            figures.append(page.figure(drawn, f"{panel.title} over the run", caption))
+        for name, content in [*self.run.results.items(), *self.sources.results]:
+            table = read_table(content)
+            epochs = epochs_of(table, self.run.steps_per_epoch) if table else {}
+            if table and len(epochs) > 1:
+                drawn = draw_checkpoints(table, epochs, title_of(name, content))
+                figures.append(
+                    page.figure(drawn, f"{table.what} by checkpoint", f"{table.what}; bars: one standard error")
+                )
+        if figures:
+            yield from page.grid(figures)
+        elif isinstance(self.run.config, PretrainConfig):
+            yield page.note(
+                "Nothing is recorded. With the section evaluation: in its config, a run measures k-NN while it trains. "
+                f"Correspondences of its checkpoints: densecl eval correspondence --images DIR --weights "
+                f"{self.run.path}/checkpoints/epoch_* --output {self.run.path}/correspondence.json"
+            )
 
+    def curves(self) -> Iterator[str]:
+        panels = [panel for panel in panels_of([self.run]) if not panel.key.startswith(("knn_", "val_"))]
+        if not panels:
+            raise InputError("nothing is logged yet")
+        figures = []
+        for panel in panels:
+            _, values = self.run.series(panel.key)
+            ends = f"from {values[0] * panel.scale:.4g} to {values[-1] * panel.scale:.4g} {panel.unit}"
+            figures.append(page.figure(draw_panel(panel, [self.run]), f"{panel.title} over the run, {ends}"))
+        yield from page.grid(figures)
+        if is_smoothed([self.run], panels):
+            yield page.soft("Bold: mean over neighboring logged steps; pale: as logged.")
+        if any(panel.key.endswith("_similarity") for panel in panels):
+            yield page.soft(
+                "Similarity of different images: the mean cosine between the keys of two images of a batch. At 1 all "
+                "images look alike to the encoder: it has collapsed. Random weights are near 1, and training lowers it."
+            )
 
-def _curves(run: RecordedRun) -> Iterator[str]:
-    if not run.metrics:
-        raise InputError("nothing is logged yet")
-    yield '<div class="grid">\n'
-    for panel in panels_of([run]):
-        _, values = run.series(panel.key)
-        ends = f"from {values[0] * panel.scale:.4g} to {values[-1] * panel.scale:.4g} {panel.unit}"
-        yield _figure(draw_panel(panel, [run]), f"{panel.title} over the run, {ends}")
-    yield "</div>\n"
-    yield _soft("Bold: mean over neighboring logged steps; pale: as logged.")
+    def schedule(self) -> Iterator[str]:
+        config = self._config()
+        if self.run.steps_per_epoch is None:
+            raise InputError("the number of steps per epoch is unknown before the first checkpoint")
+        from passl_densecl.visualize.schedule import describe, draw_schedule, plan
 
+        planned = plan(config, self.run.steps_per_epoch)
+        figure = draw_schedule(config, planned, title=None, width=4.6, height=3.4)
+        what = "Learning rate and λ" if isinstance(config, PretrainConfig) else "Learning rate"
+        caption = " · ".join(describe(config, planned))
+        yield from page.grid([page.figure(figure, f"{what} over the epochs of the run", caption)])
 
-def _schedule(run: RecordedRun) -> Iterator[str]:
-    if run.config is None:
-        raise InputError("no config.yaml in the run folder")
-    if run.steps_per_epoch is None:
-        raise InputError("the number of steps per epoch is unknown before the first checkpoint")
-    from passl_densecl.visualize.schedule import describe, draw_schedule, plan
+    # --- pictures
 
-    planned = plan(run.config, run.steps_per_epoch)
-    figure = draw_schedule(run.config, planned, title=None, width=_WIDTH)
-    what = "Learning rate and λ" if isinstance(run.config, PretrainConfig) else "Learning rate"
-    caption = " · ".join(describe(run.config, planned))
-    yield f'<div class="one">\n{_figure(figure, f"{what} over the epochs of the run", caption)}</div>\n'
+    def views(self) -> Iterator[str]:
+        config = self.run.config
+        if not isinstance(config, PretrainConfig):
+            return
+        from passl_densecl.visualize.views import draw_pairs, training_pairs
 
+        pairs = training_pairs(config, self.images, min(_PAIRS, len(self.images)))
+        figures = []
+        for half in filter(None, (pairs[: _PAIRS // 2], pairs[_PAIRS // 2 :])):
+            text = f"{len(half)} images with the two crops, and the augmented query and key view of each"
+            figures.append(page.figure(draw_pairs(half, columns=1, title=None), text, photographs=True))
+        yield from page.grid(figures)
+        yield page.soft(
+            f"The first images of epoch 1 under {self.images.root}, with the random draws of the run, and their two "
+            f"views of {pairs[0].query.shape[0]} px. Solid frame: query; dashed frame: key."
+        )
 
-def _views(run: RecordedRun, sources: Sources) -> Iterator[str]:
-    config = run.config
-    if not isinstance(config, PretrainConfig):
-        return
-    from passl_densecl.visualize.views import draw_pairs, training_pairs
+    def matches(self) -> Iterator[str]:
+        from passl_densecl.evaluation.features import load_backbone
+        from passl_densecl.visualize.match import draw_matches, match_images, summary, two_views
 
-    images = _images(config, sources)
-    pairs = training_pairs(config, images, min(_PAIRS, len(images)))
-    yield '<div class="grid wide">\n'
-    for half in filter(None, (pairs[: _PAIRS // 2], pairs[_PAIRS // 2 :])):
-        figure = draw_pairs(half, columns=1, title=None)
-        text = f"{len(half)} images with the two crops, and the augmented query and key view of each"
-        yield _figure(figure, text, photographs=True)
-    yield "</div>\n"
-    yield _soft(
-        f"The first images of epoch 1 under {sources.root or config.data.root}, with the random draws of the run, and "
-        f"their two views of {pairs[0].query.shape[0]} px. Solid frame: query; dashed frame: key."
-    )
+        trained = self.backbone
+        random = load_backbone(RANDOM, self._config().model.backbone.as_options())
+        size, figures = self._fine_size(), []
+        for name, image in self.photographs[: 1 if self.sources.quick else None]:
+            views = two_views(image.shape[0], image.shape[1], size, _SEED)
+            a, b = (view.render(image) for view in views)
+            for title, backbone in (("This run", trained), ("Random weights", random)):
+                matches = match_images(backbone, a, b, views=views)
+                figure = draw_matches(a, b, matches, title=None, width=_WIDTH)
+                caption = f"{title}: {summary(matches)}."
+                figures.append(page.figure(figure, f"Matches between two crops of {name}", caption, photographs=True))
+        yield from page.grid(figures)
+        yield page.soft(
+            f"Two random crops of an image, {size} px each; lines connect cells of the backbone's map that are mutual "
+            "nearest neighbors. These are examples; 'densecl eval correspondence' measures the share over many images."
+        )
 
+    def colors(self) -> Iterator[str]:
+        config = self._config()
+        from passl_densecl.evaluation.features import feature_map
+        from passl_densecl.visualize.maps import load_map
+        from passl_densecl.visualize.pca import describe, draw_colors, map_colors
 
-def _matches(run: RecordedRun, sources: Sources) -> Iterator[str]:
-    config = _needed(run)
-    from passl_densecl.evaluation.features import load_backbone
-    from passl_densecl.visualize.match import draw_matches, match_images, summary, two_views
+        models = {"Backbone": self.backbone}
+        rng = np.random.default_rng(0)  # Resize draws nothing
+        resize = Resize(size=self._fine_size())
+        images, names = [resize(image, rng) for _, image in self.photographs], [name for name, _ in self.photographs]
+        if isinstance(config, PretrainConfig) and config.model.loss_lambda:
+            models["Dense"] = load_map(self.run.path, features="dense")
+        figures = []
+        for kind, model in models.items():
+            colors, share = map_colors([feature_map(model, image) for image in images])
+            figure = draw_colors(images, colors, share, names=names, title=None)
+            caption = f"{kind} features; {'; '.join(describe(colors, share))}."
+            alt = f"{kind} features of {len(images)} images as colors"
+            figures.append(page.figure(figure, alt, caption, photographs=True))
+        yield from page.grid(figures)
 
-    trained = load_backbone(run.path)
-    random = load_backbone(RANDOM, config.model.backbone.as_options())
-    size = _size(config)
-    yield '<div class="grid wide">\n'
-    for name, image in _photographs(config, sources):
-        views = two_views(image.shape[0], image.shape[1], size, _SEED)
-        a, b = (view.render(image) for view in views)
-        for title, backbone in (("This run", trained), ("Random weights", random)):
-            matches = match_images(backbone, a, b, views=views)
-            caption = f"{title}: {summary(matches)}."
-            figure = draw_matches(a, b, matches, title=None, width=_WIDTH)
-            yield _figure(figure, f"Matches between two crops of {name}", caption, photographs=True)
-    yield "</div>\n"
-    yield _soft(
-        f"Two random crops of an image, {size} px each; lines connect cells of the backbone's map that are mutual "
-        "nearest neighbors. These are examples; tools/evaluate.py measures the share over many images."
-    )
+    def neighbors(self) -> Iterator[str]:
+        from passl_densecl.visualize.embedding import draw_embedding, lay_out, neighbor_agreement, pooled_sample
+        from passl_densecl.visualize.neighbors import draw_nearest
 
+        backbone, size = self.backbone, self._size()
+        most = _QUICK if self.sources.quick else _SAMPLE
+        count = max(_FEWEST, min(most, round(most * (64 / size) ** 2)))
+        sample = pooled_sample(backbone, self.images, count, size)
+        layout, how = lay_out(sample.vectors, "pca"), "the first two principal components"
+        if not self.sources.quick and find_spec("sklearn") is not None:
+            layout, how = lay_out(sample.vectors, "tsne"), "t-SNE: near is similar, and far means nothing"
+        agreement = ""
+        if len(set(sample.groups)) > 1:
+            share, chance = neighbor_agreement(sample.vectors, sample.groups)
+            agreement = (
+                f" The nearest neighbor is of the same sub-folder for {share:.0%} of them (chance {chance:.0%})."
+            )
+        figures = [
+            (
+                draw_nearest(sample, self.images, width=_WIDTH),
+                "Images and the nearest others, by the cosine of pooled features",
+            ),
+            (draw_embedding(sample, layout, title=None, width=_WIDTH), f"A point an image; {how}"),
+        ]
+        yield from page.grid(page.figure(figure, alt, f"{alt}.") for figure, alt in figures)
+        yield page.soft(
+            f"{len(sample.groups)} of {sample.total:,} images under {self.images.root}, evenly over the folder, {size} "
+            f"px.{agreement}"
+        )
+        if self.sources.quick:
+            yield page.soft(
+                f"Written at the end of the run, from few images. densecl report {self.run.path} takes more "
+                "of them, and t-SNE where scikit-learn is installed."
+            )
 
-def _colors(run: RecordedRun, sources: Sources) -> Iterator[str]:
-    config = _needed(run)
-    from passl_densecl.evaluation.features import feature_map
-    from passl_densecl.visualize.maps import load_map
-    from passl_densecl.visualize.pca import describe, draw_colors, map_colors
+    # --- records
 
-    rng = np.random.default_rng(0)  # Resize draws nothing
-    photographs = [(name, Resize(size=_size(config))(image, rng)) for name, image in _photographs(config, sources)]
-    images, names = [image for _, image in photographs], [name for name, _ in photographs]
-    models = {"Backbone": load_map(run.path)}
-    if isinstance(config, PretrainConfig) and config.model.loss_lambda:
-        models["Dense"] = load_map(run.path, features="dense")
-    yield '<div class="grid wide">\n'
-    for kind, model in models.items():
-        colors, share = map_colors([feature_map(model, image) for image in images])
-        figure = draw_colors(images, colors, share, names=names, title=None)
-        caption = f"{kind} features; {'; '.join(describe(colors, share))}."
-        yield _figure(figure, f"{kind} features of {len(images)} images as colors", caption, photographs=True)
-    yield "</div>\n"
-
-
-def _warnings(run: RecordedRun) -> Iterator[str]:
-    try:
-        lines = (run.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    warnings = list(dict.fromkeys(line for line in lines if line.startswith("warning ")))
-    if warnings:
-        more = and_more(len(warnings), _WARNINGS)
-        text = "\n".join(warnings[:_WARNINGS]) + (f"\n…{more}" if more else "")
-        yield f'<pre class="note">{_text(text)}</pre>'
-
-
-def _settings(run: RecordedRun) -> Iterator[str]:
-    if run.config is not None:
-        yield f"<details open><summary>config.yaml</summary><pre>{_text(dump_config(run.config))}</pre></details>"
-    if run.environment:
-        yield f"<details open><summary>environment.json</summary>{_table(_flattened(run.environment))}</details>"
-
-
-# --- sources ----------------------------------------------------------------------------------------------------
-
-
-def _needed(run: RecordedRun) -> Config:
-    """The config of a run that has weights. Raises InputError."""
-    if run.config is None:
-        raise InputError("no config.yaml in the run folder")
-    from passl_densecl.weights.files import weights_file
-
-    try:
-        weights_file(run.path)
-    except InputError:
-        raise InputError("the run has no checkpoint yet") from None
-    return run.config
-
-
-def _images(config: Config, sources: Sources) -> ImageSet:
-    try:
-        data = config.data.val if isinstance(config, LinearConfig) else config.data
-        given = {} if sources.root is None else {"root": sources.root, "list_file": None}
-        return scan_images(**data.source(**given))
-    except InputError as error:
-        raise InputError(f"{error}. Pass the images with --root DIR") from None
-
-
-def _photographs(config: Config, sources: Sources) -> list[tuple[str, np.ndarray]]:
-    """(name, pixels) of a few images, evenly over the set."""
-    images = _images(config, sources)
-    decoded: list[tuple[str, np.ndarray]] = []
-    for index in spread(len(images), 10 * _IMAGES):
+    def warnings(self) -> Iterator[str]:
         try:
-            decoded.append((printable(Path(images.path(index)).name), images.decode(index)))
-        except UndecodableImage:
-            continue
-    if not decoded:
-        raise InputError(f"none of the sampled images {images.source} can be decoded")
-    return [decoded[index] for index in spread(len(decoded), _IMAGES)]
+            lines = (self.run.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return
+        warnings = list(dict.fromkeys(line for line in lines if line.startswith("warning ")))
+        if warnings:
+            more = and_more(len(warnings), _WARNINGS)
+            text = "\n".join(warnings[:_WARNINGS]) + (f"\n…{more}" if more else "")
+            yield f'<pre class="note">{page.text(text)}</pre>'
+
+    def configuration(self) -> Iterator[str]:
+        if self.run.config is not None:
+            yield page.folded(CONFIG, f"<pre>{page.text(dump_config(self.run.config))}</pre>")
+
+    def environment(self) -> Iterator[str]:
+        if self.run.environment:
+            yield page.pairs(_flattened(self.run.environment, str))
+
+    # --- sources
+
+    def _config(self) -> Config:
+        if self.run.config is None:
+            raise InputError("no config.yaml in the run folder")
+        return self.run.config
+
+    @cached_property
+    def backbone(self) -> Any:
+        """The backbone of the newest checkpoint. Raises InputError."""
+        from passl_densecl.evaluation.features import load_backbone
+        from passl_densecl.weights.files import weights_file
+
+        self._config()
+        try:
+            weights_file(self.run.path)
+        except InputError:
+            raise InputError("the run has no checkpoint yet") from None
+        return load_backbone(self.run.path)
+
+    @cached_property
+    def images(self) -> ImageSet:
+        config, sources = self._config(), self.sources
+        if sources.images is not None:
+            return sources.images
+        try:
+            data = config.data.val if isinstance(config, LinearConfig) else config.data
+            given = {} if sources.root is None else {"root": sources.root, "list_file": None}
+            return scan_images(**data.source(**given))
+        except InputError as error:
+            raise InputError(f"{error}. Pass the images with --images DIR") from None
+
+    @cached_property
+    def photographs(self) -> list[tuple[str, np.ndarray]]:
+        """(name, pixels) of a few images, evenly over the set."""
+        decoded: list[tuple[str, np.ndarray]] = []
+        for index in spread(len(self.images), 10 * _IMAGES):
+            try:
+                decoded.append((printable(Path(self.images.path(index)).name), self.images.decode(index)))
+            except UndecodableImage:
+                continue
+        if not decoded:
+            raise InputError(f"none of the sampled images {self.images.source} can be decoded")
+        return [decoded[index] for index in spread(len(decoded), _IMAGES)]
+
+    def _size(self) -> int:
+        """What the backbone was trained on, in pixels."""
+        config = self._config()
+        transforms = config.data.val_transforms if isinstance(config, LinearConfig) else config.data.transforms
+        sizes = [each.size for each in transforms if isinstance(each, (RandomResizedCrop, CenterCrop))]
+        return sizes[-1] if sizes else 224
+
+    def _fine_size(self) -> int:
+        """Twice that, for a finer map, from 160 to 448 pixels."""
+        return max(160, min(448, 2 * self._size()))
 
 
-def _size(config: Config) -> int:
-    """Twice the size in training, for a finer map, from 160 to 448 pixels."""
-    transforms = config.data.val_transforms if isinstance(config, LinearConfig) else config.data.transforms
-    sizes = [each.size for each in transforms if isinstance(each, (RandomResizedCrop, CenterCrop))]
-    return max(160, min(448, 2 * (sizes[-1] if sizes else 224)))
-
-
-# --- HTML ----------------------------------------------------------------------------------------------------------
-
-
-def _text(value: object) -> str:
-    """Any value as escaped text."""
-    return html.escape(printable(str(value)), quote=True)
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{_text(text)}</p>\n'
-
-
-def _figure(figure: Figure, alt: str, caption: str = "", *, photographs: bool = False) -> str:
-    width, height = (round(side * 100) for side in figure.get_size_inches())
-    source = data_uri(figure, photographs=photographs)
-    below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-    return f'<figure><img src="{source}" width="{width}" height="{height}" alt="{_text(alt)}">{below}</figure>\n'
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    body = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>\n' for name, value in rows)
-    return f"<table><tbody>\n{body}</tbody></table>\n"
-
-
-def _flattened(content: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """(dotted name, value) of all entries of an object."""
-    rows: list[tuple[str, str]] = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            rows += _flattened(value, f"{before}{key}.")
-        else:
-            rows.append((f"{before}{key}", _value(str(key), value)))
-    return rows
+def _flattened(content: dict[str, Any], name: Callable[[str], str] = readable) -> list[tuple[str, str]]:
+    """(name, value) of all entries of an object; the keys of nested ones are joined by dots."""
+    return [(key if "." in key else name(key), _value(key, value)) for key, value in flatten(content).items()]
 
 
 def _value(key: str, value: object) -> str:
@@ -369,5 +422,5 @@ def _value(key: str, value: object) -> str:
     if isinstance(value, list):
         if len(value) > 40 or any(isinstance(item, list) for item in value):
             return f"{len(value)} {'rows' if isinstance(value[0], list) else 'values'}"
-        return " ".join(item if isinstance(item, str) else json.dumps(item) for item in value)
+        return " ".join(item if isinstance(item, str) else json.dumps(item) for item in value) or "none"
     return "none" if value is None else str(value)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
 from passl_densecl.config import Config, load_config
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
-from passl_densecl.text import listed
+from passl_densecl.text import listed, quantity
 
 _LARGEST = 1e300  # larger values are not measurements and overflow in a figure
 CONFIG, METRICS, ENVIRONMENT, LOG = "config.yaml", "metrics.jsonl", "environment.json", "train.log"
@@ -23,7 +25,7 @@ class RecordedRun:
 
     path: Path
     name: str  # of the folder
-    config: Config | None
+    config: Config | None  # its relative paths made absolute, as `located` does
     metrics: list[dict[str, Any]] = field(repr=False)  # the objects of metrics.jsonl, by step
     unread: int  # number of its lines that are not an object with a step, such as one being written
     steps_per_epoch: int | None
@@ -45,7 +47,7 @@ class RecordedRun:
             return "no step logged yet"
         total = self.total_steps
         if total is not None and self.last_step >= total and self.config:
-            return f"finished: {self.config.epochs} epochs, {total:,} steps"
+            return f"finished: {quantity(self.config.epochs, 'epoch')}, {quantity(total, 'step')}"
         return f"at step {self.last_step:,}" + (f" of {total:,}" if total else "")
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -74,15 +76,36 @@ def read_run(path: Path, *, need_metrics: bool = True) -> RecordedRun:
         inside = [entry.name for entry in sorted(path.iterdir()) if (entry / METRICS).is_file()]
         hint = f"; it holds runs: {listed(inside, quoted=False)}" if inside else ""
         raise InputError(f"{path}: not a run folder: neither {METRICS} nor {CONFIG} is in it{hint}")
+    environment = _read_object(path / ENVIRONMENT)
     config = load_config(path / CONFIG) if (path / CONFIG).is_file() else None
+    if config is not None and isinstance(folder := environment.get("working_directory"), str):
+        config = located(config, folder)
     metrics, unread = _read_metrics(path / METRICS)
     if need_metrics and not metrics:
         every = f"; the run logs every {config.log_every_steps} steps" if config else ""
         raise InputError(f"{path}: nothing logged in {METRICS} yet{every}. Try again after some steps")
-    environment = _read_object(path / ENVIRONMENT)
     return RecordedRun(
         path, path.resolve().name, config, metrics, unread, _steps_per_epoch(path), environment, _results(path)
     )
+
+
+_PATHS = ("root", "list_file", "train", "val")  # settings that are paths of files or folders to read
+M = TypeVar("M", bound=BaseModel)
+
+
+def located(section: M, folder: str) -> M:
+    """A config whose relative paths are looked for in the folder where its run was started.
+
+    A path that is not there stays as it is: the run may have been moved together with its images.
+    """
+    changes: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            changes[name] = located(value, folder)
+        elif name in _PATHS and isinstance(value, str) and os.path.exists(os.path.join(folder, value)):
+            changes[name] = os.path.join(folder, value)
+    return section.model_copy(update=changes)
 
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:

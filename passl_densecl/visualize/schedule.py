@@ -42,7 +42,7 @@ def plan(config: Config, steps_per_epoch: int) -> Plan:
     steps = np.unique(np.linspace(0, total - 1, min(total, _POINTS)).round().astype(np.int64))
     breaks = [np.arange(config.epochs) * steps_per_epoch, [config.schedule.warmup_epochs * steps_per_epoch]]
     if isinstance(config, PretrainConfig):
-        breaks.append([config.model.loss_lambda_warmup_steps])
+        breaks.append([config.model.lambda_warmup(steps_per_epoch)])
     # The steps around every possible jump, so that a jump is drawn as one.
     sharp = np.concatenate([np.floor(np.concatenate(breaks)) + shift for shift in (-1, 0, 1)]).astype(np.int64)
     steps = np.unique(np.concatenate([steps, sharp[(sharp >= 0) & (sharp < total)]]))
@@ -50,25 +50,30 @@ def plan(config: Config, steps_per_epoch: int) -> Plan:
     loss_lambda = None
     if isinstance(config, PretrainConfig):
         model = config.model
-        loss_lambda = np.where(steps >= model.loss_lambda_warmup_steps, model.loss_lambda, 0.0)
+        loss_lambda = np.where(steps >= model.lambda_warmup(steps_per_epoch), model.loss_lambda, 0.0)
     return Plan(
         steps, np.asarray([config.base_lr * factor for factor in factors]), loss_lambda, steps_per_epoch, config.epochs
     )
 
 
 @styled
-def draw_schedule(config: Config, planned: Plan, *, title: str | None = "", width: float = WIDTH) -> Figure:
-    """Learning rate, and for pre-training λ below it, over epochs (steps on the upper axis), warm-ups shaded."""
+def draw_schedule(
+    config: Config, planned: Plan, *, title: str | None = "", width: float = WIDTH, height: float | None = None
+) -> Figure:
+    """Learning rate, and for pre-training λ below it, over epochs (steps on the upper axis), warm-ups shaded.
+
+    The figure is `width`×`height` inches; without a title there is no text above.
+    """
     from matplotlib.ticker import MaxNLocator
 
     rows = 1 if planned.loss_lambda is None else 2
-    figure = new_figure(width, 3.6 if rows == 1 else 5.0)
+    figure = new_figure(width, height or (3.6 if rows == 1 else 5.0))
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:rows])[:, 0]
     epochs = planned.steps / planned.steps_per_epoch
     top = panels[0]
     top.plot(epochs, planned.lr, color=BLUE, lw=2)
     top.set_ylabel("learning rate")
-    top.set_ylim(0, float(planned.lr.max()) * 1.12)
+    top.set_ylim(0, float(planned.lr.max()) * 1.3)  # room for the label above the curve
     top.set_xlim(0, planned.epochs)
     per_epoch = planned.steps_per_epoch
     steps = top.secondary_xaxis("top", functions=(lambda epoch: epoch * per_epoch, lambda step: step / per_epoch))
@@ -102,9 +107,10 @@ def describe(config: Config, planned: Plan) -> tuple[str, str]:
 def _draw_lambda(axes: Axes, config: PretrainConfig, planned: Plan, epochs: np.ndarray) -> None:
     assert planned.loss_lambda is not None
     axes.plot(epochs, planned.loss_lambda, color=GREEN, lw=2)
-    axes.set_ylabel("λ, weight of\nthe dense loss")
-    axes.set_ylim(-0.05, 1.05)
-    warmup = config.model.loss_lambda_warmup_steps
+    axes.set_ylabel("λ (dense loss)")
+    axes.set_yticks([0, 0.5, 1])
+    axes.set_ylim(-0.05, 1.55)  # room for the label above the curve
+    warmup = config.model.lambda_warmup(planned.steps_per_epoch)
     if warmup and config.model.loss_lambda:
         _shade(axes, min(warmup / planned.steps_per_epoch, planned.epochs), f"λ = 0 for {warmup:,} steps")
     elif not config.model.loss_lambda:
@@ -113,7 +119,8 @@ def _draw_lambda(axes: Axes, config: PretrainConfig, planned: Plan, epochs: np.n
 
 def _shade(axes: Axes, until: float, text: str) -> None:
     axes.axvspan(0, until, color=PALE, alpha=0.55, lw=0, zorder=0)
-    axes.text(until, 0.97, f" {text}", transform=axes.get_xaxis_transform(), va="top", fontsize=9, color=INK)
+    side = "left" if until < 0.6 * axes.get_xlim()[1] else "right"  # of the boundary, where there is more room
+    axes.text(until, 0.97, f" {text} ", transform=axes.get_xaxis_transform(), va="top", ha=side, fontsize=9, color=INK)
 
 
 def _shape(config: Config) -> str:

@@ -31,7 +31,7 @@ PICKLE_START = b"\x80\x04\x8d"  # of a pickle with a card: protocol 4, then a te
 _MAGIC = "passl_densecl card "
 
 # Where a run's images lie, what it ran on, how often it was saved and when it gives up say nothing about its weights.
-_PLACES = ("output_dir", "device", "checkpoint", "log_every_steps", "loggers", "guard", "dist_timeout")
+_PLACES = ("output_dir", "device", "checkpoint", "log_every_steps", "loggers", "report", "guard", "dist_timeout")
 _DATA_PLACES = ("root", "list_file", "train", "val", "num_workers")
 
 

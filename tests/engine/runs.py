@@ -35,6 +35,7 @@ PRETRAIN = {
     "optimizer": {"lr": 0.05, "reference_batch_size": 16},
     "schedule": {"name": "cosine", "per": "step"},
     "log_every_steps": 1,
+    "report": False,  # seconds of every run
 }
 
 

@@ -101,7 +101,7 @@ def _report(run: Any, output: Path) -> None:
 
 
 _TAGS = "html head meta link title style body header h1 h2 h3 p main section table tbody tr th td div figure img "
-_TAGS += "figcaption details summary pre"
+_TAGS += "figcaption details summary pre nav a h3 thead svg line br"
 
 
 class _Tags(html.parser.HTMLParser):
@@ -111,7 +111,7 @@ class _Tags(html.parser.HTMLParser):
         if tag not in _TAGS.split():
             raise Violation(f"a report with an element <{tag}>")
         for name, value in attrs:
-            fetches = name in ("src", "href") and not (value or "").startswith("data:")
+            fetches = name in ("src", "href") and not (value or "").startswith(("data:", "#"))
             if name.startswith("on") or fetches:
                 raise Violation(f"a report with {name}={value!r}"[:200])
 

@@ -64,7 +64,7 @@ def test_before_the_first_step_it_ends_at_once(tmp_path, photos, how, code):
 
 
 def test_a_checkpoint_is_completed_and_the_run_stops_after_the_next_step(tmp_path, photos):
-    config = write_config(tmp_path, photos, **SHAPE)
+    config = write_config(tmp_path, photos, **SHAPE, report=True)
     process = start_slow(config, "passl_densecl.reliability.checkpoint", "dump_pickle", 1)
     for _ in range(3):  # as the launcher sends it
         process.send_signal(signal.SIGTERM)
@@ -73,6 +73,7 @@ def test_a_checkpoint_is_completed_and_the_run_stops_after_the_next_step(tmp_pat
     names = sorted(entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["epoch_0001", "step_00000006"]
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "run" / "report.html").exists()  # that is for complete runs
 
 
 def test_a_second_signal_ends_it_at_once_even_in_native_code(tmp_path, photos):

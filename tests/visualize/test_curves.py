@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.visualize.curves import draw_curves, key_figures, names_of, panels_of
+from passl_densecl.visualize.curves import cost_figures, draw_curves, key_figures, names_of, panels_of
 from passl_densecl.visualize.runs import read_run, smoothed
 from tests.visualize.conftest import metrics, write_metrics
 
@@ -88,8 +89,8 @@ def test_the_panels_show_what_was_logged_with_the_chance_line(run_dir):
     assert chances == ["chance ln(K+1) = 4.17"]
     assert [line.get_ydata()[0] for line in axes[0].lines if len(set(line.get_ydata())) == 1] == [4.174]
     assert math.isclose(4.174, math.log(65), abs_tol=1e-3)
-    assert any("λ = 0" in text.get_text() for text in axes[1].texts)
-    assert not any("λ = 0" in text.get_text() for text in axes[0].texts)
+    assert "λ = 0" in axes[1].get_xlabel()
+    assert axes[0].get_xlabel() == "epoch"
 
 
 def test_a_further_loss_term_is_drawn_by_its_name(run_dir, tmp_path):
@@ -132,7 +133,44 @@ def test_linear_evaluation_and_unknown_accuracies_are_drawn(tmp_path):
     assert [panel.key for panel in panels_of([run])] == ["loss", "train_top1", "val_top1", "knn_top1"]
     figures = dict(key_figures(run))
     assert figures["Validation top-1"] == "50.0 %, best 50.0 %"
-    assert figures["knn top1"] == "40.0 %"
+    assert figures["k-NN top-1"] == "40.0 %, best 40.0 %"
+
+
+def test_no_label_touches_another_or_a_curve(run_dir, tmp_path):
+    """The name of a level, the last value and the axes keep apart, wherever the curve ends."""
+    rows = [row | {"global_similarity": 0.9 - row["step"] / 100, "data_share": 0.0} for row in metrics(30)]
+    write_metrics(tmp_path, rows)
+    figure = draw_curves([read_run(tmp_path)])
+    figure.draw_without_rendering()
+    for axes in filter(lambda axes: axes.lines, figure.axes):
+        *levels, last = sorted(axes.texts, key=lambda text: text.get_window_extent().x1)
+        assert last.get_window_extent().x0 > axes.get_window_extent().x1  # beside the axes, where no line runs
+        assert not any(level.get_window_extent().overlaps(last.get_window_extent()) for level in levels)
+    similarity = next(axes for axes in figure.axes if axes.get_ylabel() == "cosine")
+    assert similarity.get_ylim()[0] == 0
+
+
+def test_pale_lines_are_named_only_where_they_are(tmp_path):
+    write_metrics(tmp_path / "few", metrics(20))
+    write_metrics(tmp_path / "many", metrics(80))
+    assert "pale" not in draw_curves([read_run(tmp_path / "few")]).get_suptitle()
+    assert "pale" in draw_curves([read_run(tmp_path / "many")]).get_suptitle()
+
+
+def test_cost_is_what_the_log_adds_up_to(tmp_path, run_dir):
+    rows = [{"step": step, "images_per_second": 4.0, "peak_memory_mb": 500.0 + step} for step in (1, 10, 20)]
+    rows += [{"step": 0, "knn_top1": 0.1, "seconds": 30.0}, {"step": 20, "knn_top1": 0.5, "seconds": 60.0}]
+    write_metrics(tmp_path, [*rows, {"step": 20, "knn_top1": 0.5, "knn_standard_error": 0.02, "seconds": 60.0}])
+    (tmp_path / "config.yaml").write_text((run_dir / "config.yaml").read_text())
+    machine = {"device": "gpu:0", "devices": ["NVIDIA A100"], "processes": 2}
+    (tmp_path / "environment.json").write_text(json.dumps(machine))
+    run = read_run(tmp_path)
+    found = dict(cost_figures(run))
+    assert found["Device"] == "2 × NVIDIA A100"
+    assert found["Training"] == "40 s for 20 steps, 160 images"  # batches of 8
+    assert found["GPU time"] == "0.02 GPU hours"
+    assert found["Peak memory"] == "520 MiB (main process)"
+    assert dict(key_figures(run))["k-NN top-1"].startswith("50.0 ± 2.0 %, best 50.0 %, before training 10.0 %")
 
 
 def test_nothing_to_draw_is_said(tmp_path):

@@ -93,7 +93,7 @@ def test_every_group_has_its_own_look_and_a_line_in_the_legend():
     rng = np.random.default_rng(0)
     groups = [f"class {n:02d}" for n in range(35) for _ in range(2)]
     vectors = rng.standard_normal((70, 8)).astype(np.float32)
-    sample = Sample(vectors, groups, [np.zeros((8, 8, 3), np.uint8)] * 70, [], 100)
+    sample = Sample(vectors, list(range(70)), groups, [np.zeros((8, 8, 3), np.uint8)] * 70, [], 100)
     figure = draw_embedding(sample, lay_out(vectors, "pca"), title="$x$", thumbnails=3)
     axes = figure.axes[0]
     looks = {

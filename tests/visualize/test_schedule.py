@@ -41,8 +41,8 @@ def test_the_picture_marks_warm_ups(photos, tmp_path):
     top, bottom = figure.axes[:2]
     np.testing.assert_array_equal(top.lines[0].get_ydata(), planned.lr)
     np.testing.assert_array_equal(top.lines[0].get_xdata(), planned.steps / 5)
-    assert [text.get_text() for text in top.texts] == [" warm-up: 0.5 epochs"]
-    assert [text.get_text() for text in bottom.texts] == [" λ = 0 for 10 steps"]
+    assert [text.get_text() for text in top.texts] == [" warm-up: 0.5 epochs "]
+    assert [text.get_text() for text in bottom.texts] == [" λ = 0 for 10 steps "]
     assert "(0.3 for batch 256)" in figure.get_suptitle()
 
 
