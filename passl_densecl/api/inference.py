@@ -101,7 +101,7 @@ class ImageClassificationInferencer(_Inferencer):
         if not isinstance(self.model, LinearClassifier):
             what = self.info.source if self.info else f"a {type(self.model).__name__}"
             raise InputError(
-                f"{what} has no classifier: train one (tools/train.py with a linear config) and pass its checkpoint; "
+                f"{what} has no classifier: train one (densecl train with a linear config) and pass its checkpoint; "
                 "FeatureExtractor accepts every model"
             )
         count = self.model.fc.bias.shape[0]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import print_first, progress
-from passl_densecl.cli.options import add_images, add_list_options, add_workers_option, worker_count
+from passl_densecl.cli.options import add_images, add_list_options, add_workers_option, find_images, worker_count
 from passl_densecl.data.check import Report, check_images
-from passl_densecl.data.datasets import ImageSet, scan_images
+from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.image_set import describe_sixteen_bit
 from passl_densecl.errors import InputError
 from passl_densecl.text import megabytes, one_line, quantity
@@ -37,7 +37,7 @@ def add_options(parser: Parser) -> None:
 def check(args: argparse.Namespace) -> bool:
     """Print the report and write the list; True when all images are fine."""
     workers = worker_count(args)
-    images = scan_images(args.images, args.list_file, labeled=args.labeled)
+    images = find_images(args)
     print(f"data     {images.describe()}", flush=True)
     began = time.perf_counter()
     with progress("check") as bar:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TextIO
 
-from passl_densecl.errors import InputError, RunError, printable
+from passl_densecl.errors import InputError, RunError, options_of_commands, printable
 from passl_densecl.text import suggestion
 
 P = ParamSpec("P")
@@ -202,7 +202,7 @@ def run_command(main: Callable[[], int], name: str = "") -> int:
     """
     print_anything()
     try:
-        with _exit_on_sigterm():
+        with _exit_on_sigterm(), options_of_commands():
             code = main()
             sys.stdout.flush()
         return code

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from passl_densecl.cli.command import Parser, Verb
-from passl_densecl.cli.options import add_encoder_option
+from passl_densecl.cli.options import add_dtype_option, add_encoder_option
 from passl_densecl.errors import InputError
 from passl_densecl.weights.convert import SOURCES, STATE_TARGETS, TARGETS, convert
 
@@ -27,7 +27,8 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument("--to", choices=targets, metavar="TARGET", help=f"who is to read it: {', '.join(targets)}")
     parser.add_argument("--from", dest="source", choices=tuple(SOURCES), metavar="SOURCE", help=FROM)
-    add_encoder_option(parser, prefix=True)
+    add_encoder_option(parser)
+    add_dtype_option(parser)
     parser.add_argument("--info", action="store_true", help="write nothing; describe IN (the same as densecl info IN)")
 
 
@@ -40,7 +41,15 @@ def run(args: argparse.Namespace) -> None:
         return describe_weights(args.weights)
     if not (args.output and args.to):
         raise InputError("give IN, OUT and --to TARGET (or IN and --info)")
-    done = convert(args.weights, args.output, args.to, from_=args.source, encoder=args.encoder, prefix=args.prefix)
+    done = convert(
+        args.weights,
+        args.output,
+        args.to,
+        from_=args.source,
+        encoder=args.encoder,
+        prefix=args.prefix,
+        dtype=args.dtype,
+    )
     print("\n".join(done.lines()))
     return None
 

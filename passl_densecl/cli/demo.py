@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from passl_densecl.cli.command import Parser, Verb
-from passl_densecl.config import LinearConfig, PretrainConfig, load_config
+from passl_densecl.config import LinearConfig, PretrainConfig, load_config, path_text
 from passl_densecl.data.datasets import ImageSet, decode, scan_images
 from passl_densecl.errors import InputError
 from passl_densecl.text import quantity
@@ -155,7 +155,7 @@ class Split:
 
     def settings(self, section: str) -> list[str]:
         """Overrides of a section of a config."""
-        root = [f"{section}.root={self.root}"]
+        root = [f"{section}.root={path_text(self.root)}"]
         return root if self.list_file is None else [*root, f"{section}.list_file={self.list_file}"]
 
 
@@ -333,7 +333,7 @@ def contrastive_top1(config: PretrainConfig, checkpoint: str | None) -> dict[str
     from passl_densecl.weights.files import read_arrays, weights_file
     from passl_densecl.weights.load import load_strict
 
-    images = scan_images(config.data.root, config.data.list_file)
+    images = scan_images(**config.data.source())
     queue_len, _ = choose_queue_len(config, len(images))
     model = build_model(config, queue_len)
     if checkpoint is not None:

@@ -16,8 +16,8 @@ from passl_densecl.api.embeddings import Embeddings, check_format, embed, neares
 from passl_densecl.api.info import checked_view
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import print_first
-from passl_densecl.cli.options import add_images, add_list_options, add_weights_options, at_least
-from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
+from passl_densecl.cli.options import add_images, add_list_options, add_weights_options, at_least, find_images
+from passl_densecl.data.datasets import ImageSet, check_decodable
 from passl_densecl.data.workers import available_cores
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
@@ -57,7 +57,7 @@ def add_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     outputs = planned(args)
     check(args, outputs)
-    images = scan_images(args.images, args.list_file, labeled=args.labeled)
+    images = find_images(args)
     if args.neighbors is not None and args.neighbors >= len(images):
         raise InputError(f"--neighbors {args.neighbors}: expected at most {len(images) - 1}, of {len(images)} images")
     check_decodable(images)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from passl_densecl.api.inference import progress_bar  # after the checks: Paddle takes seconds
     from passl_densecl.api.models import get_model
 
-    strides = {"stem_stride": args.stem_stride, "last_stride": args.last_stride}
+    strides = {"stem_stride": args.stem_stride, "last_stride": args.last_stride, "prefix": args.prefix}
     model = get_model(args.weights, True, args.device, depth=args.depth, **strides, seed=args.seed)
     print(f"weights  {model.info.source}: {model.info.kind}, ResNet-{model.info.depth}", flush=True)
     workers = min(available_cores(), MOST_WORKERS) if args.workers is None else args.workers

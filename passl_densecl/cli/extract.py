@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from passl_densecl.cli.command import Parser, Verb, check_outputs
-from passl_densecl.cli.options import add_encoder_option
+from passl_densecl.cli.options import add_dtype_option, add_encoder_option
 from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
 from passl_densecl.weights.card import BACKBONE, FOREIGN, PRETRAINING, Card, Parent
@@ -34,7 +34,8 @@ def add_options(parser: Parser) -> None:
     parser.add_place("--weights", metavar="CKPT", type=Path, help=CHECKPOINT)
     parser.add_argument("--output", type=Path, metavar="W.pdparams", help=output)
     parser.add_argument("--remove_prefix", "--remove-prefix", action="store_true", help=remove)  # the first is PASSL's
-    add_encoder_option(parser, prefix=True)
+    add_encoder_option(parser)
+    add_dtype_option(parser)
 
 
 def extract(args: argparse.Namespace) -> None:
@@ -46,7 +47,7 @@ def extract(args: argparse.Namespace) -> None:
         raise InputError(f"--output {args.output}: the name must end in .pdparams for PaddleDetection and PaddleClas")
     if args.output.exists() and args.output.samefile(source):
         raise InputError(f"--output {args.output} is the file to read; choose another name")
-    taken = read_backbone(source, encoder=args.encoder, prefix=args.prefix)
+    taken = read_backbone(source, encoder=args.encoder, prefix=args.prefix, dtype=args.dtype)
     backbone = recorded_backbone(source) or BackboneSpec(taken.depth)
     prefix = "" if args.remove_prefix else "backbone."
     arrays = {prefix + name: array for name, array in taken.backbone.items()}
@@ -55,6 +56,8 @@ def extract(args: argparse.Namespace) -> None:
     print(f"read     {source} ({taken.kind})")
     print(f"kept     {len(taken.backbone)} arrays: ResNet-{taken.depth}, {taken.weight_count / 1e6:.2f} M weights")
     print(f"dropped  {', '.join(f'{group} {count}' for group, count in taken.dropped.items()) or 'nothing'}")
+    if taken.converted:
+        print(f"dtype    {taken.converted}")
     print(f"wrote    {args.output}, names like {prefix}conv1.weight")
     if not backbone.is_published:
         strides = f"model.stem_stride {backbone.stem_stride}, model.last_stride {backbone.last_stride}"

@@ -18,6 +18,7 @@ from passl_densecl.config import QUEUE_LEN_MAX, Config, PretrainConfig, load_con
 from passl_densecl.config.packaged import find_config
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import output_size
+from passl_densecl.weights.zoo import list_models
 
 if TYPE_CHECKING:
     from passl_densecl.models.summary import Summary
@@ -27,7 +28,9 @@ CLASSES = 1000
 
 
 def add_options(parser: Parser) -> None:
-    what = "a config (a file, or a packaged name), or weights: a run or checkpoint folder, a weight file"
+    what = (
+        "a config (a file, or a packaged name), or weights: a run or checkpoint folder, a weight file, a published name"
+    )
     classes = f"linear config: of the data set, which the config cannot know (default: {CLASSES})"
     size = "config: side of an image (default: as the config trains)"
     parser.add_argument("what", metavar="CONFIG|WEIGHTS", help=what)
@@ -40,8 +43,8 @@ def add_options(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     path = Path(args.what)
-    weights = path.exists() and path.suffix not in (".yaml", ".yml")
-    if weights:
+    published = args.what.startswith("hf:") or args.what in list_models()
+    if published or (path.exists() and path.suffix not in (".yaml", ".yml")):
         if args.override or args.size or args.classes or args.json:
             raise InputError(f"{args.what} holds weights; -o, --size, --classes and --json go with a config")
         describe_weights(path, arrays=args.arrays)

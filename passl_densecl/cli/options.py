@@ -9,6 +9,7 @@ from typing import Any
 
 from passl_densecl.cli.command import Parser
 from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
+from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.workers import available_cores
 from passl_densecl.errors import InputError
 
@@ -35,6 +36,29 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     labeled = "with labels: DIR/CLASS/image.jpg, or after the paths in F"
     parser.add_argument("--list-file", metavar="F", help="only the images that this text file lists, in its order")
     parser.add_argument("--labeled", action="store_true", help=labeled)
+    labels = "how the labels of F read"
+    extensions = "any: files without a known ending too, judged by their first bytes"
+    sixteen = "16-bit values: the upper 8 bits, or each image's own range"
+    parser.add_argument("--labels", choices=("auto", "names", "numbers"), default="auto", help=labels)
+    parser.add_argument("--extensions", choices=("known", "any"), default="known", help=extensions)
+    parser.add_argument("--sixteen-bit", choices=("high_byte", "stretch"), default="high_byte", help=sixteen)
+
+
+def find_images(args: argparse.Namespace) -> ImageSet:
+    """The images of --images, as `add_list_options` says. Raises InputError."""
+    return scan_images(
+        args.images,
+        args.list_file,
+        labeled=args.labeled,
+        labels=args.labels,
+        extensions=args.extensions,
+        sixteen_bit=args.sixteen_bit,
+    )
+
+
+def add_dtype_option(parser: argparse.ArgumentParser) -> None:
+    dtype = "of the numbers in the new file; toolboxes take float32"
+    parser.add_argument("--dtype", choices=("float32", "float16", "float64"), default="float32", help=dtype)
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +71,10 @@ def worker_count(args: argparse.Namespace) -> int:
     return available_cores() if args.workers is None else args.workers
 
 
-def add_encoder_option(parser: argparse.ArgumentParser, *, prefix: bool = False) -> None:
-    """Which of several backbones in a file; `prefix`: also by its name there."""
-    if prefix:
-        help = "what stands before conv1.weight in the file, where it holds several backbones (default: found)"
-        parser.add_argument("--prefix", metavar="P", help=help)
+def add_encoder_option(parser: argparse.ArgumentParser) -> None:
+    """Which of several backbones in a file: an encoder of ours, or by the names there."""
+    prefix = "what stands before conv1.weight in the file, if it holds several backbones (default: found)"
+    parser.add_argument("--prefix", metavar="P", help=prefix)
     help = "which encoder of a pre-training checkpoint"
     parser.add_argument("--encoder", choices=("query", "key"), default="query", help=help)
 
@@ -78,7 +101,7 @@ def add_weights_options(
 
 def backbone_options(args: argparse.Namespace) -> BackboneOptions:
     """What the options state about the backbone; None where they say nothing."""
-    return BackboneOptions(getattr(args, "depth", None), args.stem_stride, args.last_stride)
+    return BackboneOptions(getattr(args, "depth", None), args.stem_stride, args.last_stride, args.prefix)
 
 
 def add_size(parser: argparse.ArgumentParser, what: str, default: str = "as the run of the weights, else 224") -> None:

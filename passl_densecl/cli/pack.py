@@ -12,8 +12,15 @@ import time
 
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import print_first, progress
-from passl_densecl.cli.options import add_images, add_list_options, add_workers_option, at_least, worker_count
-from passl_densecl.data.datasets import ImageSet, scan_images
+from passl_densecl.cli.options import (
+    add_images,
+    add_list_options,
+    add_workers_option,
+    at_least,
+    find_images,
+    worker_count,
+)
+from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.packing import Packed, pack_images
 from passl_densecl.errors import InputError
 from passl_densecl.text import megabytes, one_line, printable, quantity
@@ -42,7 +49,7 @@ def pack(args: argparse.Namespace) -> None:
         raise InputError(f"{printable(args.output)}: the name must end in .lmdb")
     if os.path.lexists(args.output):
         raise InputError(f"{printable(args.output)} exists already; choose another name, or remove it")
-    images = scan_images(args.images, args.list_file, labeled=args.labeled)
+    images = find_images(args)
     print(f"data     {images.describe()}", flush=True)
     began = time.perf_counter()
     with progress("pack") as bar:
@@ -66,7 +73,7 @@ def report(args: argparse.Namespace, images: ImageSet, packed: Packed, seconds: 
     if packed.bad:
         print(f"warning  {len(packed.bad):,} cannot be read; training puts others in their place:")
         names = [f"{one_line(images.path(index))}: {reason}" for index, reason in packed.bad]
-        print_first(names, SHOWN, "; tools/check_data.py names them all")
+        print_first(names, SHOWN, "; densecl data check names them all")
     key = "data.train.root" if args.labeled else "data.root"
     print(f"wrote    {printable(args.output)} · use it with -o {key}={printable(shlex.quote(args.output))}")
 

@@ -294,7 +294,8 @@ def draw_views(args: argparse.Namespace) -> None:
     if not isinstance(config, PretrainConfig):
         raise InputError(f"{args.config}: pairs of views belong to pre-training; this is linear evaluation")
     root = args.images or config.data.root
-    images = scan_images(root, None if args.images else config.data.list_file)
+    instead = {"root": root, "list_file": None} if args.images else {}
+    images = scan_images(**config.data.source(**instead))
     from passl_densecl.visualize.views import draw_pairs, training_pairs
 
     with progress("views") as bar:
@@ -327,7 +328,7 @@ def draw_plan(args: argparse.Namespace) -> None:
     else:
         data = config.data if isinstance(config, PretrainConfig) else config.data.train
         try:
-            steps = len(scan_images(data.root, data.list_file)) // config.batch_size
+            steps = len(scan_images(**data.source())) // config.batch_size
         except InputError as error:
             raise InputError(f"{error}. Or say how many images there are: --count N") from None
     planned = plan(config, steps)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from passl_densecl.cli import train
 from passl_densecl.cli.main import verb_of
-from passl_densecl.config import Config, PretrainConfig, load_config
+from passl_densecl.config import Config, PretrainConfig, load_config, path_text
 from passl_densecl.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def pretrain(
         InputError: invalid input, named with what to do.
         RunError: the run cannot continue; what is saved stays.
     """
-    overrides = [] if data is None else [f"data.root={os.fspath(data)}"]
+    overrides = [] if data is None else [f"data.root={path_text(os.fspath(data))}"]
     if out is not None:
         folder = Path(out)
         overrides += [f"output_dir={folder.parent}", f"name={folder.name}"]
@@ -99,7 +99,7 @@ def pretrain(
     if not isinstance(checked, PretrainConfig):
         raise InputError(f"config {checked.name!r} has task: {checked.task}; pretrain takes task: pretrain")
     start = {"load": load, "pretrained": pretrained, "resume": "auto" if resume is True else resume or None}
-    given = {name: None if value is None else os.fspath(value) for name, value in start.items()}
+    given: dict[str, Any] = {name: None if value is None else os.fspath(value) for name, value in start.items()}
     if devices is None:
         from passl_densecl.engine.pretrain import pretrain as run_here
 

@@ -1,4 +1,4 @@
-"""Everything about a run on one HTML page."""
+"""Pages of HTML: everything about a run, and runs side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from passl_densecl.visualize.style import check_output, need_matplotlib
 PAGE = "report.html"
 
 
-def add_options(parser: Parser) -> None:
+def report_options(parser: Parser) -> None:
     results = "results of 'densecl eval' to show; JSON files in the run folder are shown anyway"
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run folder")
     add_images(parser, "images instead of those that the config names", place=False)
@@ -23,7 +23,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--output", type=Path, metavar="F.html", help=f"default: RUN/{PAGE}, which is replaced")
 
 
-def run(args: argparse.Namespace) -> None:
+def write_report(args: argparse.Namespace) -> None:
     need_matplotlib()
     output = args.output or args.run_dir / PAGE
     from passl_densecl.visualize.report import PARTS, Sources, build_report
@@ -42,10 +42,42 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote    {printable(str(output))} ({megabytes(len(page))})")
 
 
-main = Verb(
-    "Everything about a run on one HTML page.\n\nOne file that needs no other: figures, curves, views, "
-    "correspondences, config and environment of a run.",
-    add_options,
-    run,
+def compare_options(parser: Parser) -> None:
+    results = "results of 'densecl eval' that judged several of the runs at once; those in the run folders are shown"
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two or more run folders, finished or not")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="F.json", help=results)
+    parser.add_argument("--output", type=Path, default=Path("compare.html"), metavar="F.html", help="the page")
+
+
+def write_comparison(args: argparse.Namespace) -> None:
+    from passl_densecl.visualize import compare as page
+
+    with progress("compare") as bar:
+        done = iter(range(1, page.PARTS + 1))
+        missing = page.compare(
+            args.runs,
+            args.output,
+            results=args.results,
+            overwrite=args.overwrite,
+            progress=lambda _: bar(next(done), page.PARTS),
+        )
+    for reason in missing:
+        print(f"note     not shown: {printable(reason)}")
+    print(f"wrote    {printable(str(args.output))} ({megabytes(args.output.stat().st_size)})")
+
+
+report = Verb(
+    "Everything about a run on one HTML page.\n\nOne file that needs no other: cost, figures, curves, views, "
+    "correspondences, config and environment of a run. A run that ends writes it itself (report: false in the config "
+    "turns that off).",
+    report_options,
+    write_report,
     examples=("report output/densecl_r50",),
+)
+compare = Verb(
+    "Runs side by side on one HTML page.\n\nWhat their configs differ in, their curves together, their figures with "
+    "errors.",
+    compare_options,
+    write_comparison,
+    examples=("compare output/densecl_r50 output/moco_v2_r50",),
 )

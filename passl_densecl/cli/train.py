@@ -14,10 +14,11 @@ from pathlib import Path
 
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.options import add_override_option
-from passl_densecl.config import Config, LinearConfig, PretrainConfig, dump_config, load_config
+from passl_densecl.config import Config, LinearConfig, PretrainConfig, dump_config, load_config, path_text
 from passl_densecl.config.files import OTHER_NAMES, known_keys
 from passl_densecl.config.packaged import find_config
 from passl_densecl.errors import InputError, printable
+from passl_densecl.reliability.loggers import check_loggers
 
 DEVICES = "0,1,2,3 or all GPUs, cpu, or cpu:2 for two processes on the CPU (default: the config's device)"
 NAME = "of the run, whose folder is output_dir/N (default: the config's)"
@@ -29,9 +30,7 @@ OVERWRITE = (
 ACCEPT = "with --resume: go on with another recipe than the checkpoint records; each change is logged old → new"
 PRETRAINED = "linear: weights of the frozen backbone, or 'random'; pretrain: a backbone that a new run starts from"
 LOAD = "linear: a trained classifier; pretrain: a whole training state that a new run starts from, at step 0"
-PREFIX = (
-    "what stands before conv1.weight in the file of --pretrained, if it holds several backbones (default: found)"
-)
+PREFIX = "what stands before conv1.weight in the file of --pretrained, if it holds several backbones (default: found)"
 REPLAY = "pretrain: recompute a step that was not finite, from RUN/nonfinite/step_…, and say where it begins"
 
 
@@ -62,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(config_name, overrides)
     check_task(args, config, config_name)
     if args.check:
+        check_loggers(config.loggers)
         print(dump_config(config), end="")
         return 0
     if args.devices is not None and "PADDLE_TRAINER_ID" not in os.environ:
@@ -121,14 +121,14 @@ def experiment(args: argparse.Namespace) -> tuple[str, list[str]]:
 def data_overrides(config: Path, data: str) -> list[str]:
     """What DATA sets: data.root, or for linear evaluation the roots of its train/ and val/. Raises InputError."""
     if not re.search(r"^task:\s*linear\b", config.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
-        return [f"data.root={data}"]
+        return [f"data.root={path_text(data)}"]
     missing = [split for split in ("train", "val") if not (Path(data) / split).is_dir()]
     if missing:
         raise InputError(
             f"{printable(data)}: linear evaluation takes DATA/train and DATA/val, but {' and '.join(missing)} "
             "is missing; or set data.train.root=… and data.val.root=…"
         )
-    return [f"data.{split}.root={os.path.join(data, split)}" for split in ("train", "val")]
+    return [f"data.{split}.root={path_text(os.path.join(data, split))}" for split in ("train", "val")]
 
 
 def run_of(path: str) -> Path:

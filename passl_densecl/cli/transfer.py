@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from passl_densecl.cli.command import Parser, Verb
+from passl_densecl.cli.options import add_dtype_option
 from passl_densecl.integrations.toolboxes import TOOLBOXES
 
 PREPARE = "Write weights in a toolbox's names and a config scaled to the devices, and print the one command to run."
@@ -27,6 +28,8 @@ def prepare_options(parser: Parser) -> None:
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="devices; 0 is the CPU")
     parser.add_argument("--images-per-gpu", type=int, metavar="B", help="default: towards the published batch")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder, as the toolbox expects it")
+    parser.add_argument("--prefix", metavar="P", help="what stands before the backbone's names in W (default: found)")
+    add_dtype_option(parser)
     parser.add_argument("--toolbox-dir", type=Path, metavar="CLONE", help=folder)
 
 
@@ -57,6 +60,8 @@ def run_prepare(args: argparse.Namespace) -> None:
         images_per_gpu=args.images_per_gpu,
         data=args.data,
         toolbox_dir=args.toolbox_dir,
+        prefix=args.prefix,
+        dtype=args.dtype,
     )
     print("\n".join(done.lines()))
 

@@ -163,7 +163,7 @@ _SOURCE = ("root", "list_file", "extensions", "sixteen_bit", "labels")
 
 
 class ImagesConfig(Section):
-    root: PathText = Field(description="folder of images, or the .lmdb that tools/pack_data.py made from one")
+    root: PathText = Field(description="folder of images, or the .lmdb that densecl data pack made from one")
     list_file: PathText | None = Field(
         None, description="text file that lists images relative to root; null takes them all"
     )

@@ -110,7 +110,7 @@ def _views_or_others(
     root = one_line(image_set.root)
     raise RunError(
         f"{first}; nor can any of {min(_TRIES, len(image_set)) - 1} others in its place be decoded. Is the disk with "
-        f"{root} still connected? python tools/check_data.py {root} checks all images"
+        f"{root} still connected? densecl data check {root} checks all images"
     )
 
 

@@ -141,7 +141,7 @@ def memory_is_named(path: str) -> Iterator[None]:
             raise
         raise RunError(
             f"the memory ran out over {one_line(path)}: set fewer data.num_workers, or make the images smaller once "
-            "(tools/pack_data.py --shorter-side 512). A training run continues with --resume auto"
+            "(densecl data pack --shorter-side 512). A training run continues with --resume auto"
         ) from error
 
 

@@ -349,7 +349,7 @@ def _death(death: Death, num_workers: int) -> RunError:
         advice = f"set fewer data.num_workers than {num_workers}, or a smaller batch_size"
     elif death.exit_code is not None and death.exit_code < 0:
         cause = f"died of {death.cause} ({signal.strsignal(-death.exit_code) or 'unknown'})"
-        advice = "an image may crash its decoder: python tools/check_data.py names it"
+        advice = "an image may crash its decoder: densecl data check names it"
     else:
         cause, advice = f"ended with {death.cause}", "with data.num_workers 0 the cause shows"
     return RunError(f"a data worker {cause}: {advice}. A training run continues with --resume auto")

@@ -78,7 +78,7 @@ def open_pack(file: str) -> Pack:
             _close(file)
     if header is None or paths is None:
         raise InputError(
-            f"{printable(file)} is an LMDB file, but no finished pack of images; make one with tools/pack_data.py"
+            f"{printable(file)} is an LMDB file, but no finished pack of images; make one with densecl data pack"
         )
     return _described(file, version, header, paths.split(b"\0"), labels)
 
@@ -198,7 +198,7 @@ def _check_whole(file: str) -> None:
     needed = _bytes_needed(file)
     size = os.path.getsize(file)
     if needed is None:
-        raise InputError(f"{printable(file)} is no LMDB file ({size:,} bytes); make one with tools/pack_data.py")
+        raise InputError(f"{printable(file)} is no LMDB file ({size:,} bytes); make one with densecl data pack")
     if size < needed:
         raise InputError(
             f"{printable(file)} is cut short: {size:,} bytes, expected {needed:,}; copy it again, or pack the images "

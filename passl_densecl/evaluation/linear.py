@@ -1,6 +1,6 @@
 """Linear classifiers on cached features: all learning rates and weight decays of a sweep are trained at once.
 
-This is the fast preset. It differs from the official recipe, which `tools/train.py` runs: features are computed once
+This is the fast preset. It differs from the official recipe, which `densecl train` runs: features are computed once
 (or once for each of a few augmented copies) instead of in every epoch, they are standardized, and the learning rate is
 chosen from a sweep. Compare its figures with each other, not with published ones.
 """

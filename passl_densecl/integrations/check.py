@@ -128,7 +128,7 @@ def _local(named: str | None, path: Path) -> Path | None:
 
 def _unmatched(match: Match, network: Network | None, toolbox: Kind, file: str) -> Finding:
     what = TOOLBOXES[toolbox]
-    command = f"python tools/convert_weight.py {file} OUT{what.suffix} --to {what.target}"
+    command = f"densecl convert {file} OUT{what.suffix} --to {what.target}"
     deep = network is not None and network.deep_stem
     return Finding(
         "weights",

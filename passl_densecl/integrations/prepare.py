@@ -199,7 +199,7 @@ def _place_bases(content: dict[str, Any], place: Path | None) -> None:
 def _comments(template: Path) -> str:
     lines = template.read_text(encoding="utf-8").splitlines()
     head = [line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
-    return "\n".join([*head, f"# Written by tools/transfer.py from {template.name}.", ""])
+    return "\n".join([*head, f"# Written by densecl transfer prepare from {template.name}.", ""])
 
 
 def _command(toolbox: Toolbox, config: Path, scale: Scale, clone: Path | None, model: str) -> str:

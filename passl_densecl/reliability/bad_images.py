@@ -110,7 +110,7 @@ class BadImages:
         return RunError(
             f"{when}{count:,} of {total:,} {plural(total, 'image')} {images.source} cannot be decoded "
             f"({count / total:.1%}); data.max_bad_share is {self._max_share:g}. {self.file} lists them; python "
-            f"tools/check_data.py {one_line(images.root)} checks all. Repair or remove them, or set -o "
+            f"densecl data check {one_line(images.root)} checks all. Repair or remove them, or set -o "
             f"data.max_bad_share={_above(count, total):g}; what was saved is whole: continue with --resume auto"
         )
 

@@ -89,14 +89,14 @@ class Watchdog:
         return (
             f"the {term} features of all images are alike (mean cosine {similar:.2f} for {self._patience:,} steps; 0 "
             "is ideal): the encoder has collapsed and probably learns nothing from here on. Lower or warm up the "
-            "learning rate (optimizer.lr, schedule.warmup_epochs), and check its input: tools/visualize.py views"
+            "learning rate (optimizer.lr, schedule.warmup_epochs), and check its input: densecl plot views"
         )
 
     def _stuck(self, term: str, chance: float) -> str:
         return (
             f"the {term} loss has been at chance (ln(K+1) = {chance:.2f}) for {self._patience:,} steps with a full "
             "queue: it does not distinguish images. The learning rate is far too high or too low (optimizer.lr), or "
-            "the two views of an image have nothing in common: tools/visualize.py views shows them"
+            "the two views of an image have nothing in common: densecl plot views shows them"
         )
 
     def _waiting(self) -> str:
@@ -106,6 +106,6 @@ class Watchdog:
             else f"more data.num_workers (now {self._workers}) if cores are free"
         )
         return (
-            f"over {WAITING:.0%} of the time is spent waiting for images: {more}; tools/pack_data.py with "
+            f"over {WAITING:.0%} of the time is spent waiting for images: {more}; densecl data pack with "
             "--shorter-side puts small copies of them into one file, which data.root accepts"
         )

@@ -134,7 +134,7 @@ STATE_TARGETS = {
         "pre-training here",
         "paddle",
         (".pdparams",),
-        ("python tools/train.py -c CONFIG --load {file}, with the depth and sizes above in CONFIG's model",),
+        ("densecl train CONFIG --load {file}, with the depth and sizes above in CONFIG's model",),
     ),
     "passl-state": Target(
         "PASSL's training",

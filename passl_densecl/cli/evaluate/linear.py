@@ -1,6 +1,6 @@
 """A linear classifier on cached features, all learning rates and weight decays of a sweep trained at once.
 
-The fast preset: minutes. It differs from the official recipe (tools/train.py with configs/moco/moco_clas_r50.yaml):
+The fast preset: minutes. It differs from the official recipe (densecl train with configs/moco/moco_clas_r50.yaml):
 features are computed once, or once for each of --copies augmented copies, instead of anew in every epoch; they are
 standardized; learning rate and weight decay are chosen on a tenth of the training images, then the classifier is
 trained on all of them. Compare its figures with each other, not with published ones.
