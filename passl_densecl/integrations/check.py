@@ -1,6 +1,6 @@
 """A user's own config against the protocol: what departs from it, what that costs, what to write instead.
 
-Users who missed one of these settings lost 2 to 20 points without any warning: training runs either way.
+Training runs without them too, and nothing warns.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Checked:
                 f"         write: {finding.remedy}",
             ]
         count = len(self.findings)
-        summary = f"{quantity(count, 'departure')} from the protocol; users who missed one lost 2 to 20 points"
+        summary = f"{quantity(count, 'departure')} from the published protocol"
         lines.append(summary if count else "nothing departs from the protocol")
         return lines
 
