@@ -40,9 +40,11 @@ def locked(run_dir: Path) -> Iterator[str | None]:
     file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         warning = _acquire(file, run_dir)
-        yield warning
+        try:
+            yield warning
+        finally:
+            _leave_no_trace(run_dir, made_parent)
     finally:
-        _leave_no_trace(run_dir, made_parent)
         os.close(file)  # and with it the lock
 
 

@@ -198,7 +198,9 @@ def test_a_run_from_a_state_resumes_to_the_same_bits_and_needs_no_second_process
     shutil.copytree(whole, folders["resumed"] / "run")
     shutil.rmtree(folders["resumed"] / "run" / "checkpoints" / "epoch_0002")
     assert pretrain(in_this_process(path), load=load, resume="auto") == 0
-    assert "is not read again" in (folders["resumed"] / "run" / "train.log").read_text()
+    shutil.copy(whole / "checkpoints" / "epoch_0001" / "model.pdparams", tmp_path / "other.pdparams")
+    with pytest.raises(InputError, match=r"--load .*other\.pdparams.*started from state\.pdparams"):
+        pretrain(in_this_process(path), load=str(tmp_path / "other.pdparams"), resume="auto")
     for file in ("model.pdparams", "optimizer.pdopt"):
         assert same(arrays(folders["resumed"] / "run", "epoch_0002", file), arrays(whole, "epoch_0002", file))
     assert metrics(folders["resumed"] / "run") == metrics(whole)
