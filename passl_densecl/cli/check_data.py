@@ -54,8 +54,13 @@ def check(args: argparse.Namespace) -> bool:
     if report.bad and args.output is None and output.exists() and not args.overwrite:
         print(f"note     {output} exists already and is not replaced: add --overwrite, or --output F.txt")
     elif report.bad or args.output:
-        write_list(output, images, report)
-        print(f"wrote    {output}")
+        try:
+            write_list(output, images, report)
+            print(f"wrote    {output}")
+        except InputError as error:
+            if args.output is not None:
+                raise
+            print(f"note     the list could not be written: {error}")  # the answer is printed above
     return not report.bad
 
 

@@ -192,9 +192,9 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
 def run_command(main: Callable[[], int], name: str = "") -> int:
     """Call `main`; turn exceptions into exit codes, and print on stderr, after `name`, what the user must know.
 
-    2 for an `InputError`, 3 for a `RunError`, 130 for Ctrl-C, 143 for SIGTERM; 141 when the reader of the output is
-    gone (``| head``), which is no mistake and prints nothing. Other exceptions are defects of this program and keep
-    their traceback.
+    2 for an `InputError`, 3 for a `RunError`, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; 141 when the reader of
+    the output is gone (``| head``), which is no mistake and prints nothing. Other exceptions are defects and keep their
+    traceback.
 
     Of several processes under `paddle.distributed.launch`, the first one prints an `InputError`, which all of them have
     in common; each prints its own `RunError` and ends at once, because leaving Paddle's process group may hang or crash
@@ -226,7 +226,16 @@ def run_command(main: Callable[[], int], name: str = "") -> int:
 
 
 def print_anything() -> None:
-    """Print characters that the terminal's encoding lacks (Chinese names in Latin-1) escaped from here on."""
+    """Print characters that the terminal's encoding lacks (Chinese names in Latin-1) escaped from here on.
+
+    What was closed (``>&-``) is /dev/null from here on: a file that is opened must not take its number.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -238,15 +247,17 @@ def _one_of_several() -> bool:
 
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit, so that unfinished files are removed; one of several processes it ends at once."""
+    """SIGTERM and SIGHUP raise SystemExit, so that unfinished files are removed; one of several processes they end."""
     if _one_of_several() or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, lambda number, _: sys.exit(128 + number)) for one in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _is_read(stream: TextIO) -> bool:

@@ -28,7 +28,7 @@ PREFETCH = 2  # tasks that one process has: the one that it computes, and the ne
 _WINDOW = 32  # tasks per process that may be computed before an earlier one is
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _KEPT_BYTES = 2**28
-_LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)  # they often reach the whole group; the main process decides
+_LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # often sent to the whole group; the main one decides
 
 _main_ends: set[Connection] = set()  # this process's ends of the pipes to all of its workers
 

@@ -96,11 +96,13 @@ def _wait_for_first() -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within it SIGTERM and SIGINT end the process at once: Paddle waits in native code."""
+    """Within it SIGTERM, SIGINT and SIGHUP end the process at once: Paddle waits in native code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopping = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [one for one in stopping if signal.getsignal(one) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ def _leave_no_trace(run_dir: Path, made_parent: bool) -> None:
         if not (run_dir / "config.yaml").exists():
             with contextlib.suppress(FileNotFoundError):
                 (run_dir / "checkpoints").rmdir()
-            if [entry.name for entry in run_dir.iterdir()] == [NAME]:
+            if {entry.name for entry in run_dir.iterdir()} <= {NAME, "log"}:  # log: of the launcher, which removes it
                 (run_dir / NAME).unlink()
                 run_dir.rmdir()
             if made_parent:

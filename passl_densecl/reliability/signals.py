@@ -1,4 +1,4 @@
-"""Stopping on request: the first SIGTERM or SIGINT asks the loop to save and stop, a second one stops at once.
+"""Stopping on request: the first SIGTERM, SIGINT or SIGHUP asks the loop to save and stop, a second one stops at once.
 
 Before the loop there is nothing to save, and the first one stops at once. A thread of its own handles signals, because
 Python's handlers run in the main thread only, which may be blocked in a collective by another process.
@@ -22,6 +22,7 @@ from passl_densecl.distributed import collectives as dist
 
 # paddle.distributed.launch hands a SIGTERM on three times, 0.2 s apart, and kills after 30 s: that is one request.
 ONE_REQUEST = 3.0  # seconds
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal, or its connection, has gone
 
 
 class StopRequest:
@@ -40,7 +41,9 @@ class StopRequest:
         self._told.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # Where nohup has a run ignore SIGHUP, it stays ignored.
+        self._numbers = [one for one in STOPPING if signal.getsignal(one) is not signal.SIG_IGN]
+        for number in self._numbers:
             self._before[number] = signal.signal(number, _leave_to_thread)
         return self
 
@@ -76,7 +79,7 @@ class StopRequest:
         with hears:
             while numbers := hears.recv(64):
                 for number in numbers:
-                    if number in (signal.SIGTERM, signal.SIGINT):
+                    if number in self._numbers:
                         self._asked(number)
 
     def _asked(self, number: int) -> None:

@@ -63,6 +63,14 @@ sys.exit(main())
     assert process.wait(30) == 141
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(closed, tmp_path):
+    line = f"{sys.executable} -m passl_densecl config cp small/densecl_r18 {tmp_path}/c.yaml {closed}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "c.yaml").stat().st_size > 500
+
+
 def test_a_pipe_that_breaks_elsewhere_is_a_mistake_of_ours():
     @command
     def main() -> int:

@@ -52,7 +52,7 @@ def start_slow(config: Path, module: str, name: str, seconds: int, setup: str = 
     return process
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_before_the_first_step_it_ends_at_once(tmp_path, photos, how, code):
     process = start_slow(write_config(tmp_path, photos, **SHAPE), "passl_densecl.engine.pretrain", "build_model", 60)
     process.send_signal(how)
