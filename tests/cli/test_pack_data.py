@@ -75,7 +75,7 @@ def test_names_what_it_could_not_read(photos, tmp_path):
     assert done.returncode == 0
     assert "warning  6 cannot be read" in done.stdout
     assert f"{root}/2.jpg: damaged" in done.stdout
-    assert "and 3 more; tools/check_data.py names them all" in done.stdout
+    assert "and 3 more; densecl data check names them all" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -611,7 +611,7 @@ def test_a_folder_of_bad_files_side_by_side_is_no_end(tmp_path):
 def test_when_nothing_decodes_the_search_ends(tmp_path):
     for number in range(30):
         (tmp_path / f"{number:02d}.png").write_bytes(b"broken")
-    with pytest.raises(RunError, match=r"07\.png.*19 others in its place.*tools/check_data\.py"):
+    with pytest.raises(RunError, match=r"07\.png.*19 others in its place.*densecl data check"):
         PairDataset(scan_images(tmp_path), (), seed=0)[0, 7]
     last = list(datasets._stand_ins(7, 30))[-1]
     write(tmp_path / f"{last:02d}.png", 1)

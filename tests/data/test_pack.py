@@ -397,7 +397,7 @@ def test_files_that_are_no_packs(folder, tmp_path):
     foreign = lmdb.open(str(tmp_path / "foreign.lmdb"), subdir=False, lock=False)
     with foreign, foreign.begin(write=True) as transaction:
         transaction.put(b"key", b"value")
-    with refused("foreign.lmdb", "no finished pack", "tools/pack_data.py"):
+    with refused("foreign.lmdb", "no finished pack", "densecl data pack"):
         scan_images(tmp_path / "foreign.lmdb")
     with refused("no folder", "did you mean", "photos.lmdb"):
         scan_images(tmp_path / "photo.lmdb")

@@ -41,6 +41,7 @@ def linear_config(folder: Path, data: Path, **changes):
     """A checked config on `data`/train and `data`/val with its run in `folder`/run; `model__depth=50` changes a key."""
     tree = {
         "task": "linear",
+        "report": False,
         "name": "run",
         "output_dir": str(folder),
         "device": "cpu",

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneOptions, BackboneSpec, dump_config, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
@@ -17,7 +18,6 @@ from passl_densecl.models import build_backbone
 from passl_densecl.transforms import CenterCrop
 from passl_densecl.weights import write_pickle
 from passl_densecl.weights.card import run_card
-from tools import extract_weight
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
@@ -50,7 +50,7 @@ def test_a_file_with_a_card_brings_its_strides(tmp_path, trained):
     config = load_config(ROOT / "configs/demo/densecl_r18.yaml", ["model.stem_stride=4", "model.last_stride=1"])
     path = tmp_path / "epoch_0001.pdparams"  # in no run folder
     write_pickle(path, {f"backbone.{k}": v for k, v in trained.items()}, card=run_card(config, epoch=1, step=9))
-    assert extract_weight.main([str(path), "--output", str(tmp_path / "w.pdparams"), "--remove_prefix"]) == 0
+    assert main(["extract", str(path), "--output", str(tmp_path / "w.pdparams"), "--remove_prefix"]) == 0
     for file in (path, tmp_path / "w.pdparams"):
         assert feature_map(load_backbone(file), IMAGE).shape == (512, 4, 4)
     assert feature_map(load_backbone(path, BackboneOptions(last_stride=2)), IMAGE).shape == (512, 2, 2)

@@ -524,7 +524,7 @@ def test_the_tool_prepares_and_checks(clones, weights, tmp_path):
     assert "departs  ResNet.freeze_at: 0" in bad.stdout
     missing = run("check", tmp_path / "nothing.yml")
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert missing.stderr == f"transfer.py: {tmp_path / 'nothing.yml'} does not exist\n"
+    assert missing.stderr == f"transfer.py check: {tmp_path / 'nothing.yml'} does not exist\n"
 
 
 def test_preparing_needs_neither_paddle_nor_torch(weights, tmp_path):

@@ -96,7 +96,7 @@ def test_a_loss_at_chance(watched):
     assert said == [
         "the global loss has been at chance (ln(K+1) = 6.24) for 500 steps with a full queue: it does not distinguish "
         "images. The learning rate is far too high or too low (optimizer.lr), or the two views of an image have "
-        "nothing in common: tools/visualize.py views shows them"
+        "nothing in common: densecl plot views shows them"
     ]
 
 
@@ -131,7 +131,7 @@ def test_waiting_for_data_most_of_the_time(watched):
             dog.check(line(step, 4.0, data_share=share))
             assert bool(said) == (step >= 10), step
         assert len(said) == 1
-        assert said[0].startswith(f"over 50% of the time is spent waiting for images: {remedy} tools/pack_data.py")
+        assert said[0].startswith(f"over 50% of the time is spent waiting for images: {remedy} densecl data pack")
 
 
 def test_similarity_is_the_mean_cosine_of_pairs():
