@@ -34,8 +34,8 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 demo: install    ## pre-train, extract, evaluate, draw: minutes on two cores (DATA=DIR for your own folder)
 	$(RUN) tools/demo.py --output $(DEMO_OUTPUT) $(if $(DATA),--data $(DATA))
 
-test: install    ## the test suite
-	$(RUN) -m pytest
+test: install    ## the test suite, two files at a time
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 test-fast: install  ## the part that depends on Paddle most and starts no training (what CI runs on the second Paddle)
 	$(RUN) -m pytest tests/models tests/evaluation tests/weights/test_convert.py tests/weights/test_load.py \

@@ -178,7 +178,7 @@ def test_the_commands_of_the_page_are_understood():
         words = shlex.split(line)
         if words[0] == "densecl":
             verb, args = understood(words)
-            if verb == "convert":
+            if verb == "convert" and args.to:
                 assert args.output.suffix in (TARGETS | STATE_TARGETS)[args.to].suffixes
                 converted.add(args.to)
             trained += verb == "train" and bool(args.load or args.pretrained)
