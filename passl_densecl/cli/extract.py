@@ -68,7 +68,7 @@ def extract(args: argparse.Namespace) -> None:
 
 def derived_output(source: Path) -> Path:
     """RUN/backbone_epoch_0200.pdparams for a checkpoint of a run, else W_backbone.pdparams beside the file."""
-    folder = source.resolve().parent
+    folder = source.parent
     if folder.parent.name == "checkpoints":
         return folder.parent.parent / f"backbone_{folder.name}.pdparams"
     return source.with_name(f"{source.stem}_backbone.pdparams")

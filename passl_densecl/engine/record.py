@@ -95,7 +95,7 @@ def check_classes(start: Checkpoint, classes: Sequence[str]) -> None:
     recorded = start.state.get("classes")
     if isinstance(recorded, list) and list(classes) != recorded:
         raise InputError(
-            f"--resume {start.path}: its classifier has the classes {listed(recorded)}, data.train.root holds "
+            f"--resume {start.path}: its classifier has the classes {listed([str(one) for one in recorded])}, data.train.root holds "
             f"{listed(classes)}; a classifier is continued on its own classes"
         )
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Hostile configs, overrides, weights, packs and lists by the ten thousand: `make fuzz`.
+"""Hostile configs, overrides, resumed runs, weights, packs and lists by the ten thousand: `make fuzz`.
 
 A process of its own reads each kind of input (see guard.py for what it must not do there). A failure is minimized and
 kept as a folder of files below --keep; `fuzz.py --replay FOLDER` reads it again. Exit code 1 when anything failed.
@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-NAMES = ("configs", "overrides", "weights", "packs", "lists")
+NAMES = ("configs", "overrides", "resumes", "weights", "packs", "lists")
 SILENCE = 120  # seconds without a report, after which the reading process counts as hung
 SHRINK_TRIES = 400  # cases spent on minimizing a failure
 
@@ -346,6 +346,7 @@ _LISTS = "data.datasets integrations.prepare engine.pretrain evaluation.masks ev
 READERS = {
     "configs": ("config", "integrations.yaml_files"),
     "overrides": ("config",),
+    "resumes": ("config", "engine.record"),
     "weights": ("config", *(f"weights.{name}" for name in _WEIGHTS.split())),
     "packs": ("data.datasets",),
     "lists": (*_LISTS.split(), *(f"visualize.{name}" for name in ("report", "schedule", "views"))),

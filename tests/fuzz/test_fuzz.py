@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FUZZ = ROOT / "tests" / "fuzz" / "fuzz.py"
 
 
-@pytest.mark.parametrize("name", ["configs", "overrides", "weights", "packs", "lists"])
+@pytest.mark.parametrize("name", ["configs", "overrides", "resumes", "weights", "packs", "lists"])
 def test_a_sample(name, tmp_path):
     done = subprocess.run(
         [sys.executable, FUZZ, name, "--cases", "50", "--seed", "0", "--keep", tmp_path],
