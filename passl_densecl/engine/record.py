@@ -96,7 +96,8 @@ def check_classes(start: Checkpoint, classes: Sequence[str]) -> None:
     if isinstance(recorded, list) and list(classes) != recorded:
         names = listed([str(one) for one in recorded])
         raise InputError(
-            f"--resume {start.path}: its classifier has the classes {names}, data.train.root holds {listed(classes)}; a classifier is continued on its own classes"
+            f"--resume {start.path}: its classifier has the classes {names}, data.train.root holds "
+            f"{listed(classes)}; a classifier is continued on its own classes"
         )
 
 
