@@ -38,7 +38,7 @@ test: install    ## the test suite, two files at a time
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 test-fast: install  ## the part that depends on Paddle most and starts no training (what CI runs on the second Paddle)
-	$(RUN) -m pytest tests/models tests/evaluation tests/weights/test_convert.py tests/weights/test_load.py \
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile tests/models tests/evaluation tests/weights/test_convert.py tests/weights/test_load.py \
 	  tests/weights/test_pickles.py tests/data/test_loader.py tests/test_api.py tests/test_export.py tests/cli/test_extract_weight.py
 
 test-all: test lint  ## everything that CI checks
