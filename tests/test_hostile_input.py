@@ -193,6 +193,7 @@ def test_invalid_metrics(tmp_path):
     assert (len(run.metrics), run.unread) == (3, 6)
     assert run.last_step == 3
     log = RunLog(tmp_path)
+    log.record()
     try:
         log.rewind(2)
     finally:

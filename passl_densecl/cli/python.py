@@ -63,6 +63,7 @@ def pretrain(
     resume: bool | str | os.PathLike[str] = False,
     load: str | os.PathLike[str] | None = None,
     pretrained: str | os.PathLike[str] | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
     accept_changes: bool = False,
     **settings: Any,
@@ -76,7 +77,8 @@ def pretrain(
         devices: "0,1,2,3", "all", "cpu" or "cpu:2": processes of their own where there are several. None: the config's
             device, in this process.
         resume: True continues the newest checkpoint, a path that one.
-        load, pretrained: what a new run starts from: a whole training state, or a backbone.
+        load, pretrained: what a new run starts from: a whole training state, or a backbone (the one behind `prefix`,
+            where the file holds several).
         overwrite: replace a run in the folder.
         accept_changes: continue with another recipe than the checkpoint records.
         settings: keys of the config, "__" for a dot: ``epochs=50, model__queue_len="auto"``.
@@ -98,7 +100,12 @@ def pretrain(
         checked = config
     if not isinstance(checked, PretrainConfig):
         raise InputError(f"config {checked.name!r} has task: {checked.task}; pretrain takes task: pretrain")
-    start = {"load": load, "pretrained": pretrained, "resume": "auto" if resume is True else resume or None}
+    start = {
+        "load": load,
+        "prefix": prefix,
+        "pretrained": pretrained,
+        "resume": "auto" if resume is True else resume or None,
+    }
     given: dict[str, Any] = {name: None if value is None else os.fspath(value) for name, value in start.items()}
     if devices is None:
         from passl_densecl.engine.pretrain import pretrain as run_here

@@ -18,7 +18,7 @@ from passl_densecl.weights.recorded import recorded_config
 # Prefixes of keys: what the network is; and what says nothing of what is learned.
 _NETWORK = ("task", "model.depth", "model.stem_stride", "model.last_stride", "model.hidden_dim", "model.out_dim",
             "model.num_grid", "model.queue_len", "model.dense")  # fmt: skip
-_PLUMBING = ("name", "output_dir", "device", "checkpoint.", "log_every_steps", "guard.", "dist_timeout", "evaluation",
+_PLUMBING = ("name", "device", "checkpoint.", "log_every_steps", "guard.", "dist_timeout", "evaluation",
              "data.num_workers", "data.max_bad_share", "loggers", "report")  # fmt: skip
 _FOLDERS = ("root", "list_file")
 
@@ -86,7 +86,7 @@ def differences(recorded: Config, config: Config, *, folders: bool = True) -> It
     """The settings with different values; without `folders` those that name folders are left out."""
     before, now = dict(_leaves(recorded)), dict(_leaves(config))
     for key in dict.fromkeys([*before, *now]):
-        if before.get(key) != now.get(key) and (folders or key.split(".")[-1] not in _FOLDERS):
+        if key != "output_dir" and before.get(key) != now.get(key) and (folders or key.split(".")[-1] not in _FOLDERS):
             yield Change(key, _text(before.get(key)), _text(now.get(key)))
 
 

@@ -306,7 +306,7 @@ class Run(Generic[C]):
         """The state after `done` steps; `state` replaces entries of state.json."""
         learner, config = self.learner, self.config
         entries = {"task": config.task, **self.facts, "scaler": learner.scaler_state()}
-        entries["config"] = config.model_dump(mode="json")
+        entries["config"] = config.model_dump(mode="json", exclude={"output_dir"})  # the same bytes wherever it lies
         before = self.start.state if self.start else {}
         entries["config_since"] = self.first_step if self.changes else before.get("config_since", 0)
         changed = [{"step": self.first_step, **asdict(change)} for change in self.changes]

@@ -22,8 +22,12 @@ class HeldLines:
     waiting = lost = 0
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the start is not settled)
-        self.descriptor = self._file.fileno()
+        # In memory where the system can: there may be no folder that takes a file.
+        if hasattr(os, "memfd_create"):
+            self.descriptor = os.memfd_create("train.log")
+        else:
+            self.descriptor, path = tempfile.mkstemp()
+            os.unlink(path)
 
     def write(self, text: str | bytes) -> None:
         os.write(self.descriptor, text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text)
@@ -36,7 +40,7 @@ class HeldLines:
         """Nothing is kept."""
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self.descriptor)
 
 
 class LogFile:

@@ -147,6 +147,7 @@ def _rewound(folder: Path, output: Path) -> None:
 
     (output / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
     log = RunLog(output)
+    log.record()
     try:
         log.rewind(2)
     finally:

@@ -213,7 +213,7 @@ def test_past_the_share_the_run_stops_and_saves_nothing_of_the_epoch(tmp_path, f
         f"({count / 48:.1%})",
         "data.max_bad_share is 0.1",
         "run/bad_images.txt lists them",
-        f"python tools/check_data.py {images}",
+        f"densecl data check {images}",
         "--resume auto",
     ):
         assert part in said

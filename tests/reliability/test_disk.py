@@ -225,6 +225,7 @@ def test_a_removed_log_is_made_again_with_what_was_in_it(tmp_path):
 
 def test_a_run_log_says_once_that_it_cannot_be_written_and_once_that_it_can(disk, capfd):
     log = RunLog(disk.path / "run", {"config.yaml": "a: 1\n"})
+    log.record()
     try:
         for step in range(60):
             if step == 20:
@@ -256,6 +257,7 @@ def test_a_terminal_on_the_same_full_disk_ends_nothing(disk):
         os.dup2(out.fileno(), 1)
     try:
         log = RunLog(disk.path / "run")
+        log.record()
         log.line("note", "the first line")
         disk.fill()
         for step in range(300):

@@ -41,6 +41,7 @@ def config(folder: Path, *names: str) -> Config:
 def log_steps(made: Config, after: int, last: int) -> str:
     """A process that continues after a step, logs up to `last` and a picture then; returns train.log."""
     log = RunLog(made.run_dir, {}, Loggers(made))
+    log.record()
     try:
         log.rewind(after)
         for step in range(after + 1, last + 1):
@@ -142,6 +143,7 @@ def test_a_disk_that_was_full_leaves_no_gap(tmp_path):
     with small_disk(tmp_path / "disk", 8) as disk:
         made = config(disk.path, "visualdl")
         log = RunLog(made.run_dir, {}, Loggers(made))
+        log.record()
         log.rewind(-1)
         for step in range(60):
             if step in (20, 50):
@@ -277,6 +279,7 @@ def test_a_logger_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
 def test_pictures_that_cannot_be_made_are_a_warning(tmp_path):
     made = config(tmp_path, "visualdl")
     log = RunLog(made.run_dir, {}, Loggers(made))
+    log.record()
     log.rewind(-1)
     log.images(1, lambda: {"images/views": RED[:, :, 5]})
     log.close()

@@ -193,6 +193,7 @@ def test_a_real_run_that_cannot_learn_from_data_that_come_slowly(tmp_path, photo
         "the dense features of all",
         "the dense loss has been",
         "over 2% of",
+        "micro_batch_size 4 × the last stage's map are 4 values",
     )
     for start in starts:
         assert sum(text.startswith(f"warning  {start}") for text in warnings) == 1, (start, warnings)

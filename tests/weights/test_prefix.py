@@ -54,7 +54,7 @@ def loaded(load: Callable[..., object], classifier: bool = False) -> Callable[[s
 
     def read(path: str, prefix: str | None) -> np.ndarray:
         model = built(classifier)
-        load(model, path, *([] if load is load_classifier else [SPEC]), prefix)
+        load(model, path, SPEC, prefix)
         return first(model.backbone if isinstance(model, LinearClassifier) else model.query_encoder.backbone)
 
     return read

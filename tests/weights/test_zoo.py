@@ -432,7 +432,9 @@ def test_a_shared_cache_may_be_read_only(cache, model, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_example_of_the_pages_runs(server, cache, monkeypatch, page):
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    code, *_ = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     shown = {}
     exec(code, shown)
