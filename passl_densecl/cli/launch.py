@@ -92,22 +92,24 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     environment = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
     if direct:
         environment[_OUTPUT_OF] = str(os.getpid())
-    # In a session of its own: Ctrl-C on the terminal reaches the trainers once, through the handler below.
+    received: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, _: object) -> None:
+        received.append(number)
+        if process is not None:
+            _stop(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in _EXIT_CODES}
+    # In a session of its own: Ctrl-C on the terminal reaches the trainers once, through the handler above.
     process = subprocess.Popen(
         [*program, str(_SCRIPT), *words],
         env=environment,
         start_new_session=True,
         stdout=subprocess.DEVNULL if direct and not verbose else None,
     )
-    received: list[int] = []
-
-    def forward(number: int, _: object) -> None:
-        received.append(number)
-        for child in _children(process.pid) or [process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGTERM)
-
-    before = {number: signal.signal(number, forward) for number in _EXIT_CODES}
+    if received:
+        _stop(process.pid, received[0])
     try:
         code = process.wait()
     finally:
@@ -133,12 +135,18 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     return code if code >= 0 else 128 - code
 
 
-def _children(pid: int) -> list[int]:
-    """The trainers that the launcher started: a signal to itself would end them after 30 s, saved or not."""
-    try:
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
-    except OSError:
-        return []
+def _stop(launcher: int, number: int) -> None:
+    """Send a signal to the trainers: the launcher itself would end them after 30 s, saved or not. Before there are any,
+    it gets SIGTERM."""
+    trainers: list[int] = []
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text(encoding="ascii")
+        trainers = [int(one) for one in children.split()]
+    with contextlib.suppress(ProcessLookupError):
+        for trainer in trainers:
+            os.kill(trainer, number)
+        if not trainers:
+            os.kill(launcher, signal.SIGTERM)
 
 
 def attach_output() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passl_densecl.cli import train
+from passl_densecl.cli.command import check_outputs
 from passl_densecl.cli.main import verb_of
 from passl_densecl.config import Config, PretrainConfig, load_config, path_text
 from passl_densecl.errors import InputError, RunError
@@ -51,7 +52,9 @@ class TrainedRun:
         found = verb_of(f"eval {verb}")
         parser = found.parser(f"evaluate({verb!r})")
         parser.raises = True
-        return found.run(parser.read(words))  # type: ignore[return-value]
+        args = parser.read(words)
+        check_outputs(args, found.outputs)
+        return found.run(args)
 
 
 def pretrain(
@@ -90,7 +93,7 @@ def pretrain(
     overrides = [] if data is None else [f"data.root={path_text(os.fspath(data))}"]
     if out is not None:
         folder = Path(out)
-        overrides += [f"output_dir={folder.parent}", f"name={folder.name}"]
+        overrides += [f"output_dir={path_text(str(folder.parent))}", f"name={folder.name}"]
     overrides += [f"{key.replace('__', '.')}={_as_text(value)}" for key, value in settings.items()]
     if isinstance(config, (str, os.PathLike)):
         checked = load_config(os.fspath(config), overrides)

@@ -6,7 +6,6 @@ not learning: logging, checkpoints, evaluation, and stopping when a signal asked
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +17,7 @@ import paddle
 from passl_densecl.config import RANDOM, LinearConfig, PretrainConfig, RunConfig
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import choose_workers
+from passl_densecl.disk import whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
 from passl_densecl.engine import record
@@ -200,9 +200,14 @@ class Run(Generic[C]):
         old = self.config.run_dir / "config.yaml"
         if self.start is None or not self.changes or not old.is_file():
             return
-        kept = old.with_name(f"config_from_step_{self.start.state.get('config_since', 0):08d}.yaml")
-        if not kept.exists():
-            os.replace(old, kept)
+        kept, content = self._kept_config(self.start.state.get("config_since", 0)), old.read_bytes()
+        if kept.exists() and kept.read_bytes() != content:
+            kept = self._kept_config(self.first_step)  # of an attempt from this checkpoint that saved nothing
+        with whole_file(kept) as file:
+            file.write(content)
+
+    def _kept_config(self, step: int) -> Path:
+        return self.config.run_dir / f"config_from_step_{step:08d}.yaml"
 
     def _not_evaluated(self, done: int) -> bool:
         """Whether an evaluation is due after `done` steps and the run's metrics lack it; the same in every process."""

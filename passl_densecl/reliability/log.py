@@ -101,14 +101,22 @@ class RunLog(SilentLog):
         self._interactive = sys.stdout.isatty()
 
     def record(self) -> None:
-        """Write the documents and the lines so far, and the following ones as they come. Raises OSError."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        for name, text in self._documents.items():
-            with whole_file(self.run_dir / name) as file:
-                file.write(text.encode("utf-8"))
+        """Write the documents and the lines so far, and the following ones as they come.
+
+        Raises InputError when the run folder cannot be written.
+        """
         held = (self._file, self._metrics)
-        self._file = LogFile(self.run_dir / "train.log", on_open=self._redirect)
-        self._metrics = LogFile(self.run_dir / "metrics.jsonl")
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            for name, text in self._documents.items():
+                with whole_file(self.run_dir / name) as file:
+                    file.write(text.encode("utf-8"))
+            self._file = LogFile(self.run_dir / "train.log", on_open=self._redirect)
+            self._metrics = LogFile(self.run_dir / "metrics.jsonl")
+        except OSError as error:
+            raise InputError(
+                f"output_dir: {error.filename or self.run_dir} cannot be written: {error.strerror}"
+            ) from error
         self._redirect(self._file.descriptor)
         for before, now in zip(held, (self._file, self._metrics), strict=True):
             if isinstance(before, HeldLines) and (content := before.content()):
