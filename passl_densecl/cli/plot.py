@@ -133,7 +133,7 @@ def draw_match(args: argparse.Namespace) -> None:
     if args.augment and second_path is not None:
         raise InputError("--augment goes with one image, of which two views are drawn; omit it or the second image")
     if args.json is not None:
-        check_output(args.json, (".json",), "--json")
+        check_output(args.json, (".json",), "json")
     from passl_densecl.evaluation.correspondence import PHOTOMETRIC  # Paddle takes seconds; a wrong option should not
     from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
 

@@ -22,7 +22,7 @@ from passl_densecl.disk import whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.engine.learner import Learner, trained
 from passl_densecl.engine.run import Run
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.errors import InputError, RunError, option
 from passl_densecl.models import DenseCL, Keys, Losses
 from passl_densecl.models.batch_norm import ChainedStatistics
 from passl_densecl.reliability.checkpoint import Checkpoints
@@ -139,8 +139,7 @@ class Guard:
         self._row_began = done
         raise RunError(
             f"step {done:,}: weights are not finite, though the gradients were ({listed(broken, quoted=False)}); they "
-            "were "
-            "not saved. " + self._remedy(done)
+            "were not saved. " + self._remedy(done)
         )
 
     def _remedy(self, done: int) -> str:
@@ -154,9 +153,9 @@ class Guard:
         if self._row_began < done:
             return (
                 f"All steps since {self._row_began:,} were like that, so the weights had diverged by then: continue "
-                f"from a checkpoint well before it (--resume PATH; the newest is {newest}) with {how}"
+                f"from a checkpoint well before it ({option('resume')} and its path; the newest is {newest}) with {how}"
             )
-        return f"Continue from {newest} (--resume auto) with {how}"
+        return f"Continue from {newest} ({option('resume', 'auto')}) with {how}"
 
     def _nonfinite(self, losses: Sequence[Losses], keys: Keys) -> dict[str, list[Any]]:
         """What is not finite: every loss of every process, and the names of keys, statistics and gradients."""

@@ -24,7 +24,7 @@ from passl_densecl.engine.learner import Learner, amp_context
 from passl_densecl.engine.record import check_classes
 from passl_densecl.engine.run import NO_BEST, Resume, Run, open_run
 from passl_densecl.engine.start import check_strides, load_classifier, load_pretrained
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.models import LinearClassifier
 from passl_densecl.reliability.bad_images import BadImages
 from passl_densecl.reliability.checkpoint import Checkpoints
@@ -58,15 +58,16 @@ def linear_eval(
     if evaluate_only:
         if load is None:
             raise InputError(
-                "--evaluate-only needs a trained classifier: --load CHECKPOINT (its folder or model.pdparams)"
+                f"{option('evaluate_only')} needs a trained classifier: {option('load')}, with its folder or "
+                "model.pdparams"
             )
         return _evaluate_only(config, load, prefix)
     refusal = (
-        "linear evaluation needs a backbone: --pretrained WEIGHTS (an extracted file or a training checkpoint), or "
-        f"--pretrained {RANDOM} for the baseline of untrained weights"
+        f"linear evaluation needs a backbone: {option('pretrained')}, with an extracted file or a training "
+        f"checkpoint, or {option('pretrained', RANDOM)} for the baseline of untrained weights"
     )
     if load is not None and pretrained is not None:
-        raise InputError("give --load (a classifier) or --pretrained (a backbone), not both")
+        raise InputError(f"give {option('load')} (a classifier) or {option('pretrained')} (a backbone), not both")
     given, how = pretrained is not None or load is not None, Resume(resume, overwrite, accept_changes)
     with open_run(config, how, refuse_new=None if given else refusal) as run:
         return _train(run, pretrained, load, prefix)
@@ -129,14 +130,14 @@ def _evaluate_only(config: LinearConfig, load: str, prefix: str | None) -> int:
     set_device(config.device)
     process_group.start()
     path = weights_file(Path(load))
-    check_strides("--load", load, config.model.backbone)
+    check_strides("load", load, config.model.backbone)
     arrays, classes = read_classifier(path, prefix=prefix), recorded_classes(path)
     val_set = scan_images(**config.data.val.source(), labeled=True, classes=classes)
     check_decodable(val_set)
     count = len(arrays["fc.bias"]) if "fc.bias" in arrays else len(val_set.classes)
     if count != len(val_set.classes):
         raise InputError(
-            f"--load {load}: a classifier of {count} classes, but {config.data.val.root!r} holds "
+            f"{option('load', load)}: a classifier of {count} classes, but {config.data.val.root!r} holds "
             f"{len(val_set.classes)}; evaluate it on the classes that it was trained for"
         )
     model = LinearClassifier(config.model.backbone, count)

@@ -45,7 +45,9 @@ def pretrain(
     Raises InputError for invalid input, RunError when the run cannot continue.
     """
     if load is not None and pretrained is not None:
-        raise InputError("give --load (a whole training state) or --pretrained (a backbone), not both")
+        raise InputError(
+            f"give {option('load')} (a whole training state) or {option('pretrained')} (a backbone), not both"
+        )
     if prefix is not None and pretrained is None:
         raise InputError(f"{option('prefix', prefix)} chooses a backbone of {option('pretrained')}: give both")
     with open_run(config, Resume(resume, overwrite, accept_changes)) as run:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from passl_densecl.config import RANDOM, Config, PretrainConfig, load_config, parse_config
-from passl_densecl.errors import InputError, printable
+from passl_densecl.errors import InputError, option, printable
 from passl_densecl.reliability.checkpoint import MODEL, Checkpoint
 from passl_densecl.text import listed
 from passl_densecl.weights.card import Parent
@@ -65,11 +65,11 @@ def check_settings(start: Checkpoint, config: Config, *, accept_changes: bool) -
         for one in wrong
     ]
     agreeing = " ".join(f"{one.key}={one.before}" for one in wrong if one.key != "model.dense")
-    ways = [f"set what it was trained with ({printable(agreeing)})", "start another run with --name NAME"]
+    ways = [f"set what it was trained with ({printable(agreeing)})", "start another run with name=NAME"]
     if not any(one.is_network for one in wrong):
-        ways.insert(1, "add --accept-changes to go on with the new values")
+        ways.insert(1, f"add {option('accept_changes')} to go on with the new values")
     raise InputError(
-        "\n".join([f"--resume {start.path}: trained with other settings:", *lines, f"{'; or '.join(ways)}"])
+        "\n".join([f"{option('resume', start.path)}: trained with other settings:", *lines, f"{'; or '.join(ways)}"])
     )
 
 
@@ -96,13 +96,13 @@ def check_classes(start: Checkpoint, classes: Sequence[str]) -> None:
     if isinstance(recorded, list) and list(classes) != recorded:
         names = listed([str(one) for one in recorded])
         raise InputError(
-            f"--resume {start.path}: its classifier has the classes {names}, data.train.root holds "
+            f"{option('resume', start.path)}: its classifier has the classes {names}, data.train.root holds "
             f"{listed(classes)}; a classifier is continued on its own classes"
         )
 
 
-def check_parent(start: Checkpoint, option: str, path: str) -> None:
-    """`option` names the weights that the run started from. Raises InputError when the record says otherwise."""
+def check_parent(start: Checkpoint, name: str, path: str) -> None:
+    """Raises InputError when the option `name` gives other weights than those that the run started from."""
     card = read_card(start.path / MODEL)
     parents: Sequence[Parent] = card.parents if card else ()
     if path == RANDOM and not parents:
@@ -113,8 +113,8 @@ def check_parent(start: Checkpoint, option: str, path: str) -> None:
     origin = listed([f"{parent.file} (sha256 {parent.sha256[:12]}…)" for parent in parents], quoted=False)
     given = f"{path} (sha256 {found.sha256[:12]}…)" if found else path
     raise InputError(
-        f"{option} {given}: the run at {start.path} started from {origin or 'random weights'}. A run that continues "
-        f"reads no other weights: omit {option}, or start another run with --name NAME"
+        f"{option(name)} {given}: the run at {start.path} started from {origin or 'random weights'}. A run that "
+        f"continues reads no other weights: omit {option(name)}, or start another run with name=NAME"
     )
 
 

@@ -18,7 +18,7 @@ from passl_densecl.distributed import collectives as dist
 from passl_densecl.engine.guard import BATCH, REPORT
 from passl_densecl.engine.learner import Learner, trained
 from passl_densecl.engine.pretrain import build_model, encode_keys, forward_backward, key_order
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL
 from passl_densecl.reliability import checkpoint as checkpoint_files
 from passl_densecl.reliability.checkpoint import Checkpoint
@@ -36,14 +36,16 @@ def replay(config: PretrainConfig, folder: str | Path, *, say: Say = print) -> i
     InputError when something is missing or the config is another experiment's.
     """
     if dist.world_size() > 1:
-        raise InputError(f"--replay runs in one process, not in {dist.world_size()}: run it without the launcher")
+        raise InputError(
+            f"{option('replay')} runs in one process, not in {dist.world_size()}: run it without the launcher"
+        )
     folder = Path(folder)
     report, batch = _read(folder)
     start = checkpoint_files.read(folder)
     if len(batch["indices"]) != config.batch_size:
         raise InputError(
-            f"--replay {folder}: a batch of {len(batch['indices'])}, the config says {config.batch_size}; give the "
-            "config.yaml in the run's folder"
+            f"{option('replay', folder)}: a batch of {len(batch['indices'])}, the config says {config.batch_size}; "
+            "give the config.yaml in the run's folder"
         )
     set_device(config.device)
     learner = _restored(config, start)
@@ -83,11 +85,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {key: report[key] for key in ("step", "epoch", "lr", "loss_lambda")} | {"images": paths}, batch
     except FileNotFoundError as error:
         raise InputError(
-            f"--replay {folder}: {Path(str(error.filename)).name} is missing; give a folder such as "
+            f"{option('replay', folder)}: {Path(str(error.filename)).name} is missing; give a folder such as "
             "RUN/nonfinite/step_00001234. Of a run's later such steps only the report is kept (guard.keep_dumps)"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise InputError(f"--replay {folder}: cannot be read ({type(error).__name__}: {error})") from None
+        raise InputError(f"{option('replay', folder)}: cannot be read ({type(error).__name__}: {error})") from None
 
 
 def _restored(config: PretrainConfig, start: Checkpoint) -> Learner:

@@ -24,7 +24,7 @@ from passl_densecl.engine import record
 from passl_densecl.engine.learner import Learner, check_finite
 from passl_densecl.engine.record import Change
 from passl_densecl.engine.start import parents_of
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.models import Keys, Losses
 from passl_densecl.reliability import checkpoint as checkpoint_files
 from passl_densecl.reliability.bad_images import BadImages
@@ -124,8 +124,8 @@ class Run(Generic[C]):
         mean = dist.all_reduce_sum([step])[0] / dist.world_size()
         if dist.any_process(step != mean):
             raise InputError(
-                f"--resume: process {dist.rank()} found step {step}, others found another; every host must see the "
-                "same output_dir (shared storage)"
+                f"{option('resume')}: process {dist.rank()} found step {step}, others found another; every host must "
+                "see the same output_dir (shared storage)"
             )
 
     def describe_start(self, *, load: str | None, pretrained: str | None) -> None:
@@ -136,9 +136,9 @@ class Run(Generic[C]):
         if self.start is None:
             self.parents = parents_of(load or (None if pretrained == RANDOM else pretrained), None)
             return
-        for option, weights in (("--load", load), ("--pretrained", pretrained)):
+        for name, weights in (("load", load), ("pretrained", pretrained)):
             if weights is not None:
-                record.check_parent(self.start, option, weights)
+                record.check_parent(self.start, name, weights)
         self.parents = parents_of(None, self.start)
         self.log.line("resume", f"{self.start.path}, step {self.start.step:,}")
         for change in self.changes:
@@ -261,7 +261,7 @@ class Run(Generic[C]):
         if name:
             self._save(name, done, before, must=stopping or done == self.last_step)
         if stopping and done < self.last_step:
-            self.log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with --resume")
+            self.log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with {option('resume')}")
             self.stopped = True
             return True
         if self.evaluation and evaluating and not self.evaluation.selects_best:
@@ -339,9 +339,8 @@ class Run(Generic[C]):
 
     def _remedy(self) -> str:
         rate = float(self.learner.optimizer.get_lr())
-        return (
-            f"Continue from the last checkpoint with --resume auto and a lower optimizer.lr (the rate is {rate:g} now)"
-        )
+        how = option("resume", "auto")
+        return f"Continue from the last checkpoint with {how} and a lower optimizer.lr (the rate is {rate:g} now)"
 
 
 @contextmanager
@@ -380,7 +379,9 @@ def find_start(
     when all are.
     """
     if overwrite and resume is not None:
-        raise InputError("give --resume (continue the run) or --overwrite (start it anew), not both")
+        raise InputError(
+            f"give {option('resume')} (continue the run) or {option('overwrite')} (start it anew), not both"
+        )
     if resume == "auto":
         return checkpoint_files.read_newest(checkpoints.folder)
     if resume is not None:
@@ -391,8 +392,8 @@ def find_start(
         begun = (checkpoints.newest() or present[-1]).name
     if begun is not None and not overwrite:
         raise InputError(
-            f"output_dir {str(run_dir)!r} already holds a run ({begun}); continue it with --resume, start another with "
-            "-o name=NAME, or replace it with --overwrite"
+            f"output_dir {str(run_dir)!r} already holds a run ({begun}); continue it with {option('resume')}, start "
+            f"another with name=NAME, or replace it with {option('overwrite')}"
         )
     return None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from passl_densecl.config import RANDOM, BackboneSpec, PretrainModelConfig
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL, LinearClassifier
 from passl_densecl.reliability.checkpoint import MODEL, Checkpoint
 from passl_densecl.weights.card import FOREIGN, Parent
@@ -49,17 +49,18 @@ def load_state(model: DenseCL, path: str, expected: PretrainModelConfig) -> str:
     unfit = [(key, there, here) for key, there, here in sizes if there != here]
     if unfit:
         differences = "; ".join(f"model.{key} is {there} there and {here} here" for key, there, here in unfit)
-        options = " ".join(f"-o model.{key}={there}" for key, there, _ in unfit)
+        agreeing = " ".join(f"model.{key}={there}" for key, there, _ in unfit)
         raise InputError(
-            f"--load {path} does not fit the config: {differences}. Set {options}, or choose another state"
+            f"{option('load', path)} does not fit the config: {differences}. Set {agreeing}, or choose another state"
         )
     if state.has_dense != (model.dense_queue is not None):
         what = "a dense head and queue" if state.has_dense else "no dense head and queue (as MoCo-v2)"
         raise InputError(
-            f"--load {path} has {what}, the config has model.loss_lambda {expected.loss_lambda:g}: set it "
-            f"{'above 0' if state.has_dense else 'to 0'}, or take only the state's backbone, with --pretrained"
+            f"{option('load', path)} has {what}, the config has model.loss_lambda {expected.loss_lambda:g}: set it "
+            f"{'above 0' if state.has_dense else 'to 0'}, or take only the state's backbone, with "
+            f"{option('pretrained')}"
         )
-    check_strides("--load", path, expected.backbone)
+    check_strides("load", path, expected.backbone)
     load_strict(model, state.arrays, source=path)
     return f"{path}: {state.kind}, {state.describe()}; into a new run"
 
@@ -94,14 +95,14 @@ def load_classifier(model: LinearClassifier, path: str, expected: BackboneSpec, 
     """
     from passl_densecl.weights.read import read_classifier
 
-    check_strides("--load", path, expected)
+    check_strides("load", path, expected)
     file = weights_file(Path(path))
     load_strict(model, read_classifier(file, prefix=prefix), source=path)
     return f"{file}: classifier"
 
 
 def read_fitting_backbone(path: str, expected: BackboneSpec, prefix: str | None = None) -> Extraction:
-    """The backbone for --pretrained, the one behind `prefix` where the file holds several.
+    """The backbone for `pretrained`, the one behind `prefix` where the file holds several.
 
     Raises InputError when its depth or recorded strides differ.
     """
@@ -110,19 +111,19 @@ def read_fitting_backbone(path: str, expected: BackboneSpec, prefix: str | None 
     extraction = read_backbone(Path(path), prefix=prefix)
     if extraction.depth != expected.depth:
         raise InputError(
-            f"--pretrained {path} holds a ResNet-{extraction.depth}, the config asks for ResNet-{expected.depth}: set "
-            f"model.depth {extraction.depth}, or choose another file"
+            f"{option('pretrained', path)} holds a ResNet-{extraction.depth}, the config asks for "
+            f"ResNet-{expected.depth}: set model.depth {extraction.depth}, or choose another file"
         )
-    check_strides("--pretrained", path, expected)
+    check_strides("pretrained", path, expected)
     return extraction
 
 
-def check_strides(option: str, path: str, expected: BackboneSpec) -> None:
+def check_strides(name: str, path: str, expected: BackboneSpec) -> None:
     """Raises InputError when the weights are recorded to come from a run with other strides than the config's."""
     trained = recorded_backbone(weights_file(Path(path)))
     for key in ("stem_stride", "last_stride"):
         if trained and getattr(trained, key) != getattr(expected, key):
             raise InputError(
-                f"{option} {path} was trained with model.{key} {getattr(trained, key)}, the config says "
-                f"{getattr(expected, key)}; set -o model.{key}={getattr(trained, key)}"
+                f"{option(name, path)} was trained with model.{key} {getattr(trained, key)}, the config says "
+                f"{getattr(expected, key)}; set model.{key}={getattr(trained, key)}"
             )

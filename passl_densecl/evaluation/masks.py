@@ -18,7 +18,7 @@ import numpy as np
 from passl_densecl.data.datasets import EXTENSIONS, UndecodableImage, decode
 from passl_densecl.data.images import read_file
 from passl_densecl.disk import parse_json
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.evaluation.multilabel import VOC_CLASSES
 from passl_densecl.text import listed, quantity, utf8
 
@@ -57,8 +57,8 @@ class MaskSet:
             lookup = {one: self.number_of[kind] for one, kind in self.segments[name].items() if kind in self.number_of}
         elif values.max(initial=0) > 65535:
             raise InputError(
-                f"{self.masks[index]}: a color image, like COCO's panoptic masks: give their JSON (--categories), or "
-                "masks with one channel"
+                f"{self.masks[index]}: a color image, like COCO's panoptic masks: give their JSON "
+                f"({option('categories')}), or masks with one channel"
             )
         unique, place = np.unique(values, return_inverse=True)
         numbers = np.array([lookup.get(int(value), UNLABELED) for value in unique], np.int16)
@@ -160,7 +160,7 @@ def read_folders(
             segments = None
         return MaskSet(tuple(names), *paths, titles, number_of, segments, left_out)
     if group:
-        raise InputError("supercategories need the JSON file that names them (--categories)")
+        raise InputError(f"supercategories need the JSON file that names them: {option('categories')}")
     values = sorted(set[int]().union(*(np.unique(_one_channel(path)).tolist() for path in paths[1])) - set(ignore))
     if not values:
         raise InputError(f"no mask under {str(masks)!r} has a value other than the ignored ones, {list(ignore)}")
@@ -249,7 +249,7 @@ def _in_color(path: str) -> bool:
 def _one_channel(path: str) -> np.ndarray:
     values = read_mask(path)
     if values.max(initial=0) > 65535:
-        raise InputError(f"{path}: a mask in color: give the JSON that names its values (--categories)")
+        raise InputError(f"{path}: a mask in color: give the JSON that names its values: {option('categories')}")
     return values
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from passl_densecl.config import Config
 from passl_densecl.disk import whole_file
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.visualize import page
 from passl_densecl.visualize.curves import (
     cost_figures,
@@ -55,7 +55,9 @@ def compare(
     need_matplotlib()
     check_output(output, (".html", ".htm"))
     if output.exists() and not overwrite:
-        raise InputError(f"--output {output}: exists already; choose another name, or replace it with --overwrite")
+        raise InputError(
+            f"{option('output', output)}: exists already; choose another name, or replace it with {option('overwrite')}"
+        )
     folders = [Path(run).resolve() for run in runs]
     if len(set(folders)) < max(2, len(folders)):
         raise InputError(f"expected two or more different run folders, got {len(set(folders))}")

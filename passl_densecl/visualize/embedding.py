@@ -12,7 +12,7 @@ import numpy as np
 
 from passl_densecl.data.datasets import ImageSet, UndecodableImage
 from passl_densecl.data.image_set import spread
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.evaluation.features import Backbone, pool
 from passl_densecl.tensors import to_tensor
 from passl_densecl.text import and_more, printable
@@ -102,7 +102,9 @@ def lay_out(vectors: np.ndarray, method: Literal["tsne", "pca"], seed: int = 0) 
     try:
         from sklearn.manifold import TSNE
     except ImportError:
-        raise InputError("t-SNE needs scikit-learn: pip install scikit-learn; or use --method pca") from None
+        raise InputError(
+            f"t-SNE needs scikit-learn: pip install scikit-learn; or use {option('method', 'pca')}"
+        ) from None
     reduced = principal_components(unit, min(50, *unit.shape)).project(unit)
     start = reduced[:, :2] / max(float(reduced[:, 0].std()), 1e-12) * 1e-4
     perplexity = min(30.0, (len(unit) - 1) / 3)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.text import plural
 from passl_densecl.visualize.maps import cells
 from passl_densecl.visualize.style import WIDTH, heading, new_figure, show_image, styled
@@ -67,7 +67,9 @@ def map_colors(maps: list[np.ndarray], margin: int = 0) -> tuple[list[np.ndarray
     vectors = [cells(each) for each in maps]
     inner = np.concatenate([cells(_inner(each, margin)) for each in maps])
     if len(inner) < 4:
-        raise InputError(f"{len(inner)} cells are too few for three components: raise --size or lower --margin")
+        raise InputError(
+            f"{len(inner)} cells are too few for three components: raise {option('size')} or lower {option('margin')}"
+        )
     principal = principal_components(inner, 3)
     low, high = np.percentile(principal.project(inner), _TAILS, axis=0)
     colors = [

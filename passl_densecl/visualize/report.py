@@ -17,7 +17,7 @@ from passl_densecl.config import RANDOM, Config, LinearConfig, PretrainConfig, d
 from passl_densecl.data.datasets import ImageSet, UndecodableImage, scan_images
 from passl_densecl.data.image_set import spread
 from passl_densecl.disk import whole_file
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.text import and_more, duration, megabytes, printable
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize
 from passl_densecl.visualize import page
@@ -383,7 +383,7 @@ class _Report:
             given = {} if sources.root is None else {"root": sources.root, "list_file": None}
             return scan_images(**data.source(**given))
         except InputError as error:
-            raise InputError(f"{error}. Pass the images with --images DIR") from None
+            raise InputError(f"{error}. Pass the images with {option('images')}") from None
 
     @cached_property
     def photographs(self) -> list[tuple[str, np.ndarray]]:

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from passl_densecl.disk import whole_file
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.text import printable
 
 if TYPE_CHECKING:
@@ -119,14 +119,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08))
 
 
-def check_output(path: Path, endings: tuple[str, ...] = FORMATS, option: str = "--output") -> None:
+def check_output(path: Path, endings: tuple[str, ...] = FORMATS, name: str = "output") -> None:
     """Raise InputError, before minutes of work, for a missing folder or a name with another ending."""
     if path.suffix.lower() not in endings:
-        raise InputError(f"{option} {path}: the name must end in {' or '.join(endings)}")
+        raise InputError(f"{option(name, path)}: the name must end in {' or '.join(endings)}")
     if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
+        raise InputError(f"{option(name, path)}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
-        raise InputError(f"{option} {path}: this is a folder; pass the name of a file in it")
+        raise InputError(f"{option(name, path)}: this is a folder; pass the name of a file in it")
 
 
 @styled

@@ -49,9 +49,9 @@ def training_pairs(
         RunError: neither an image nor any of its replacements can be decoded.
     """
     if not 1 <= epoch <= config.epochs:
-        raise InputError(f"--epoch {epoch}: the run has epochs 1 to {config.epochs}")
+        raise InputError(f"epoch {epoch}: the run has epochs 1 to {config.epochs}")
     if not 1 <= count <= len(images):
-        raise InputError(f"--images {count}: expected 1 to {len(images):,}, the images {images.source}")
+        raise InputError(f"{count} images: expected 1 to {len(images):,}, the images {images.source}")
     dataset = PairDataset(images, config.data.transforms, config.seed)
     pairs = []
     for number, index in enumerate(epoch_order(len(images), config.seed, epoch - 1)[:count].tolist()):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from passl_densecl.disk import whole_file
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.text import listed
 from passl_densecl.weights import zoo
 from passl_densecl.weights.download import DownloadError
@@ -49,7 +49,7 @@ def download(name: str, output: str | os.PathLike[str] | None = None, *, overwri
     """
     target = None if output is None else Path(output)
     if target is not None and target.is_file() and not overwrite:
-        raise InputError(f"{target} exists; give another name, or --overwrite")
+        raise InputError(f"{target} exists; give another name, or {option('overwrite')}")
     file = named_file(name) or zoo.download(name)  # which names what there is
     if target is None:
         return file

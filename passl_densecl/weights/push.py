@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.weights.card import CLASSIFIER, FOREIGN, Card, Parent
 from passl_densecl.weights.files import read_weights, weights_file
 from passl_densecl.weights.hub import PREFIX, WEIGHTS, hub_library
@@ -78,7 +78,9 @@ def push(
                 [] if overwrite else [each for each in names if api.file_exists(repository, each, revision=revision)]
             )
             if there:
-                raise InputError(f"{repository} already has {', '.join(there)}; give --overwrite to replace them")
+                raise InputError(
+                    f"{repository} already has {', '.join(there)}; give {option('overwrite')} to replace them"
+                )
             commit = api.create_commit(
                 repository,
                 [hub.CommitOperationAdd(each, folder / each) for each in names],

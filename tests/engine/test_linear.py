@@ -219,7 +219,7 @@ def test_extracted_weights_of_other_strides_are_refused(weights, data, tmp_path)
         tmp_path / "w.pdparams", weights[1], card=Card(kind="backbone", depth=18, stem_stride=4, last_stride=1)
     )
     model = LinearClassifier(BackboneSpec(18), CLASSES)
-    with pytest.raises(InputError, match=r"trained with model.last_stride 1, .*; set -o model.last_stride=1"):
+    with pytest.raises(InputError, match=r"trained with model.last_stride 1, .*; set model.last_stride=1"):
         load_pretrained(model, str(tmp_path / "w.pdparams"), linear_config(tmp_path, data).model.backbone)
     config = linear_config(tmp_path, data, model__last_stride=1)
     load_pretrained(model, str(tmp_path / "w.pdparams"), config.model.backbone)
@@ -282,9 +282,9 @@ def test_evaluation_is_exact_for_one_and_for_two_processes(undisturbed, data, tm
 
 def test_without_weights_there_is_nothing_to_evaluate(data, tmp_path):
     config = linear_config(tmp_path, data)
-    with pytest.raises(InputError, match=r"needs a backbone: --pretrained WEIGHTS .* or --pretrained random"):
+    with pytest.raises(InputError, match=r"needs a backbone: pretrained, .* or pretrained='random'"):
         linear_eval(config)
-    with pytest.raises(InputError, match="--evaluate-only needs a trained classifier: --load CHECKPOINT"):
+    with pytest.raises(InputError, match="evaluate_only needs a trained classifier: load"):
         linear_eval(config, evaluate_only=True, pretrained="random")
     assert not config.run_dir.exists()
 

@@ -62,7 +62,7 @@ def test_an_accepted_change_is_logged_recorded_and_the_old_config_stays(run, tmp
     old = (folder / "config.yaml").read_text()
     lr = re.search(r"^ +lr: (\S+)$", old, re.MULTILINE)
     assert lr
-    with pytest.raises(InputError, match="add --accept-changes"):
+    with pytest.raises(InputError, match="add accept_changes"):
         pretrain(load_config(path, longer), resume="auto")
     assert pretrain(load_config(path, longer), resume="auto", accept_changes=True) == 0
     steps = metrics(folder)[-1]["step"] // 2

@@ -101,11 +101,11 @@ def test_a_state_that_does_not_fit_names_both_values(config, tmp_path):
         "model.depth is 34 there and 18 here; model.hidden_dim is 32 there and 64 here; model.out_dim is 8 there"
         in message
     )
-    assert "Set -o model.depth=34 -o model.hidden_dim=32 -o model.out_dim=8, or choose" in message
+    assert "Set model.depth=34 model.hidden_dim=32 model.out_dim=8, or choose" in message
     longer = trained_state(config)
     for queue in ("global_queue.keys", "dense_queue.keys"):
         longer[queue] = np.concatenate([longer[queue]] * 2)
-    assert "model.queue_len is 48 there and 24 here. Set -o model.queue_len=48," in refused(longer)
+    assert "model.queue_len is 48 there and 24 here. Set model.queue_len=48," in refused(longer)
     moco = trained_state(config, model=model_config.model_copy(update={"loss_lambda": 0.0}))
     assert "no dense head and queue (as MoCo-v2), the config has model.loss_lambda 0.5: set it to 0" in refused(moco)
     backbone = {
@@ -122,7 +122,7 @@ def test_a_moco_state_starts_a_run_without_a_dense_branch(config, tmp_path):
     load_state(model, str(tmp_path / "moco.pdparams"), moco.model)
     assert same(state_of(model), state)
     dense = build_model(config, QUEUE_LEN)
-    with pytest.raises(InputError, match="take only the state's backbone, with --pretrained"):
+    with pytest.raises(InputError, match="take only the state's backbone, with pretrained"):
         load_state(dense, str(tmp_path / "moco.pdparams"), config.model)
     load_backbones(dense, str(tmp_path / "moco.pdparams"), config.model.backbone)
     assert np.array_equal(dense.key_encoder.backbone.conv1.weight.numpy(), state["query_encoder.backbone.conv1.weight"])
@@ -136,17 +136,17 @@ def test_known_strides_must_fit(config, tmp_path, photos):
     write_weights(folder / "checkpoints" / "epoch_0001" / "model.pdparams", trained_state(config))
     model = build_model(config, QUEUE_LEN)
     for option, start, expected in (
-        ("--load", load_state, config.model),
-        ("--pretrained", load_backbones, config.model.backbone),
+        ("load", load_state, config.model),
+        ("pretrained", load_backbones, config.model.backbone),
     ):
         with pytest.raises(
-            InputError, match=rf"{option} .* was trained with model\.last_stride 1, the config says 2; set -o"
+            InputError, match=rf"{option}=.* was trained with model\.last_stride 1, the config says 2; set model"
         ):
             start(model, str(folder), expected)
 
 
 def test_one_start_only(config):
-    with pytest.raises(InputError, match=r"give --load .* or --pretrained .*, not both"):
+    with pytest.raises(InputError, match=r"give load .* or pretrained .*, not both"):
         pretrain(config, load="a", pretrained="b")
     with pytest.raises(InputError, match=r"no\.pdparams does not exist"):
         pretrain(config, pretrained="no.pdparams")
@@ -199,7 +199,7 @@ def test_a_run_from_a_state_resumes_to_the_same_bits_and_needs_no_second_process
     shutil.rmtree(folders["resumed"] / "run" / "checkpoints" / "epoch_0002")
     assert pretrain(in_this_process(path), load=load, resume="auto") == 0
     shutil.copy(whole / "checkpoints" / "epoch_0001" / "model.pdparams", tmp_path / "other.pdparams")
-    with pytest.raises(InputError, match=r"--load .*other\.pdparams.*started from state\.pdparams"):
+    with pytest.raises(InputError, match=r"load .*other\.pdparams.*started from state\.pdparams"):
         pretrain(in_this_process(path), load=str(tmp_path / "other.pdparams"), resume="auto")
     for file in ("model.pdparams", "optimizer.pdopt"):
         assert same(arrays(folders["resumed"] / "run", "epoch_0002", file), arrays(whole, "epoch_0002", file))

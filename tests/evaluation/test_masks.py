@@ -110,7 +110,7 @@ def test_panoptic_colors(folders):
         mask[:4] = (one // 65536, one // 256 % 256, one % 256)  # BGR
         cv2.imwrite(str(folders / f"masks/x/{number}.png"), mask)
         annotations.append({"file_name": f"{number}.png", "segments_info": [{"id": one, "category_id": kind}]})
-    with pytest.raises(InputError, match="--categories"):
+    with pytest.raises(InputError, match="categories"):
         read_folders(folders / "images", folders / "masks")
     file = folders / "p.json"
     file.write_text(json.dumps({"categories": CATEGORIES, "annotations": annotations}))

@@ -285,7 +285,7 @@ def test_where_none_is_whole_nothing_starts_silently(run):
     with pytest.raises(InputError, match="none of the 3 checkpoints is whole, and a run is not silently") as caught:
         read_newest(run / "checkpoints")
     assert str(caught.value).count(f"{MODEL} is damaged: its SHA-256 is") == 3
-    assert "-o name=NAME" in str(caught.value)
+    assert "name=NAME" in str(caught.value)
     assert read_newest(run / "nothing") is None
 
 

@@ -52,12 +52,12 @@ def test_a_margin_keeps_the_border_out_of_the_components():
     assert without.std(axis=(0, 1)).min() > 0.2
     np.testing.assert_allclose(without, map_colors([features[:, 1:-1, 1:-1]])[0][0])
     assert not np.allclose(with_border, without)
-    with pytest.raises(InputError, match="lower --margin"):
+    with pytest.raises(InputError, match="lower margin"):
         map_colors([features], margin=5)
 
 
 def test_too_few_cells_are_refused():
-    with pytest.raises(InputError, match="raise --size"):
+    with pytest.raises(InputError, match="raise size"):
         map_colors([np.ones((8, 1, 3), np.float32)])
 
 

@@ -108,7 +108,7 @@ def test_download_to_a_file(hub, tmp_path):
     hub.put("me/net", {"model.safetensors": body})
     assert download("hf:me/net").read_bytes() == body
     assert download("hf:me/net", tmp_path) == tmp_path / "model.safetensors"
-    with pytest.raises(InputError, match=r"model\.safetensors exists; give another name, or --overwrite"):
+    with pytest.raises(InputError, match=r"model\.safetensors exists; give another name, or overwrite"):
         download("hf:me/net", tmp_path)
     assert download("hf:me/net", tmp_path / "model.safetensors", overwrite=True).read_bytes() == body
     with pytest.raises(InputError, match=r"is a \.safetensors file; give that suffix"):
