@@ -19,6 +19,7 @@ import pytest
 import passl_densecl
 from passl_densecl import FeatureExtractor, ImageClassificationInferencer, get_model, inference_model, list_models
 from passl_densecl.api.images import collect
+from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneSpec, HeadSpec, dump_config, load_config
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.errors import InputError
@@ -600,6 +601,29 @@ def test_a_pillow_image_is_seen_as_the_file_it_came_from(tmp_path):
             assert pixels_of(image).shape == from_file.shape  # 48×32 for the turned one
             np.testing.assert_allclose(pixels_of(image).astype(int), from_file.astype(int), atol=2)
     assert from_file.std() > 20
+
+
+def test_sixteen_bits_are_read_as_in_the_run_of_the_weights(pretraining, tmp_path, capsys):
+    """12 bits in 16: the upper 8 would be nearly black. In Python and in a command, from the weights' own record."""
+    deep = np.random.default_rng(0).integers(0, 4096, (80, 80, 3)).astype(np.uint16)
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "photos" / "deep.png"
+    cv2.imwrite(str(path), deep)
+    config = load_config(pretraining.folder / "config.yaml", ["data.sixteen_bit=stretch"])
+    stretch = write_run(tmp_path / "run", pretraining.arrays, config)
+    extractor = FeatureExtractor(stretch)
+    assert extractor.model.info.sixteen_bit == "stretch"
+    expected = extractor(decode(str(path), "stretch"))
+    for given in (path, [path], path.parent):
+        assert np.array_equal(extractor(given), expected)
+    assert not np.allclose(FeatureExtractor(pretraining.checkpoint)(path), expected)
+
+    output = tmp_path / "vectors.npz"
+    assert main(["embed", str(stretch), str(path.parent), "--output", str(output), "--workers", "0"]) == 0
+    assert np.allclose(np.load(output)["features"], expected, atol=1e-6)
+    both = ["eval", "correspondence", str(stretch), str(pretraining.folder), "--images", str(path.parent)]
+    assert main(both) == 2
+    assert "read 16-bit images differently" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

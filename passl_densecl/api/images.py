@@ -17,6 +17,7 @@ from passl_densecl.text import printable, suggestion
 from passl_densecl.transforms import apply
 
 if TYPE_CHECKING:
+    from passl_densecl.data.images import SixteenBit
     from passl_densecl.transforms import Transform
 
 WANTED = (
@@ -54,8 +55,8 @@ class Batch(NamedTuple):
 # --- inputs --------------------------------------------------------------------------------------------------------
 
 
-def collect(inputs: Any) -> Images:
-    """Any supported input → Images.
+def collect(inputs: Any, sixteen_bit: SixteenBit = "high_byte") -> Images:
+    """Any supported input → Images. `sixteen_bit`: how files with 16 bits a value are read.
 
     An array is uint8, RGB (``cv2.imread`` gives BGR: reverse it with ``[..., ::-1]``), (height, width, 3); gray ones
     (height, width[, 1]) become three equal channels and an alpha channel is dropped, as for files. Four
@@ -67,14 +68,15 @@ def collect(inputs: Any) -> Images:
     if isinstance(inputs, str | os.PathLike):
         root = os.fsdecode(inputs)
         if os.path.isdir(root) or root.endswith(".lmdb"):
-            return of_set(scan_images(root))
+            return of_set(scan_images(root, sixteen_bit=sixteen_bit))
     if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
         inputs = list(inputs)
     single = not isinstance(inputs, list | tuple)
     given: Sequence[Any] = [inputs] if single else inputs
     if not given:
         raise InputError(f"an empty list: expected {WANTED}")
-    readers = [_reader(one, "" if single else f"image {number} of the list: ") for number, one in enumerate(given)]
+    where = ["" if single else f"image {number} of the list: " for number in range(len(given))]
+    readers = [_reader(one, place, sixteen_bit) for one, place in zip(given, where, strict=True)]
     names = [
         printable(os.fsdecode(one)) if isinstance(one, str | os.PathLike) else f"image {number}"
         for number, one in enumerate(given)
@@ -89,12 +91,12 @@ def of_set(image_set: ImageSet) -> Images:
     )
 
 
-def _reader(one: Any, where: str) -> Callable[[], np.ndarray]:
+def _reader(one: Any, where: str, sixteen_bit: SixteenBit) -> Callable[[], np.ndarray]:
     """A function that returns the pixels of one image; all but the content of files is checked at once."""
     if isinstance(one, str | os.PathLike):
         path = os.fsdecode(one)
         _check_path(path, where)
-        return lambda: decode(path)
+        return lambda: decode(path, sixteen_bit)
     if isinstance(one, np.ndarray):
         pixels = _rgb(one, where)
         return lambda: pixels

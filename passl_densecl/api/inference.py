@@ -26,6 +26,7 @@ from passl_densecl.text import suggestion
 from passl_densecl.transforms import center_view
 
 if TYPE_CHECKING:
+    from passl_densecl.data.images import SixteenBit
     from passl_densecl.transforms import Transform
 
 Stage = Literal["backbone", "pooled", "global", "dense"]
@@ -50,6 +51,7 @@ class _Inferencer:
         is_built = isinstance(model, nn.Layer)
         self.model: nn.Layer = model if is_built else get_model(model, pretrained, device, prefix=prefix)
         self.info: ModelInfo | None = getattr(self.model, "info", None)
+        self.sixteen_bit: SixteenBit = self.info.sixteen_bit if self.info else "high_byte"  # of files
         self.transforms: tuple[Transform, ...] = checked_view(size) if size is not None else transforms_of(self.model)
 
     def _run(
@@ -131,7 +133,7 @@ class ImageClassificationInferencer(_Inferencer):
         def scores(images: np.ndarray) -> np.ndarray:
             return F.softmax(model(to_tensor(images)).astype("float32"), axis=1).numpy()
 
-        batches = self._run(collect(inputs), scores, batch_size, num_workers, show_progress)
+        batches = self._run(collect(inputs, self.sixteen_bit), scores, batch_size, num_workers, show_progress)
         return [self._result(row) for rows in batches for row in rows]
 
     def _result(self, scores: np.ndarray) -> dict[str, Any]:
@@ -194,7 +196,9 @@ class FeatureExtractor(_Inferencer):
                 model does not have.
         """
         compute = feature_function(self.model, stage, encoder)
-        return np.concatenate(list(self._run(collect(inputs), compute, batch_size, num_workers, show_progress)))
+        return np.concatenate(
+            list(self._run(collect(inputs, self.sixteen_bit), compute, batch_size, num_workers, show_progress))
+        )
 
 
 def feature_function(

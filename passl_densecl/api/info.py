@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from passl_densecl.config import BackboneSpec, Config, LinearConfig
+from passl_densecl.data.images import SixteenBit
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Transform, center_view
+from passl_densecl.weights.recorded import sixteen_bit_of
 
 Kind = Literal["pre-training model", "classifier", "backbone"]
 PUBLISHED_SIZE = 224
@@ -21,6 +23,7 @@ class ModelInfo:
     source: str  # the file of weights, or a description of untrained ones
     backbone: BackboneSpec
     transforms: tuple[Transform, ...]  # of input images; they give all images one size
+    sixteen_bit: SixteenBit = "high_byte"  # how images with 16 bits a value are read
     classes: tuple[str, ...] | None = None  # names in the order of the classifier's outputs; None: unknown
 
     @property
@@ -50,3 +53,9 @@ def view_of(config: Config | None) -> tuple[Transform, ...]:
     transforms = config.data.transforms if config else ()
     crops = [one.size for one in transforms if isinstance(one, RandomResizedCrop | CenterCrop)]
     return center_view(crops[-1] if crops else PUBLISHED_SIZE)
+
+
+def reading_of(config: Config | None) -> dict[str, Any]:
+    """The fields of ModelInfo that say how a run reads images; without a config the published ones."""
+    reading: dict[str, Any] = {"transforms": view_of(config)}
+    return reading if config is None else reading | {"sixteen_bit": sixteen_bit_of(config)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from passl_densecl.api.info import Kind, ModelInfo, view_of
+from passl_densecl.api.info import Kind, ModelInfo, reading_of
 from passl_densecl.config import (
     DEPTHS,
     QUEUE_LEN_MAX,
@@ -160,7 +160,7 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
         load_strict(built, arrays, source=file)
     kind: Kind = "classifier" if isinstance(config, LinearConfig) else "pre-training model"
     origin = str(file or f"{source}, untrained")
-    return _with_info(built, ModelInfo(kind, origin, model.backbone, view_of(config), classes))
+    return _with_info(built, ModelInfo(kind, origin, model.backbone, **reading_of(config), classes=classes))
 
 
 def _untrained(depth: int | None, source: str, stated: _Stated) -> Model:
@@ -171,7 +171,7 @@ def _untrained(depth: int | None, source: str, stated: _Stated) -> Model:
         raise InputError(f"{source}: a ResNet-{depth}, not a ResNet-{options.depth}: omit the depth")
     backbone = load_backbone(RANDOM, replace(options, depth=depth), seed=stated.seed)
     assert depth is not None  # or load_backbone would have raised
-    return _with_info(backbone, ModelInfo("backbone", source, options.resolve(depth), view_of(None)))
+    return _with_info(backbone, ModelInfo("backbone", source, options.resolve(depth), **reading_of(None)))
 
 
 # --- from a file of weights ----------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def _backbone(file: Path, arrays: Arrays, stated: _Stated) -> Model:
     spec = _backbone_spec(file, arrays, "", stated)
     backbone = build_backbone(spec, seed=None)
     load_strict(backbone, arrays, source=file)
-    return _with_info(backbone, ModelInfo("backbone", str(file), spec, view_of(recorded_config(file))))
+    return _with_info(backbone, ModelInfo("backbone", str(file), spec, **reading_of(recorded_config(file))))
 
 
 def _densecl(file: Path, arrays: Arrays, stated: _Stated) -> Model:
@@ -211,7 +211,7 @@ def _densecl(file: Path, arrays: Arrays, stated: _Stated) -> Model:
     else:
         model = DenseCL(spec, heads, queue_len=queue_len)
     load_strict(model, arrays, source=file)
-    return _with_info(model, ModelInfo("pre-training model", str(file), spec, view_of(config)))
+    return _with_info(model, ModelInfo("pre-training model", str(file), spec, **reading_of(config)))
 
 
 def _classifier(file: Path, arrays: Arrays, stated: _Stated) -> Model:
@@ -221,7 +221,8 @@ def _classifier(file: Path, arrays: Arrays, stated: _Stated) -> Model:
     count, classes = _class_names(None, arrays, file, stated)
     model = LinearClassifier(spec, count)
     load_strict(model, arrays, source=file)
-    return _with_info(model, ModelInfo("classifier", str(file), spec, view_of(recorded_config(file)), classes))
+    info = ModelInfo("classifier", str(file), spec, **reading_of(recorded_config(file)), classes=classes)
+    return _with_info(model, info)
 
 
 def _backbone_spec(file: Path, arrays: Arrays, prefix: str, stated: _Stated) -> BackboneSpec:

@@ -57,7 +57,7 @@ def add_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     outputs = planned(args)
     check(args, outputs)
-    images = find_images(args)
+    images = find_images(args, [args.weights])
     if args.neighbors is not None and args.neighbors >= len(images):
         raise InputError(f"--neighbors {args.neighbors}: expected at most {len(images) - 1}, of {len(images)} images")
     check_decodable(images)

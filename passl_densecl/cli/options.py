@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from passl_densecl.cli.command import Parser
 from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
 from passl_densecl.data.datasets import ImageSet, scan_images
+from passl_densecl.data.images import SixteenBit
 from passl_densecl.data.workers import available_cores
 from passl_densecl.errors import InputError
 
 WEIGHTS = "a run or checkpoint folder, a weight file, the name of a published model, or 'random' for untrained weights"
 PUBLISHED_SIZE = 224
+T = TypeVar("T")
 
 
 def add_override_option(parser: argparse.ArgumentParser) -> None:
@@ -38,21 +40,21 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labeled", action="store_true", help=labeled)
     labels = "how the labels of F read"
     extensions = "any: files without a known ending too, judged by their first bytes"
-    sixteen = "16-bit values: the upper 8 bits, or each image's own range"
+    sixteen = "of 16 bits the upper 8, or each image's own range (default: as the run of the weights, else high_byte)"
     parser.add_argument("--labels", choices=("auto", "names", "numbers"), default="auto", help=labels)
     parser.add_argument("--extensions", choices=("known", "any"), default="known", help=extensions)
-    parser.add_argument("--sixteen-bit", choices=("high_byte", "stretch"), default="high_byte", help=sixteen)
+    parser.add_argument("--sixteen-bit", choices=("high_byte", "stretch"), help=sixteen)
 
 
-def find_images(args: argparse.Namespace) -> ImageSet:
-    """The images of --images, as `add_list_options` says. Raises InputError."""
+def find_images(args: argparse.Namespace, weights: Sequence[str] = ()) -> ImageSet:
+    """The images of --images, as `add_list_options` says; 16 bits as the run of the weights. Raises InputError."""
     return scan_images(
         args.images,
         args.list_file,
         labeled=args.labeled,
         labels=args.labels,
         extensions=args.extensions,
-        sixteen_bit=args.sixteen_bit,
+        sixteen_bit=args.sixteen_bit or sixteen_bit_of(weights),
     )
 
 
@@ -115,21 +117,36 @@ def size_of(size: int | None, weights: Sequence[str | Path]) -> int:
     """
     if size is not None:
         return size
-    from passl_densecl.weights.files import weights_file
     from passl_densecl.weights.recorded import recorded_size
 
-    found = {}
-    for one in weights:
-        if str(one) != RANDOM:
-            found[str(one)] = recorded_size(weights_file(Path(one)))
-    sizes = sorted({each for each in found.values() if each is not None})
-    if len(sizes) > 1:
-        each = ", ".join(f"{one}: {pixels}" for one, pixels in found.items())
-        raise InputError(f"the weights were trained at different sizes ({each}); choose one with --size PIXELS")
-    chosen = sizes[0] if sizes else PUBLISHED_SIZE
-    why = "as in the run of the weights" if sizes else "no size is recorded for the weights"
+    recorded = _recorded(weights, recorded_size, "were trained at different sizes", "choose one with --size PIXELS")
+    chosen = recorded or PUBLISHED_SIZE
+    why = "as in the run of the weights" if recorded else "no size is recorded for the weights"
     print(f"size     {chosen} px, {why}; --size changes it")
     return chosen
+
+
+def sixteen_bit_of(weights: Sequence[str | Path]) -> SixteenBit:
+    """How the runs of the weights read images with 16 bits a value; the upper 8 bits where none is recorded.
+
+    Raises InputError when they read them differently.
+    """
+    from passl_densecl.weights.recorded import recorded_sixteen_bit
+
+    remedy = "evaluate them one at a time"
+    return _recorded(weights, recorded_sixteen_bit, "read 16-bit images differently", remedy) or "high_byte"
+
+
+def _recorded(weights: Sequence[str | Path], read: Callable[[Path], T | None], differ: str, remedy: str) -> T | None:
+    """The one value that is recorded for the weights, None for none. Raises InputError when there are several."""
+    from passl_densecl.weights.files import weights_file
+
+    found = {str(one): read(weights_file(Path(one))) for one in weights if str(one) != RANDOM}
+    values = {each for each in found.values() if each is not None}
+    if len(values) > 1:
+        each = ", ".join(f"{one}: {value}" for one, value in found.items())
+        raise InputError(f"the weights {differ} ({each}); {remedy}")
+    return values.pop() if values else None
 
 
 def at_least(least: int, **values: int | None) -> None:

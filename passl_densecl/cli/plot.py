@@ -13,7 +13,15 @@ import numpy as np
 
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.console import progress
-from passl_densecl.cli.options import add_images, add_size, add_weights_options, at_least, backbone_options, size_of
+from passl_densecl.cli.options import (
+    add_images,
+    add_size,
+    add_weights_options,
+    at_least,
+    backbone_options,
+    sixteen_bit_of,
+    size_of,
+)
 from passl_densecl.config import PretrainConfig
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.disk import whole_file
@@ -137,14 +145,15 @@ def draw_match(args: argparse.Namespace) -> None:
     from passl_densecl.evaluation.correspondence import PHOTOMETRIC  # Paddle takes seconds; a wrong option should not
     from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
 
-    first = decode(str(first_path))
+    reading = sixteen_bit_of([args.weights])
+    first = decode(str(first_path), reading)
     views = None
     if second_path is None:
         views = two_views(first.shape[0], first.shape[1], args.size, args.seed, flip=0.5 if args.augment else 0.0)
         rng = np.random.default_rng([args.seed, 1])
         image_a, image_b = (view.render(first, PHOTOMETRIC if args.augment else (), rng) for view in views)
     else:
-        image_a, image_b = resized(first, args.size), resized(decode(str(second_path)), args.size)
+        image_a, image_b = resized(first, args.size), resized(decode(str(second_path), reading), args.size)
     matches = match_images(model_of(args), image_a, image_b, threshold=args.threshold, mutual=not args.all, views=views)
     names = " and ".join(path.name for path in args.images)
     figure = draw_matches(image_a, image_b, matches, title=f"{names} · {weights_name(args)}", top=args.count)
@@ -167,7 +176,8 @@ def draw_heat(args: argparse.Namespace) -> None:
     """
     check_backbone_options(args)
     one_or_two(args.images)
-    pictures = [decode(str(path)) for path in args.images]
+    reading = sixteen_bit_of([args.weights])
+    pictures = [decode(str(path), reading) for path in args.images]
     height, width = pictures[0].shape[:2]
     x, y = args.point or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
@@ -192,7 +202,8 @@ def draw_pca(args: argparse.Namespace) -> None:
     """
     check_backbone_options(args)
     at_least(0, margin=args.margin)
-    pictures = [decode(str(path)) for path in args.images]
+    reading = sixteen_bit_of([args.weights])
+    pictures = [decode(str(path), reading) for path in args.images]
     from passl_densecl.evaluation.features import feature_map
     from passl_densecl.visualize.pca import draw_colors, map_colors
 
@@ -223,7 +234,7 @@ def draw_folder(args: argparse.Namespace) -> None:
 
         if find_spec("sklearn") is None:
             raise InputError("t-SNE needs scikit-learn: pip install scikit-learn; or take --method pca")
-    images = scan_images(args.images)
+    images = scan_images(args.images, sixteen_bit=sixteen_bit_of([args.weights]))
     from passl_densecl.visualize.embedding import draw_embedding, lay_out, neighbor_agreement, pooled_sample
 
     args.features = "backbone"

@@ -145,10 +145,10 @@ def memory_is_named(path: str) -> Iterator[None]:
         ) from error
 
 
-def decode(path: str) -> np.ndarray:
+def decode(path: str, sixteen_bit: SixteenBit = "high_byte") -> np.ndarray:
     """An image file → uint8 H×W×3, RGB, upright as its EXIF orientation says.
 
-    Gray, palette and CMYK images become RGB, and of 16 bits the upper 8 remain. Alpha is dropped, as by
+    Gray, palette and CMYK images become RGB, and 16 bits become 8 as `sixteen_bit` says. Alpha is dropped, as by
     ``convert("RGB")`` of Pillow and so in torchvision's data sets (TIFF excepted: OpenCV multiplies its colors with
     alpha).
 
@@ -156,7 +156,7 @@ def decode(path: str) -> np.ndarray:
         UndecodableImage: the file cannot be read, is cut short, is no image or has more than :data:`MAX_PIXELS` pixels.
         RunError: the memory ran out.
     """
-    return decode_bytes(read_file(path), path)
+    return decode_bytes(read_file(path), path, sixteen_bit)
 
 
 def read_file(path: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
@@ -114,6 +114,23 @@ def _state_beside(file: Path) -> dict[str, Any]:
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
         found["classes"] = classes
     return found
+
+
+def recorded_sixteen_bit(file: Path) -> Literal["high_byte", "stretch"] | None:
+    """How the run of the weights read images with 16 bits a value; None where nothing says it.
+
+    Raises:
+        InputError: not a weight file, a damaged card, or a recipe that is not known here.
+    """
+    config = recorded_config(file)
+    return None if config is None else sixteen_bit_of(config)
+
+
+def sixteen_bit_of(config: Config) -> Literal["high_byte", "stretch"]:
+    """How a run reads images with 16 bits a value; a linear evaluation: those of its validation."""
+    from passl_densecl.config import PretrainConfig
+
+    return (config.data if isinstance(config, PretrainConfig) else config.data.val).sixteen_bit
 
 
 def recorded_size(file: Path) -> int | None:

@@ -93,12 +93,7 @@ def test_transforms_without_a_crop_draw_no_boxes(photos, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        ((0, 1), "0 images: expected 1 to 40"),
-        ((41, 1), "41 images"),
-        ((1, 0), "epochs 1 to 6"),
-        ((1, 7), "epoch 7"),
-    ],
+    [((0, 1), "0 images: expected 1 to 40"), ((41, 1), "41 images"), ((1, 0), "epochs 1 to 6"), ((1, 7), "epoch 7")],
 )
 def test_mistakes_are_named(photos, tmp_path, options, message):
     with pytest.raises(InputError, match=message):

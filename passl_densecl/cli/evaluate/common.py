@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import passl_densecl
 from passl_densecl.cli.console import progress
-from passl_densecl.cli.options import at_least, backbone_options
+from passl_densecl.cli.options import at_least, backbone_options, sixteen_bit_of
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, Resize
@@ -94,8 +94,9 @@ def labeled(args: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
     """The images of --train and --val."""
     from passl_densecl.data.datasets import check_decodable, scan_images
 
-    train = scan_images(args.train, labeled=True)
-    val = scan_images(args.val, labeled=True, classes=train.classes)
+    reading = sixteen_bit_of(args.weights)
+    train = scan_images(args.train, labeled=True, sixteen_bit=reading)
+    val = scan_images(args.val, labeled=True, classes=train.classes, sixteen_bit=reading)
     for images in (train, val):
         check_decodable(images)
     return train, val
