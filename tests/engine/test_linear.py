@@ -209,6 +209,12 @@ def test_a_classifier_carries_its_classes_alone(undisturbed, data, tmp_path):
     (val / "class_6").rename(val / "clas_6")
     with pytest.raises(InputError, match="not a class of the training set: 'clas_6'"):
         linear_eval(linear_config(tmp_path, data, data__val={"root": str(val)}), load=str(alone), evaluate_only=True)
+    other = linear_config(tmp_path / "other", data, model__stem_stride=1)
+    with pytest.raises(
+        InputError, match=r"load=.* was trained with model.stem_stride \d, the config says 1; set model"
+    ):
+        linear_eval(other, load=str(alone), evaluate_only=True)
+    assert not other.run_dir.exists()
     config = linear_config(tmp_path / "good", data)
     assert linear_eval(config, load=str(alone), evaluate_only=True) == 0
     assert json.loads((config.run_dir / "evaluation.json").read_text())["classes"] == CLASSES
