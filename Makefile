@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TOOLBOXES ?= .venv-downstream
 DETECTRON2 ?= .venv-detectron2
+GPU ?= .venv-gpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN = $(VENV)/bin/python
 DEMO_OUTPUT ?= output/demo
@@ -18,7 +19,7 @@ SOURCE ?=
 ADELAIDET ?=
 
 .PHONY: help demo demo-detect install test test-fast test-all test-downstream test-detectron2 lint format dist benchmark reproduce \
-  clean test-kill test-two-hosts fuzz soak
+  clean test-kill test-two-hosts test-gpu-kernels fuzz soak
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -83,6 +84,14 @@ test-kill: install  ## a training killed at 20 moments and resumed each time, co
 test-two-hosts: install  ## two hosts in network namespaces, the link cut and restored (as root)
 	$(RUN) -m tests.reliability.two_hosts
 
+test-gpu-kernels: $(GPU)/.installed  ## no GPU needed: every operator has a kernel in Paddle's GPU build: minutes, 760 MB to download
+	$(GPU)/bin/python -m tests.gpu_kernels
+
+$(GPU)/.installed: requirements-gpu.txt
+	$(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip install --quiet -r requirements-gpu.txt
+	@touch $@
+
 fuzz: install    ## hostile configs, overrides, weights, packs and lists, ten thousand each: 40 minutes (CASES=...)
 	$(RUN) tests/fuzz/fuzz.py $(if $(CASES),--cases $(CASES))
 
@@ -115,4 +124,4 @@ reproduce: install  ## random weights, MoCo-v2 and DenseCL at one budget: hours 
 	$(RUN) tools/reproduce.py --data $(DATA) $(if $(ABLATION),--ablation $(ABLATION)) $(if $(DENSE),--dense "$(DENSE)")
 
 clean:           ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(TOOLBOXES) $(DETECTRON2) $(DEMO_OUTPUT) output/downstream output/detectron2 log .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLBOXES) $(DETECTRON2) $(GPU) $(DEMO_OUTPUT) output/downstream output/detectron2 log .pytest_cache .ruff_cache

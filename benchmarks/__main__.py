@@ -4,6 +4,7 @@ data      from image files to two augmented views, on one core: against torchvis
 loss      the contrastive loss and its gradient: against concatenating all logits, in time and memory
 step      one training step: DenseCL against MoCo-v2; also several processes, plain torch, where the time goes
 loader    batches from worker processes: against one core without them, and whether memory stays flat
+memory    of one GPU in a pre-training step, by arithmetic
 
 Everything is measured on the CPU. Each table says its clock: CPU time of the process where one thread computes (other
 programs disturb it little), wall time where waiting is part of the answer.
@@ -17,11 +18,11 @@ import sys
 from pathlib import Path
 
 import passl_densecl
-from benchmarks import data, loader, loss, step
+from benchmarks import data, loader, loss, memory, step
 from benchmarks.measure import machine
 from passl_densecl.cli.command import Parser, check_outputs, command
 
-VERBS = {"data": data, "loss": loss, "step": step, "loader": loader}
+VERBS = {"data": data, "loss": loss, "step": step, "loader": loader, "memory": memory}
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

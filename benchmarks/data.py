@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     at_least(1, images=args.images, rounds=args.rounds)
     cv2.setNumThreads(0)
     keep_freed_memory()  # as the loader's workers do
-    transforms, (images, left_out) = transforms_of(args.config), chosen(args.root, args.images)
+    transforms, (images, left_out) = pretrain_config(args.config).data.transforms, chosen(args.root, args.images)
     baseline_name, baseline = _baseline(args.baseline, transforms)
     dataset, epochs = PairDataset(images, transforms, seed=0), count()
 
@@ -99,11 +99,11 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     }
 
 
-def transforms_of(config: Path) -> tuple[Transform, ...]:
-    found = load_config(config)
+def pretrain_config(path: Path) -> PretrainConfig:
+    found = load_config(path)
     if not isinstance(found, PretrainConfig):
-        raise InputError(f"--config {config}: expected a pre-training config (task: pretrain)")
-    return found.data.transforms
+        raise InputError(f"--config {path}: expected a pre-training config (task: pretrain)")
+    return found
 
 
 def chosen(root: str, most: int) -> tuple[ImageSet, int]:

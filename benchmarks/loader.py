@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 
-from benchmarks.data import chosen, source, transforms_of
+from benchmarks.data import chosen, pretrain_config, source
 from benchmarks.measure import WALL, own_cores, shown, spread, status_mb
 from passl_densecl.cli.console import table
 from passl_densecl.cli.options import at_least
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     at_least(1, epochs=args.epochs, batch=args.batch, images=args.images)
     counts = _numbers(args.workers)
-    transforms, (images, _) = transforms_of(args.config), chosen(args.root, args.images)
+    transforms, (images, _) = pretrain_config(args.config).data.transforms, chosen(args.root, args.images)
     if len(images) < args.batch:
         raise InputError(f"--batch {args.batch}: only {len(images)} images (--root, --images) are there")
 

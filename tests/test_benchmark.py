@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -15,9 +16,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
-from passl_densecl.config import BackboneSpec
+from benchmarks import memory
+from passl_densecl.config import BackboneSpec, HeadSpec
+from passl_densecl.models import Encoder
 from passl_densecl.transforms import RandomResizedCrop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +126,28 @@ def test_loss(tmp_path):
     assert figures["difference"]["gradient"] < 1e-6 < figures["difference"]["largest"]
     assert figures["difference"]["loss"] < 1e-5
     assert "streamed / concatenated" in text
+
+
+def test_memory():
+    text, figures = memory.run(argparse.Namespace(config="small/densecl_r18", devices=2))
+    parts = {what: part["bytes"] for what, part in figures["results"].items()}
+    assert f"{sum(parts.values()) / 2**20:,.0f}" in text
+    assert parts["views"] == 2 * 16 * 3 * 64**2
+    assert parts["queues"] == 2 * 512 * 128 * 4
+
+
+def test_the_maps_counted_are_those_that_paddle_keeps():
+    model, kept = Encoder(BackboneSpec(50), HeadSpec(hidden_dim=16, out_dim=8)), {}
+
+    def keep(tensor):
+        if tensor.stop_gradient or tensor.name not in weights:
+            kept[tensor.data_ptr()] = tensor  # held, so that no other takes its place
+        return tensor
+
+    weights = {weight.name for weight in model.parameters()}
+    with paddle.autograd.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(paddle.zeros([2, 3, 64, 64]))
+    assert memory.kept_numbers(model, 64) == pytest.approx(sum(tensor.size for tensor in kept.values()) / 2, rel=0.05)
 
 
 def test_step(tmp_path):
