@@ -57,11 +57,12 @@ def program(folder: str) -> None:
     found, *_ = paddle.static.load_inference_model(f"{folder}/inference", executor)
     ready()
     for operator in found.global_block().ops:
+        if operator.type in ("feed", "fetch"):
+            continue
         name = paddle.base.core._get_phi_kernel_name(operator.type)
         names = operator.input_arg_names or operator.output_arg_names
         dtype = str(found.global_block().var(names[0]).dtype).rsplit(".", 1)[-1].lower()
-        if operator.type not in ("feed", "fetch"):
-            print(f"kernel name: {name} | kernel key: (CPU, any, {DTYPES.get(dtype, dtype)})", flush=True)
+        print(f"kernel name: {name} | kernel key: (CPU, any, {DTYPES.get(dtype, dtype)})", flush=True)
 
 
 def ready() -> None:
