@@ -48,9 +48,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def few_photos(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """Sixteen of them, four of each class: two steps of eight."""
+    root = tmp_path_factory.mktemp("few")
+    for index in range(16):
+        (root / f"class_{index % 4}").mkdir(exist_ok=True)
+        shutil.copy(photos / f"class_{index % 4}" / f"{index:02d}.png", root / f"class_{index % 4}")
+    return root
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _tidy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[None]:
-    """Remove what a module's fixtures wrote, unless a test failed in it; `photos` is for all modules."""
+def _tidy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, few_photos: Path) -> Iterator[None]:
+    """Remove what a module's fixtures wrote, unless a test failed in it; the photographs are for all modules."""
     before, failed = set(tmp_path_factory.getbasetemp().iterdir()), request.session.testsfailed
     yield
     if request.session.testsfailed == failed:

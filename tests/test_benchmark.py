@@ -12,7 +12,6 @@ import re
 import shlex
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,11 @@ import pytest
 
 from benchmarks import memory
 from passl_densecl.config import BackboneSpec, HeadSpec
+from passl_densecl.data.datasets import scan_images
+from passl_densecl.data.packing import pack_images
 from passl_densecl.models import Encoder
 from passl_densecl.transforms import RandomResizedCrop
+from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_STEP = ("--depth", 18, "--size", 32, "--batch", 2, "--queue-len", 32, "--rounds", 2)
@@ -30,8 +32,7 @@ COMMON = {"benchmark", "version", "options", "machine", "clock", "results", "rat
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return call_tool("benchmark", *arguments)
 
 
 def measure(folder: Path, *arguments: object) -> tuple[str, dict]:
@@ -98,8 +99,7 @@ def test_data(tmp_path, photos):
 def test_a_pack_is_read_as_its_folder_is(tmp_path, photos):
     pytest.importorskip("PIL")
     pytest.importorskip("lmdb")
-    packing = [sys.executable, str(ROOT / "tools" / "pack_data.py"), str(photos), str(tmp_path / "photos.lmdb")]
-    subprocess.run(packing, check=True, capture_output=True, timeout=120)
+    pack_images(scan_images(photos), str(tmp_path / "photos.lmdb"))
     options = ("--images", 7, "--rounds", 1, "--baseline", "pillow")
     text, figures = measure(tmp_path, "data", "--root", tmp_path / "photos.lmdb", *options)
     assert figures["images"] == 7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,12 @@ import pytest
 from PIL import Image
 
 from passl_densecl.data.datasets import scan_images
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import call_tool
 
 
 def run(*words: str | Path | bytes, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The tool in a process of its own where Paddle cannot be imported."""
-    block = "import sys, runpy; sys.modules['paddle'] = None; sys.argv = sys.argv[1:]"
-    block += "; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", block, str(ROOT / "tools" / "check_data.py"), *words]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
-    )
+    """The tool where Paddle cannot be imported."""
+    return call_tool("check_data", *words, cwd=cwd, without="paddle")
 
 
 @pytest.fixture

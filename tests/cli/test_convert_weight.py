@@ -7,7 +7,6 @@ import pickle
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,20 +18,14 @@ from paddle.vision.models.resnet import BasicBlock, ResNet
 from passl_densecl.cli.main import main
 from passl_densecl.weights import backbone_shapes, read_card, read_weights
 from passl_densecl.weights.convert import STATE_TARGETS, TARGETS
-from tests.commands import understood
+from tests.commands import call_tool, understood
 
 ROOT = Path(__file__).resolve().parents[2]
 Arrays = dict[str, np.ndarray]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "convert_weight.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return call_tool("convert_weight", *arguments)
 
 
 def backbone(seed: int = 0) -> Arrays:
@@ -112,9 +105,8 @@ def test_info_says_what_a_file_is(linear, tmp_path):
 
 
 @pytest.fixture
-def refused(capsys, monkeypatch) -> Callable[..., str]:
+def refused(capsys) -> Callable[..., str]:
     """What the command says when it refuses, in this process."""
-    monkeypatch.setattr(sys, "argv", ["tools/convert_weight.py"])
 
     def refused(*arguments: object) -> str:
         assert main(["convert", *map(str, arguments)]) == 2

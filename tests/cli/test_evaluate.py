@@ -18,7 +18,7 @@ from passl_densecl.config import BackboneSpec
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.models import build_backbone
 from passl_densecl.weights import write_pickle
-from tests.commands import understood
+from tests.commands import call_tool, understood
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = ("knn", "linear", "multihead", "svm", "lowshot", "semi", "dense", "correspondence")
@@ -48,8 +48,7 @@ def other(tmp_path_factory):
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "tools" / "evaluate.py"), *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    return call_tool("evaluate", *words)
 
 
 def test_help_lists_the_verbs_without_paddle():

@@ -25,6 +25,7 @@ from passl_densecl.weights import (
     write_weights,
 )
 from passl_densecl.weights.card import run_card
+from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 Arrays = dict[str, np.ndarray]
@@ -40,11 +41,8 @@ def same(a: Arrays, b: Arrays) -> bool:
 
 
 def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """The tool in a process of its own where Paddle cannot be imported."""
-    block = "import sys, runpy; sys.modules['paddle'] = None; sys.argv = sys.argv[1:]"
-    block += "; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", block, str(ROOT / "tools" / "extract_weight.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    """The tool where Paddle cannot be imported."""
+    return call_tool("extract_weight", *arguments, cwd=cwd, without="paddle")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_checkpoint_becomes_a_backbone_that_paddle_loads(checkpoint, tmp_path):
     output = tmp_path / "r18.pdparams"
-    done = run(checkpoint, "--output", output, "--remove_prefix")
+    block = "import sys, runpy; sys.modules['paddle'] = None; sys.argv = sys.argv[1:]"
+    block += "; runpy.run_path(sys.argv[0], run_name='__main__')"  # in a process of its own: truly without Paddle
+    command = [
+        sys.executable,
+        "-c",
+        block,
+        "tools/extract_weight.py",
+        checkpoint,
+        "--output",
+        output,
+        "--remove_prefix",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"read     {checkpoint / 'model.pdparams'} (pre-training state)" in done.stdout
     assert "kept     100 arrays: ResNet-18, 11.18 M weights" in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from passl_densecl.data.datasets import scan_images
+from tests.commands import call_tool
 
 pytest.importorskip("lmdb")
 
@@ -27,16 +27,7 @@ def command(*words: str | Path) -> list[str]:
 
 
 def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-    )
+    return call_tool("pack_data", *words, cwd=cwd, without="paddle")
 
 
 def test_packs_a_folder_and_says_what_became_of_it(photos, tmp_path):

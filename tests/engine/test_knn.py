@@ -20,7 +20,13 @@ from tests.engine.runs import arrays, metrics, train, write_config
 
 LAST = "epoch_0003"
 SMALL = [{"name": "RandomResizedCrop", "size": 32, "scale": [0.2, 1.0]}, {"name": "RandomHorizontalFlip"}]
-SHAPE = {"epochs": 3, "batch_size": 8, "checkpoint": {"every_epochs": 1, "keep": 9}, "data__transforms": SMALL}
+SHAPE = {
+    "epochs": 3,
+    "batch_size": 20,
+    "micro_batch_size": 10,
+    "checkpoint": {"every_epochs": 1, "keep": 9},
+    "data__transforms": SMALL,
+}
 
 
 def evaluation(photos, **changes):
@@ -70,12 +76,12 @@ def test_training_ends_with_the_same_bits(with_and_without):
     one, other = with_and_without
     assert_same_bits(one, other)
     assert [line for line in metrics(one) if "loss" in line] == metrics(other)
-    assert len(metrics(other)) == 15
+    assert len(metrics(other)) == 6
 
 
 def test_it_comes_before_training_every_second_epoch_and_last_of_all(with_and_without):
     one, other = with_and_without
-    assert [step for step, _ in accuracies(one)] == [0, 10, 15]
+    assert [step for step, _ in accuracies(one)] == [0, 4, 6]
     assert accuracies(other) == []
     log = (one / "train.log").read_text()
     assert "3-NN before training and every 2 epochs, 32 px: val 20 images in 4 classes" in log
@@ -86,7 +92,7 @@ def test_it_is_the_accuracy_of_the_query_encoder(with_and_without, photos):
     path, _ = with_and_without
     bank, queries = (scan_images(evaluation(photos)[half], labeled=True) for half in ("train", "val"))
     crop = (Resize(size=round(32 * 256 / 224)), CenterCrop(size=32))
-    for step, name in ((10, "epoch_0002"), (15, LAST)):
+    for step, name in ((4, "epoch_0002"), (6, LAST)):
         backbone = load_backbone(path / "checkpoints" / name)
         one, other = (pooled_features(backbone, images, crop) for images in (bank, queries))
         expected = knn_accuracy(one.vectors, one.labels, other.vectors, other.labels, k=3)
@@ -99,7 +105,7 @@ def test_visualdl_has_it(with_and_without):
 
     (file,) = (with_and_without[0] / "vdl").iterdir()
     points = LogReader(file_path=str(file)).get_data("scalar", "knn/top1")
-    assert [point.id for point in points] == [0, 10, 15]
+    assert [point.id for point in points] == [0, 4, 6]
     np.testing.assert_allclose(
         [point.value for point in points], [v for _, v in accuracies(with_and_without[0])], rtol=1e-6
     )
@@ -120,7 +126,7 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(with_and_without, tmp
     shutil.rmtree(tmp_path / "run" / "checkpoints" / LAST)
     file = tmp_path / "run" / "metrics.jsonl"
     lines = file.read_text().splitlines()
-    file.write_text("".join(line + "\n" for line in lines if not ('"knn_top1"' in line and '"step": 10' in line)))
+    file.write_text("".join(line + "\n" for line in lines if not ('"knn_top1"' in line and '"step": 4,' in line)))
     again = run(tmp_path, photos, resume="auto", evaluation=evaluation(photos))
     assert metrics(again) == metrics(with_and_without[0])
 

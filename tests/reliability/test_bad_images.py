@@ -26,7 +26,7 @@ from passl_densecl.reliability.bad_images import BadImages, allowed, read_list
 from passl_densecl.reliability.log import SilentLog
 from passl_densecl.reliability.signals import StopRequest
 from tests.data import damaged
-from tests.engine.runs import ROOT, arrays, command, environment, metrics, train, write_config
+from tests.engine.runs import ROOT, arrays, command, environment, metrics, train, train_here, write_config
 from tests.engine.test_linear import linear_config
 
 SMALL = {
@@ -61,10 +61,10 @@ def in_process(folder: Path, images: Path, *, resume: str | None = None, **chang
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, folder) -> Path:
-    """The run, by the tool, with two workers."""
+    """The run, with two workers."""
     out = tmp_path_factory.mktemp("undisturbed")
     often = {"checkpoint": {"every_epochs": 1, "every_steps": 4}}
-    train(write_config(out, folder, **(SMALL | often), data__num_workers=2))
+    assert train_here(write_config(out, folder, **(SMALL | often), data__num_workers=2)) == 0
     return out / "run"
 
 
@@ -197,16 +197,14 @@ def test_how_many_are_allowed():
     assert allowed(1.0, 48) == 48
 
 
-def test_past_the_share_the_run_stops_and_saves_nothing_of_the_epoch(tmp_path, folder):
+def test_past_the_share_the_run_stops_and_saves_nothing_of_the_epoch(tmp_path, folder, capsys):
     images = tmp_path / "photos"
     shutil.copytree(folder, images, symlinks=True)
     for number in range(24):  # of 33
         (images / "plain" / f"{number:03d}.jpg").write_bytes(b"")
     config = write_config(tmp_path, images, **(SMALL | {"checkpoint": {"every_epochs": 1}, "log_every_steps": 100}))
-    done = train(config, check=False)
-    assert done.returncode == 3
-    assert "Traceback" not in done.stderr
-    (said,) = [line for line in done.stderr.splitlines() if "cannot be decoded" in line]
+    assert train_here(config) == 3
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be decoded" in line]
     count = int(re.match(r"epoch 1: (\d+) of 48 images under ", said)[1])  # type: ignore[index]
     assert count == bad_seen_with(images, 24)
     for part in (

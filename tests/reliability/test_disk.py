@@ -26,7 +26,7 @@ from passl_densecl.reliability.logfile import LogFile
 from passl_densecl.weights import Card
 from passl_densecl.weights.card import PRETRAINING
 from passl_densecl.weights.checkpoints import MODEL, OPTIMIZER, STATE
-from tests.engine.runs import metrics, train, write_config
+from tests.engine.runs import metrics, train, train_here, write_config
 from tests.engine.test_linear import linear_config, write_images
 from tests.engine.test_messages import Recorder
 from tests.engine.test_start import in_this_process
@@ -375,15 +375,15 @@ def test_a_run_whose_folder_is_removed_makes_it_again(undisturbed, tmp_path, pho
     equals(run, undisturbed)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_by_every_process(undisturbed, tmp_path, photos):
+def test_a_damaged_newest_checkpoint_is_passed_over_by_every_process(undisturbed, tmp_path, photos, capsys):
     config = write_config(tmp_path, photos, **SETTINGS)
     shutil.copytree(undisturbed, tmp_path / "run")
     damaged = tmp_path / "run" / "checkpoints" / LAST / MODEL
     flip(damaged, 30_000_000, 5)
-    refused = train(config, "--resume", damaged.parent, check=False)
-    assert refused.returncode == 2
-    assert f"{damaged} is damaged: its SHA-256 is" in refused.stderr
-    assert f"--resume {tmp_path / 'run' / 'checkpoints' / 'epoch_0003'}, or --resume auto" in refused.stderr
+    assert train_here(config, "--resume", damaged.parent) == 2
+    refused = capsys.readouterr().err
+    assert f"{damaged} is damaged: its SHA-256 is" in refused
+    assert f"--resume {tmp_path / 'run' / 'checkpoints' / 'epoch_0003'}, or --resume auto" in refused
     train(config, "--resume", "auto", processes=2)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["epoch_0003", LAST, f"{LAST}.damaged"]
@@ -410,14 +410,13 @@ def test_resumed_from_the_one_before_the_damaged_a_run_ends_with_the_same_bits(u
     assert metrics(tmp_path / "run") == metrics(undisturbed)  # nothing was touched
 
 
-def test_a_read_only_output_folder_is_said_before_anything_is_trained(tmp_path, photos):
+def test_a_read_only_output_folder_is_said_before_anything_is_trained(tmp_path, photos, capsys):
     with small_disk(tmp_path / "disk", 8) as disk:
         disk.remount("ro")
-        refused = train(write_config(tmp_path, photos), "-o", f"output_dir={disk.path}", check=False)
-    assert refused.returncode == 2
-    assert refused.stderr.strip().splitlines()[-1].startswith(f"output_dir: {disk.path}/run")
-    assert "cannot be written: Read-only file system; choose another place" in refused.stderr
-    assert "Traceback" not in refused.stderr
+        assert train_here(write_config(tmp_path, photos), "-o", f"output_dir={disk.path}") == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith(f"output_dir: {disk.path}/run")
+    assert "cannot be written: Read-only file system; choose another place" in said
 
 
 def test_a_full_disk_at_the_start_is_said(disk, tmp_path, photos):

@@ -10,7 +10,7 @@ from tests.engine.runs import metrics, write_config
 from tests.reliability.kill import Moment, differences, finish, kill_at
 
 # Two steps with a checkpoint each, of which one is kept, and an evaluation before and after.
-SHORT = {"epochs": 1, "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 1}}
+SHORT = {"epochs": 1, "batch_size": 8, "checkpoint": {"every_epochs": 1, "every_steps": 1, "keep": 1}}
 KILLS = [
     ("metrics", 2),  # after the line of step 1, which is in no checkpoint: the next start is from scratch
     ("rename", 2),  # the second checkpoint is written but not renamed yet
@@ -19,11 +19,11 @@ KILLS = [
 
 
 @pytest.fixture
-def config(tmp_path, photos):
+def config(tmp_path, few_photos):
     def config(name: str):
         (tmp_path / name).mkdir()
-        halves = {"train": str(photos), "val": str(photos), "size": 32, "k": 3}
-        return write_config(tmp_path / name, photos, **SHORT, evaluation=halves)
+        halves = {"train": str(few_photos), "val": str(few_photos), "size": 32, "k": 3}
+        return write_config(tmp_path / name, few_photos, **SHORT, evaluation=halves)
 
     return config
 
