@@ -27,7 +27,7 @@ from passl_densecl.transforms import RandomResizedCrop
 from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY_STEP = ("--depth", 18, "--size", 32, "--batch", 2, "--queue-len", 32, "--rounds", 2)
+TINY_STEP = ("--depth", 18, "--size", 32, "--batch", 2, "--queue-len", 32, "--rounds", 1)
 COMMON = {"benchmark", "version", "options", "machine", "clock", "results", "ratios"}
 
 

@@ -15,6 +15,7 @@ from passl_densecl import transforms as T
 from passl_densecl.config import LinearConfig, PretrainConfig, dump_config, load_config
 from passl_densecl.errors import InputError
 from passl_densecl.schedules import Cosine, StepDecay
+from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*/*.yaml"))
@@ -450,20 +451,11 @@ runpy.run_path("tools/train.py", run_name="__main__")
 """
 
 
-def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_PADDLE, *arguments, "--check"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_check_prints_the_resolved_config_without_paddle(tmp_path):
     began = time.monotonic()
-    done = check("-c", "configs/densecl/densecl_r50.yaml", "-o", "data.root=photos")
+    words = ("-c", "configs/densecl/densecl_r50.yaml", "-o", "data.root=photos", "--check")
+    code = [sys.executable, "-c", WITHOUT_PADDLE, *words]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 20  # a second or so; importing Paddle alone takes several
     resolved = tmp_path / "resolved.yaml"
@@ -472,7 +464,7 @@ def test_check_prints_the_resolved_config_without_paddle(tmp_path):
 
 
 def test_check_of_an_invalid_config_is_exit_code_2_without_a_traceback():
-    done = check("-c", "configs/densecl/densecl_r50.yaml", "-o", "model.dpeth=50")
+    done = call_tool("train", "-c", "configs/densecl/densecl_r50.yaml", "-o", "model.dpeth=50", "--check")
     assert done.returncode == 2
     assert done.stdout == ""
     assert "model.dpeth   unknown key; did you mean 'depth'?" in done.stderr

@@ -26,6 +26,7 @@ from passl_densecl.export.write import export
 from passl_densecl.models import DenseCL, Encoder, LinearClassifier, build_backbone, normalize
 from passl_densecl.transforms import MEAN, STD
 from passl_densecl.weights import write_pickle
+from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[[np.ndarray], np.ndarray]
@@ -364,8 +365,7 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path):
 
 
 def tool(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "export.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return call_tool("export", *arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize(("format", "kind"), [("paddle", "uint8"), pytest.param("onnx", "float32", marks=needs_onnx)])

@@ -177,7 +177,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: list[RecordedRun]) -> None:
             _mark_level(axes, chance, f"chance ln(K+1) = {chance:.2f}")
     if panel.unit == _COSINE:
         _mark_level(axes, 1, "1: all images alike (collapsed)")
-        axes.set_ylim(top=1.2)
+        axes.set_ylim(top=max(1.2, axes.get_ylim()[1]))
     axes.set_title(panel.title)
     axes.set_ylabel(panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
@@ -188,7 +188,8 @@ def _draw_panel(axes: Axes, panel: Panel, runs: list[RecordedRun]) -> None:
     if panel.from_zero:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if panel.unit == _COSINE else 0)
     highest = max((float(run.series(panel.key)[1].max()) * panel.scale for _, run in present), default=0.0)
-    if panel.unit == _PERCENT and panel not in _SPEED and highest > 0.6 * _FULL_SCALE:
+    # What a damaged file says of more than all has its own scale: a label far outside of the axes cannot be drawn.
+    if panel.unit == _PERCENT and panel not in _SPEED and 0.6 * _FULL_SCALE < highest <= _FULL_SCALE:
         axes.set_ylim(top=_FULL_SCALE)
     axes.grid(axis="y")
     axes.set_axisbelow(True)

@@ -20,14 +20,14 @@ FUZZ = ROOT / "tests" / "fuzz" / "fuzz.py"
 @pytest.mark.parametrize("name", ["configs", "overrides", "resumes", "weights", "packs", "lists"])
 def test_a_sample(name, tmp_path):
     done = subprocess.run(
-        [sys.executable, FUZZ, name, "--cases", "50", "--seed", "0", "--keep", tmp_path],
+        [sys.executable, FUZZ, name, "--cases", "25", "--seed", "0", "--keep", tmp_path],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{name:<10}      50 cases" in done.stdout
+    assert f"{name:<10}      25 cases" in done.stdout
 
 
 GUARDED = """
@@ -97,12 +97,7 @@ exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), {{"__name__": "__ma
 
 
 @pytest.mark.parametrize(
-    ("does", "found"),
-    [
-        ("raise KeyError('planted')", "KeyError"),
-        ("open(str(path) + '.new', 'w')", "outside the output folder"),
-        ("raise InputError('x' * 200_000)", "a message of"),
-    ],
+    ("does", "found"), [("raise KeyError('planted')", "KeyError"), ("raise InputError('x' * 200_000)", "a message of")]
 )
 def test_a_planted_fault_is_found_and_minimized(does, found, tmp_path):
     """The reading process finds it, minimizes it, keeps it and reports it."""
@@ -110,7 +105,7 @@ def test_a_planted_fault_is_found_and_minimized(does, found, tmp_path):
     scratch.mkdir()
     code = PLANTED.format(root=str(ROOT), does=does)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(FUZZ), "--child", "configs", str(scratch), "--cases", "40", "--seed", "0"],
+        [sys.executable, "-c", code, str(FUZZ), "--child", "configs", str(scratch), "--cases", "20", "--seed", "0"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -122,4 +117,4 @@ def test_a_planted_fault_is_found_and_minimized(does, found, tmp_path):
     assert failures, done.stderr
     assert found in failures[0]["failure"]
     assert b"seed" in (scratch / "smallest" / "files" / "config.yaml").read_bytes()
-    assert reports[-1]["cases"] >= 40
+    assert reports[-1]["cases"] >= 20

@@ -30,7 +30,7 @@ from passl_densecl.integrations.toolboxes import CONFIGS, TOOLBOXES, Kind
 from passl_densecl.integrations.yaml_files import Tagged, dump, find, put, read_yaml, resolve
 from passl_densecl.weights import backbone_shapes, read_weights, write_pickle
 from passl_densecl.weights.convert import convert
-from tests.commands import understood
+from tests.commands import call_tool, understood
 from tests.integrations.coco import write_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -496,13 +496,7 @@ def test_weights_load_where_numpy_is_old_and_nothing_else_is_there(toolbox, weig
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "transfer.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return call_tool("transfer", *arguments)
 
 
 def test_the_tool_prepares_and_checks(clones, weights, tmp_path):

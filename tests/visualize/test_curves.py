@@ -11,6 +11,7 @@ import pytest
 from passl_densecl.errors import InputError
 from passl_densecl.visualize.curves import cost_figures, draw_curves, key_figures, names_of, panels_of
 from passl_densecl.visualize.runs import read_run, smoothed
+from passl_densecl.visualize.style import data_uri
 from tests.visualize.conftest import metrics, write_metrics
 
 
@@ -148,6 +149,13 @@ def test_no_label_touches_another_or_a_curve(run_dir, tmp_path):
         assert not any(level.get_window_extent().overlaps(last.get_window_extent()) for level in levels)
     similarity = next(axes for axes in figure.axes if axes.get_ylabel() == "cosine")
     assert similarity.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("value", [1e3, 1e5, 1e30])
+def test_a_share_of_more_than_all_is_drawn(tmp_path, value):
+    """A damaged metrics.jsonl: the label of the last value stays where a font can be drawn."""
+    write_metrics(tmp_path, [row | {"global_top1": value, "global_similarity": value} for row in metrics(3)])
+    data_uri(draw_curves([read_run(tmp_path)]))
 
 
 def test_pale_lines_are_named_only_where_they_are(tmp_path):
