@@ -71,9 +71,8 @@ class Coarse(paddle.nn.Layer):
         return self.layer(values).astype(self.dtype_name)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_run_that_asks_for_it_ends_with_finite_float32(tmp_path, photos, dtype):
-    path = write_config(tmp_path, photos, **TINY, amp={"enabled": True, "dtype": dtype})
+def test_a_run_that_asks_for_it_ends_with_finite_float32(tmp_path, photos):
+    path = write_config(tmp_path, photos, **TINY, amp={"enabled": True, "dtype": "bfloat16"})
     assert pretrain(load_config(path, ["data.transforms.0.size=32"])) == 0
     lines = metrics(tmp_path / "run")
     assert len(lines) == 5

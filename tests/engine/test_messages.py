@@ -152,19 +152,6 @@ def test_missing_weights(photos, tmp_path):
         linear_eval(load_config(path), load=str(tmp_path / "nowhere.pdparams"), evaluate_only=True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [([], "; did you mean 'densecl_r50.yaml'?"), (["--evaluate-only"], "; did you mean 'densecl_r50.yaml'?")],
-    ids=["train", "evaluate"],
-)
-def test_a_missing_config_file(arguments, message, capsys):
-    assert train_here(Path("configs/densecl/densecl_r5.yaml"), *arguments) == 2
-    out, said = capsys.readouterr()
-    assert message in said
-    assert said.count("\n") == 1
-    assert out == ""
-
-
 def test_an_option_of_the_other_task(capsys):
     config = "configs/densecl/densecl_r50.yaml"
     assert train_here(Path(config), "--evaluate-only") == 2

@@ -170,9 +170,8 @@ def photo(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--all", "--top", "3", "--augment"], ["--threshold", "0.5", "--seed", "4"]])
-def test_the_command_writes_a_picture(tool, photo, tmp_path, capsys, arguments):
-    target = tmp_path / "m.png"
+def test_the_command_writes_a_picture(tool, photo, tmp_path, capsys):
+    target, arguments = tmp_path / "m.png", ["--all", "--top", "3", "--augment", "--threshold", "0.5", "--seed", "4"]
     options = ["--weights", "random", "--depth", "18", "--size", "96", "--output", str(target)]
     assert tool.main(["match", photo, *options, *arguments]) == 0
     picture = cv2.imread(str(target))
@@ -200,9 +199,6 @@ def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, pho
     ("change", "message"),
     [
         (["--weights", "nowhere.pdparams"], "nowhere.pdparams does not exist"),
-        (["--output", "m.gif"], "must end in .png"),
-        (["--output", "no/such/m.png"], "does not exist; create it first"),
-        (["--size", "8"], "--size 8: expected at least 32"),
         (["--threshold", "2"], "a cosine is from -1 to 1"),
         (["--top", "0"], "--count 0"),
         (["--features", "dense", "--weights", "nowhere"], "nowhere does not exist"),
