@@ -29,11 +29,20 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A class-folder tree of 40 small synthetic photographs in 4 classes: colored shapes on noise."""
+    return write_photos(tmp_path_factory.mktemp("photos"), 40)
+
+
+@pytest.fixture(scope="session")
+def few_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 16 of them: two steps of eight."""
+    return write_photos(tmp_path_factory.mktemp("few"), 16)
+
+
+def write_photos(root: Path, count: int) -> Path:
     import cv2
     import numpy as np
 
-    root = tmp_path_factory.mktemp("photos")
-    for index in range(40):
+    for index in range(count):
         rng = np.random.default_rng(index)
         label = index % 4
         image = rng.integers(0, 90, (72, 80, 3), dtype=np.uint8)
@@ -48,18 +57,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def few_photos(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    """Sixteen of them, four of each class: two steps of eight."""
-    root = tmp_path_factory.mktemp("few")
-    for index in range(16):
-        (root / f"class_{index % 4}").mkdir(exist_ok=True)
-        shutil.copy(photos / f"class_{index % 4}" / f"{index:02d}.png", root / f"class_{index % 4}")
-    return root
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _tidy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, few_photos: Path) -> Iterator[None]:
+def _tidy(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path, few_photos: Path
+) -> Iterator[None]:
     """Remove what a module's fixtures wrote, unless a test failed in it; the photographs are for all modules."""
     before, failed = set(tmp_path_factory.getbasetemp().iterdir()), request.session.testsfailed
     yield

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ import numpy as np
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.config import LinearConfig, PretrainConfig, load_config, path_text
 from passl_densecl.data.datasets import ImageSet, decode, scan_images
+from passl_densecl.data.image_set import spread
 from passl_densecl.errors import InputError
 from passl_densecl.text import quantity
 from passl_densecl.transforms import CenterCrop, Resize, output_size
@@ -68,8 +69,6 @@ CORRESPONDENCES: dict[str, dict[str, Any]] = {
 CONTRASTIVE_STEPS = 6  # steps over which contrastive top-1 is averaged
 PICTURE_SIZE = 224  # pixels a side that the backbone sees
 
-T = TypeVar("T")
-
 
 # --- photographs into tiles ----------------------------------------------------------------------------------------
 
@@ -108,14 +107,8 @@ def plan_tiles(height: int, width: int) -> tuple[list[Region], list[Region]]:
     """
     train_regions, val_region = split_regions(height, width)
     train = [tile for region in train_regions for tile in tiles_of(region, TRAIN_STRIDE)]
-    return evenly(train, TRAIN_TILES_MAX), evenly(tiles_of(val_region, TILE), VAL_TILES_MAX)
-
-
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly spread over them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
+    val = tiles_of(val_region, TILE)
+    return [train[n] for n in spread(len(train), TRAIN_TILES_MAX)], [val[n] for n in spread(len(val), VAL_TILES_MAX)]
 
 
 def photograph(package: str, name: str) -> Path:
@@ -219,7 +212,7 @@ def user_folder(data: Path, output: Path) -> Images:
 
     splits = []
     for name, most, (images, indices) in zip(("train", "val"), (USER_TRAIN_MAX, USER_VAL_MAX), chosen, strict=True):
-        kept = evenly(indices, most)
+        kept = [indices[n] for n in spread(len(indices), most)]
         if len(kept) < len(indices):
             notes.append(f"{name}: {len(kept):,} of the {len(indices):,} images, so that the demo takes minutes")
         paths = [os.path.join(".", os.path.relpath(images.path(index), images.root)) for index in kept]
@@ -468,7 +461,7 @@ def demo(output: Path, data: Path | None) -> None:
         "pretrained": pretrained,
         "seconds": watch.seconds,
         "epochs": config.epochs,
-        "last_logged_step": last_metrics(Path(run_dir)),
+        "last_logged_step": json.loads((Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]),
         "picture": picture,
         "weights": weights,
     }
@@ -509,11 +502,6 @@ def best_checkpoint(run_dir: Path) -> Path:
     checkpoints = complete(run_dir / "checkpoints")
     state = json.loads((checkpoints[-1] / STATE).read_text(encoding="utf-8"))
     return run_dir / "checkpoints" / state["best"]["name"]
-
-
-def last_metrics(run_dir: Path) -> dict[str, Any]:
-    """The last object of a run's metrics.jsonl."""
-    return json.loads((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
 def prepare(output: Path) -> None:

@@ -261,10 +261,8 @@ def one_or_two(images: list[Path]) -> tuple[Path, Path | None]:
 
 def check_backbone_options(args: argparse.Namespace) -> None:
     """Check, before anything slow, what `add_feature_options` added; settle --size."""
-    need_matplotlib()
     at_least(32, size=args.size)
     at_least(0, seed=args.seed)
-    check_output(args.output)
     args.size = size_of(args.size, [args.weights])
 
 
@@ -297,8 +295,6 @@ def draw_views(args: argparse.Namespace) -> None:
 
     The first images of an epoch with both crops and both views, from the same random draws as in the run.
     """
-    need_matplotlib()
-    check_output(args.output)
     from passl_densecl.visualize.runs import config_and_run
 
     config, _ = config_and_run(args.config)
@@ -326,8 +322,6 @@ def draw_plan(args: argparse.Namespace) -> None:
 
     Warm-ups are marked.
     """
-    need_matplotlib()
-    check_output(args.output)
     from passl_densecl.visualize.runs import config_and_run
     from passl_densecl.visualize.schedule import draw_schedule, plan
 
@@ -352,8 +346,6 @@ def draw_runs(args: argparse.Namespace) -> None:
 
     One run or several, finished or not; losses with their chance lines.
     """
-    need_matplotlib()
-    check_output(args.output)
     from passl_densecl.visualize.curves import draw_curves, names_of
     from passl_densecl.visualize.runs import read_run
 
@@ -369,7 +361,12 @@ def save(figure: object, output: Path) -> None:
 
 
 def _verb(draw: Callable[[argparse.Namespace], None], add_options: Callable[[Parser], None], example: str) -> Verb:
-    return Verb(str(inspect.getdoc(draw)), add_options, draw, examples=(f"plot {example}",))
+    def run(args: argparse.Namespace) -> None:
+        need_matplotlib()
+        check_output(args.output)
+        draw(args)
+
+    return Verb(str(inspect.getdoc(draw)), add_options, run, examples=(f"plot {example}",))
 
 
 VERBS = {
