@@ -40,7 +40,7 @@ def alone(tmp_path_factory, photos):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_micro_batches_without_changing_the_result(alone, tmp_path, photos, processes):
-    train(write_config(tmp_path, photos, **SETTINGS), processes=processes)
+    train(write_config(tmp_path, photos, **SETTINGS), processes=processes, launcher=True)
     ours = metrics(tmp_path / "run")
     assert len(ours) == 3
     for line, expected in zip(ours, metrics(alone), strict=True):

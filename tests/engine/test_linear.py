@@ -271,9 +271,9 @@ def test_evaluation_is_exact_for_one_and_for_two_processes(undisturbed, data, tm
     path = tmp_path / "two.yaml"
     text = (undisturbed / "config.yaml").read_text().replace(str(undisturbed.parent), str(tmp_path / "two"))
     path.write_text(text)
-    done = train(path, "--load", checkpoint, "--evaluate-only", processes=2)
+    said = train(path, "--load", checkpoint, "--evaluate-only", processes=2)
     two = json.loads((load_config(path).run_dir / "evaluation.json").read_text())
-    assert two == one, done.stdout
+    assert two == one, said
 
 
 # ---------------------------------------------------------------- messages

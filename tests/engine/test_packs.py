@@ -13,7 +13,7 @@ from tests.engine.runs import arrays, metrics, train_here, write_config
 pytest.importorskip("lmdb")
 
 
-def test_a_run_on_a_pack_equals_one_on_the_folder(tmp_path, photos, capsys):
+def test_a_run_on_a_pack_equals_one_on_the_folder(tmp_path, photos, capfd):
     images = tmp_path / "photos"
     shutil.copytree(photos, images)
     for name in ("class_0/08.png", "class_2/14.png"):
@@ -22,7 +22,7 @@ def test_a_run_on_a_pack_equals_one_on_the_folder(tmp_path, photos, capsys):
     runs = []
     for name, root, workers in (("folder", images, 0), ("pack", tmp_path / "photos.lmdb", 2)):
         assert train_here(write_config(tmp_path, root, name=name, epochs=1, data__num_workers=workers)) == 0
-        assert f"40 images under {root}" in capsys.readouterr().out
+        assert f"40 images under {root}" in capfd.readouterr().out
         runs.append(tmp_path / name)
     assert "cannot decode" in (runs[1] / "train.log").read_text()
     assert "photos.lmdb/class_" in (runs[1] / "train.log").read_text()
