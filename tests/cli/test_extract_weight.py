@@ -223,11 +223,3 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     assert "asks for posix.system" in message
     assert "nothing in it was run" in message
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pdparams"]
-
-
-def test_the_command_explains_itself():
-    done = run("--help")
-    assert done.returncode == 0
-    for word in ("CKPT", "--output", "--remove_prefix", "--remove-prefix", "--prefix", "--encoder"):
-        assert word in done.stdout
-    assert run().returncode == 2
