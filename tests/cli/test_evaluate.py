@@ -154,10 +154,10 @@ def test_semi_writes_its_list_and_learns(photos, run, tmp_path):
     )
     assert found["images"] == 8
     assert len(part.read_text().splitlines()) == 8
-    options = ("--train", photos, "--val", photos, "--percent", 50, "--size", 32, "--seeds", 0, 1, "--epochs", 10)
+    options = ("--train", photos, "--val", photos, "--percent", 50, "--size", 32, "--seeds", 0, 1, "--epochs", 16)
     text, found = run("semi", *RANDOM, *options, "--batch-size", 10, "--lr", 0.01, "--head-lr", 0.05)
     assert found["train_images"] == 20
-    assert found["results"]["random"]["steps"] == 20
+    assert found["results"]["random"]["steps"] == 32
     assert found["results"]["random"]["mean_top1"] > 0.4  # chance is a quarter
     assert "deviation over 2 parts" in text
 
