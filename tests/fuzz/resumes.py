@@ -9,19 +9,16 @@ from typing import Any
 from hypothesis import strategies as st
 
 from passl_densecl.config import load_config, parse_config
-from passl_densecl.engine.record import check_classes, check_settings
-from passl_densecl.reliability.checkpoint import Checkpoint
 from tests.fuzz.cases import CONFIGS, ROOT, Case, Violation, only_input_errors
 from tests.fuzz.configs import override_cases
 from tests.fuzz.mutate import mutated_tree, weighted
 
 NETWORK = ("depth", "stem_stride", "last_stride", "hidden_dim", "out_dim", "num_grid", "queue_len")
-SETTINGS = [
-    "seed=7", "epochs=9999", "epochs=1", "model.depth=34", "model.stem_stride=2", "model.last_stride=1",
-    "batch_size=64",
-    "model.temperature=0.3", "model.loss_lambda=0", "optimizer.lr=1", "log_every_steps=3", "data.num_workers=1",
-    "name=other", "data.root=elsewhere", "model.queue_len=auto", "amp.enabled=true", "checkpoint.keep=9",
-]  # fmt: skip
+SETTINGS = (
+    "seed=7 epochs=9999 epochs=1 model.depth=34 model.stem_stride=2 model.last_stride=1 batch_size=64 "
+    "model.temperature=0.3 model.loss_lambda=0 optimizer.lr=1 log_every_steps=3 data.num_workers=1 "
+    "name=other data.root=elsewhere model.queue_len=auto amp.enabled=true checkpoint.keep=9"
+).split()
 
 
 def resume_cases(scratch: Path) -> st.SearchStrategy[Case]:
@@ -47,6 +44,10 @@ def resume_cases(scratch: Path) -> st.SearchStrategy[Case]:
 
 
 def read_resume(folder: Path, output: Path, arguments: tuple[str, ...]) -> None:
+    # Here, because they import Paddle, which no other target needs.
+    from passl_densecl.engine.record import check_classes, check_settings
+    from passl_densecl.reliability.checkpoint import Checkpoint
+
     state: Any = json.loads((folder / "state.json").read_text())
     start = Checkpoint(
         folder / "run" / "checkpoints" / "epoch_0001", 1, {}, {}, state if isinstance(state, dict) else {}
