@@ -14,11 +14,9 @@ from tests.fuzz.configs import override_cases
 from tests.fuzz.mutate import mutated_tree, weighted
 
 NETWORK = ("depth", "stem_stride", "last_stride", "hidden_dim", "out_dim", "num_grid", "queue_len")
-SETTINGS = (
-    "seed=7 epochs=9999 epochs=1 model.depth=34 model.stem_stride=2 model.last_stride=1 batch_size=64 "
-    "model.temperature=0.3 model.loss_lambda=0 optimizer.lr=1 log_every_steps=3 data.num_workers=1 "
-    "name=other data.root=elsewhere model.queue_len=auto amp.enabled=true checkpoint.keep=9"
-).split()
+SETTINGS = "seed=7 epochs=9999 epochs=1 model.depth=34 model.stem_stride=2 model.last_stride=1 batch_size=64 "
+SETTINGS += "model.temperature=0.3 model.loss_lambda=0 optimizer.lr=1 log_every_steps=3 data.num_workers=1 "
+SETTINGS += "name=other data.root=elsewhere model.queue_len=auto amp.enabled=true checkpoint.keep=9"
 
 
 def resume_cases(scratch: Path) -> st.SearchStrategy[Case]:
@@ -29,7 +27,7 @@ def resume_cases(scratch: Path) -> st.SearchStrategy[Case]:
     state = states.map(lambda tree: {"config": tree, "classes": ["a", "b"]})
     record = weighted((3, state), (1, state.flatmap(mutated_tree)))
     asked = weighted(
-        (3, st.lists(st.sampled_from(SETTINGS), max_size=3)),
+        (3, st.lists(st.sampled_from(SETTINGS.split()), max_size=3)),
         (1, override_cases(scratch).map(lambda case: list(case.arguments[1:]))),
     )
     name = files.map(lambda path: str(path.relative_to(ROOT)))
