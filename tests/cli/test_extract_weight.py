@@ -65,17 +65,10 @@ def test_a_checkpoint_becomes_a_backbone_that_paddle_loads(checkpoint, tmp_path)
     output = tmp_path / "r18.pdparams"
     block = "import sys, runpy; sys.modules['paddle'] = None; sys.argv = sys.argv[1:]"
     block += "; runpy.run_path(sys.argv[0], run_name='__main__')"  # in a process of its own: truly without Paddle
-    command = [
-        sys.executable,
-        "-c",
-        block,
-        "tools/extract_weight.py",
-        checkpoint,
-        "--output",
-        output,
-        "--remove_prefix",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    words = ("tools/extract_weight.py", checkpoint, "--output", output, "--remove_prefix")
+    done = subprocess.run(
+        [sys.executable, "-c", block, *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert f"read     {checkpoint / 'model.pdparams'} (pre-training state)" in done.stdout
     assert "kept     100 arrays: ResNet-18, 11.18 M weights" in done.stdout
