@@ -18,6 +18,7 @@ import pytest
 
 import passl_densecl
 from passl_densecl import FeatureExtractor, ImageClassificationInferencer, get_model, inference_model, list_models
+from passl_densecl.api import models
 from passl_densecl.api.images import collect
 from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneSpec, HeadSpec, dump_config, load_config
@@ -26,7 +27,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import pooled_features
 from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone, build_backbone, normalize
 from passl_densecl.transforms import CenterCrop, Resize, apply
-from passl_densecl.weights import write_pickle
+from passl_densecl.weights import hub, write_pickle
 from passl_densecl.weights.convert import convert
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,27 +93,22 @@ def classifier(linear) -> Any:
 @pytest.fixture
 def zoo(monkeypatch, pretraining) -> SimpleNamespace:
     """A zoo of two models instead of the published ones; what is asked of it is noted."""
-    import passl_densecl.weights as weights
-
     entries = {
         "densecl_r18_coco": SimpleNamespace(depth=18, kind="pretraining"),
         "densecl_r50_imagenet": SimpleNamespace(depth=50, kind="backbone"),
     }
     fake: Any = SimpleNamespace(asked=[])
 
-    def converted(name, *, convert, progress=True):
-        fake.asked.append((name, convert))
+    def named_file(name: str) -> Path | None:
+        if name not in entries:
+            return None
+        fake.asked.append(name)
         return pretraining.checkpoint / "model.pdparams"
 
     fake.list_models = lambda pattern=None: [n for n in entries if pattern is None or pattern.strip("*") in n]
     fake.entry = entries.__getitem__
-    fake.converted = converted
-    calls = []
-    convert = SimpleNamespace(convert=lambda source, target, to: calls.append((source, target, to)))
-    fake.conversions = calls
-    monkeypatch.setitem(sys.modules, "passl_densecl.weights.zoo", fake)
-    monkeypatch.setattr(weights, "zoo", fake, raising=False)
-    monkeypatch.setitem(sys.modules, "passl_densecl.weights.convert", convert)
+    monkeypatch.setattr(models, "zoo", fake)
+    monkeypatch.setattr(hub, "named_file", named_file)
     return fake
 
 
@@ -348,15 +344,12 @@ def test_a_gpu_that_is_not_there(monkeypatch):
     assert get_model("random", depth=18, device="cpu").conv1.weight.place.is_cpu_place()
 
 
-def test_a_published_name_is_converted_once_and_loaded(zoo, pretraining):
+def test_a_published_name_is_downloaded_and_loaded(zoo, pretraining):
     assert list_models("*coco*") == ["densecl_r18_coco"]
     assert zoo.asked == []
     model = get_model("densecl_r18_coco", pretrained=True)
     assert same(model, pretraining.arrays)
-    ((name, convert),) = zoo.asked
-    convert(Path("a.pth"), Path("b.pdparams"))
-    assert name == "densecl_r18_coco"
-    assert zoo.conversions == [(Path("a.pth"), Path("b.pdparams"), "state")]
+    assert zoo.asked == ["densecl_r18_coco"]
     untrained = get_model("densecl_r18_coco")
     assert isinstance(untrained, ResNetBackbone)
     assert "untrained" in untrained.info.source

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ from passl_densecl.config import (
 )
 from passl_densecl.errors import InputError
 from passl_densecl.text import closest
+from passl_densecl.weights import zoo
 from passl_densecl.weights.files import weights_file
 from passl_densecl.weights.hub import PREFIX
 from passl_densecl.weights.load import load_strict
@@ -55,7 +55,7 @@ class _Stated:
 
 def list_models(pattern: str | None = None) -> list[str]:
     """Names of published models that :func:`get_model` downloads; with `pattern` ("*coco*") those that match it."""
-    return list(_zoo().list_models(pattern))
+    return zoo.list_models(pattern)
 
 
 def get_model(
@@ -122,10 +122,10 @@ def get_model(
 def _of_name(name: str, pretrained: bool | str | os.PathLike[str], stated: _Stated) -> Model:
     if name not in list_models():
         raise InputError(_unknown(name))
-    depth = _zoo().entry(name).depth
+    depth = zoo.entry(name).depth
     if pretrained is False:
         return _untrained(depth, f"{name}, untrained", stated)
-    file = _published(name) if pretrained is True else weights_file(pretrained)
+    file = weights_file(name if pretrained is True else pretrained)
     built = _of_weights(file, stated)
     if built.info.depth != depth:
         raise InputError(f"{file} holds a ResNet-{built.info.depth}, {name} is a ResNet-{depth}")
@@ -302,24 +302,6 @@ def _choose_device(device: str | None) -> None:
         if int(number) >= count:
             raise InputError(f"device {device!r}: this machine has {count} GPUs, numbered from 0")
         paddle.set_device(device)
-
-
-def _zoo() -> ModuleType:
-    from passl_densecl.weights import zoo
-
-    return zoo
-
-
-def _published(name: str) -> Path:
-    """The published file of that name in this project's format, downloaded and converted on first use."""
-    from passl_densecl.weights.convert import convert
-
-    to = "state" if _zoo().entry(name).kind == "pretraining" else "paddle"
-
-    def convert_file(source: Path, target: Path) -> None:
-        convert(source, target, to)
-
-    return Path(_zoo().converted(name, convert=convert_file))
 
 
 def _unknown(name: str) -> str:

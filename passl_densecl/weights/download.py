@@ -22,8 +22,6 @@ import passl_densecl
 from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
 
-__all__ = ["DownloadError", "UnfitError", "fetch", "only_one", "writing"]
-
 _HEADERS = {"User-Agent": f"passl_densecl/{passl_densecl.__version__}", "Accept-Encoding": "identity"}
 
 

@@ -18,7 +18,6 @@ from passl_densecl.errors import InputError
 from passl_densecl.text import listed
 from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
-from passl_densecl.weights.hub import named_file
 from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card
 from passl_densecl.weights.plain import describe
 
@@ -132,6 +131,8 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if not path.exists():
+        from passl_densecl.weights.hub import named_file  # only here: what lies on this machine needs none of it
+
         if (named := named_file(str(path))) is not None:
             return named
         hint = did_you_mean(path) or "; give a checkpoint, a run folder, a file of weights or a name"

@@ -1,4 +1,4 @@
-"""Published DenseCL weights: what there is, from where, and how it gets into the cache, checked and converted.
+"""Published DenseCL weights: what there is, from where, and how it gets into the cache, checked.
 
 The catalog is data, copied from the pages that it names. A figure stands there only where its page gives it for that
 file, in the page's own digits. This project has measured none of them.
@@ -12,23 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import os
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import passl_densecl
-from passl_densecl.disk import parse_json, sha256_of, whole_file
+from passl_densecl.disk import sha256_of, whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.text import suggestion
 from passl_densecl.weights.download import DownloadError, UnfitError, fetch, only_one, writing
-
-__all__ = ["CATALOG", "Entry", "Figure", "cache_folder", "converted", "download", "entry", "list_models"]
-
-Convert = Callable[[Path, Path], None]  # (the file as published, the .pdparams to write)
 
 Kind = Literal["backbone", "pretraining", "classifier"]
 
@@ -196,44 +189,9 @@ def download(name: str, *, progress: bool = True) -> Path:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not _record(path).exists():
-        with contextlib.suppress(InputError):  # a shared cache may be read-only
-            _write(_record(path), f"{digest}  {path.name}\n")
+        with contextlib.suppress(InputError), whole_file(_record(path)) as file:  # a shared cache may be read-only
+            file.write(f"{digest}  {path.name}\n".encode())
     return path
-
-
-def converted(name: str, *, convert: Convert, progress: bool = True) -> Path:
-    """The weights of a published model as a ``.pdparams`` beside the downloaded file, converted at the first use.
-
-    Converted again if the downloaded file, the result or the version of this library has changed.
-
-    Args:
-        name: one of :func:`list_models`.
-        convert: reads the first path (the file as published) and writes the second, whole or not at all; one process at
-            a time calls it.
-        progress: as in :func:`download`.
-
-    Raises:
-        InputError: as :func:`download`, or whatever ``convert`` raises.
-    """
-    source = download(name, progress=progress)
-    target = source.with_name(f"{name}.converted.pdparams")
-    made_from = {"source": sha256_of(source), "version": passl_densecl.__version__}
-    if not _is_made_from(made_from, target):
-        with only_one(target, progress=progress):
-            if not _is_made_from(made_from, target):
-                convert(source, target)
-                stamp = {**made_from, "result": sha256_of(target)}
-                _write(target.with_suffix(".json"), json.dumps(stamp, indent=1) + "\n")
-    return target
-
-
-def _is_made_from(made_from: dict[str, str], target: Path) -> bool:
-    """Whether the stamp beside ``target`` says that it was made from this, and ``target`` is unchanged since."""
-    try:
-        stamp = parse_json(target.with_suffix(".json").read_text(encoding="utf-8"))
-        return stamp == {**made_from, "result": sha256_of(target)}
-    except (InputError, OSError, ValueError):
-        return False
 
 
 def _check(model: Entry, file: Path, path: Path) -> str:
@@ -270,11 +228,6 @@ def _check(model: Entry, file: Path, path: Path) -> str:
 
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as file:
-        file.write(text.encode())
 
 
 def _addresses(model: Entry) -> list[str]:

@@ -9,16 +9,14 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import loopback
 import numpy as np
 import pytest
 
-import passl_densecl
 from passl_densecl.errors import InputError
-from passl_densecl.weights import read_arrays, write_pickle, zoo
+from passl_densecl.weights import zoo
 from passl_densecl.weights.download import DownloadError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -300,134 +298,46 @@ def test_a_folder_in_the_place_of_the_file(cache, model):
         zoo.download("small", progress=False)
 
 
-# Converted
-
-
-class Convert:
-    """Reads the arrays, takes their prefix off, writes them; counts."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, source: Path, target: Path) -> None:
-        self.calls += 1
-        write_pickle(target, {name.removeprefix("backbone."): array for name, array in read_arrays(source).items()})
-
-
-def test_converted_at_the_first_use(server, cache, model):
-    convert = Convert()
-    path = zoo.converted("small", convert=convert, progress=False)
-    assert path == cache / "small.converted.pdparams"
-    arrays = read_arrays(path)
-    assert sorted(arrays) == [f"conv{n}.weight" for n in range(4)]
-    assert all(np.array_equal(arrays[name], ARRAYS[f"backbone.{name}"]) for name in arrays)
-    before = path.stat()
-    assert zoo.converted("small", convert=convert, progress=False) == path
-    assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert convert.calls == 1
-    assert visible(cache) == {"small.pth", "small.pth.sha256", "small.converted.pdparams", "small.converted.json"}
-
-
-def test_converted_again_when_the_source_is_another(cache, model):
-    convert = Convert()
-    zoo.converted("small", convert=convert, progress=False)
-    (cache / "small.pth").write_bytes(pickle.dumps({"backbone.other": np.ones(3, "f4")}, protocol=4))
-    (cache / "small.pth.sha256").unlink()
-    path = zoo.converted("small", convert=convert, progress=False)
-    assert sorted(read_arrays(path)) == ["other"]
-    assert convert.calls == 2
-
-
-@pytest.mark.parametrize("change", ["result gone", "result damaged", "stamp gone", "stamp {", "stamp []", "version"])
-def test_converted_again_when_the_result_is_not_what_this_version_made(cache, model, change, monkeypatch):
-    convert = Convert()
-    path = zoo.converted("small", convert=convert, progress=False)
-    good = path.read_bytes()
-    stamp = cache / "small.converted.json"
-    if change == "version":
-        monkeypatch.setattr(passl_densecl, "__version__", "99")
-    elif change == "result damaged":
-        path.write_bytes(good[:-10])
-    elif change in ("result gone", "stamp gone"):
-        (path if change == "result gone" else stamp).unlink()
-    else:
-        stamp.write_text(change.removeprefix("stamp "))
-    for _ in range(2):
-        assert zoo.converted("small", convert=convert, progress=False).read_bytes() == good
-    assert convert.calls == 2
-
-
-def test_a_conversion_that_fails_is_repeated(cache, model):
-    def convert(source: Path, target: Path) -> None:
-        target.write_bytes(b"half")
-        raise InputError("no backbone in it")
-
-    with pytest.raises(InputError, match="no backbone"):
-        zoo.converted("small", convert=convert, progress=False)
-    assert read_arrays(zoo.converted("small", convert=Convert(), progress=False))
-
+# Several processes, and a cache that is shared
 
 CHILD = """
-import os, sys, time
-from passl_densecl.weights import read_arrays, write_pickle, zoo
+import sys
+from passl_densecl.weights import zoo
 
 zoo.CATALOG["small"] = zoo.Entry("small", "small.pth", "backbone", 18, "a test", "none", (sys.argv[1],))
-
-def convert(source, target):
-    arrays = read_arrays(source)
-    target.write_bytes(b"half")
-    if sys.argv[2] == "die":
-        os.kill(os.getpid(), 9)
-    time.sleep(0.2)
-    print("converting", flush=True)
-    write_pickle(target, arrays)
-
-print(zoo.converted("small", convert=convert, progress=False))
+print(zoo.download("small", progress=False))
 """
 
 
-def child(server: loopback.Server, how: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", CHILD, server.url + "/small.pth", how]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def test_the_processes_of_a_host_download_and_convert_once(server, cache):
-    """As `paddle.distributed.launch` starts them; one of them was killed in the middle of its conversion before."""
-    dead = child(server, "die")
-    assert dead.wait(20) == -9
-    dead.stdout.close()
+def test_the_processes_of_a_host_download_once(server, cache):
+    """As `paddle.distributed.launch` starts them."""
     server.habit = loopback.slowly(0.01)
-    (cache / "small.pth").unlink()
-    ranks = [child(server, "live") for _ in range(3)]
+    command = [sys.executable, "-c", CHILD, server.url + "/small.pth"]
+    ranks = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     shown = [rank.communicate(timeout=30)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * 3
-    assert len(server.asked) == 2
-    assert sum(text.count("converting") for text in shown) == 1
-    assert all(text.endswith(f"{cache / 'small.converted.pdparams'}\n") for text in shown)
-    assert len(visible(cache)) == 4
+    assert len(server.asked) == 1
+    assert shown == [f"{cache / 'small.pth'}\n"] * 3
+    assert visible(cache) == {"small.pth", "small.pth.sha256"}
 
 
 def test_a_shared_cache_may_be_read_only(cache, model, monkeypatch):
-    path = zoo.converted("small", convert=Convert(), progress=False)
-    for name in ("small.pth.sha256", ".small.pth.lock", ".small.converted.pdparams.lock"):
+    path = zoo.download("small", progress=False)
+    for name in ("small.pth.sha256", ".small.pth.lock"):
         (cache / name).unlink()
     if os.geteuid():
         cache.chmod(0o555)
     else:  # permissions do not stop root
 
-        def refuse(error: Exception) -> Callable[..., None]:
-            def refused(*arguments: object, **options: object) -> None:
-                raise error
+        def refuse(*arguments: object) -> None:
+            raise InputError("small.pth.sha256: cannot be written: Permission denied")
 
-            return refused
-
-        monkeypatch.setattr(zoo, "_write", refuse(InputError("small.pth.sha256: cannot be written: Permission denied")))
-        monkeypatch.setattr(zoo, "only_one", refuse(PermissionError(13, "Permission denied")))
+        monkeypatch.setattr(zoo, "whole_file", refuse)
     try:
-        assert zoo.converted("small", convert=Convert(), progress=False) == path
+        assert zoo.download("small", progress=False) == path
     finally:
         cache.chmod(0o755)
-    assert visible(cache) == {"small.pth", "small.converted.pdparams", "small.converted.json"}
+    assert visible(cache) == {"small.pth"}
 
 
 @pytest.mark.parametrize("page", PAGES)
