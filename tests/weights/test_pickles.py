@@ -20,7 +20,7 @@ import paddle
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import pickles, read_arrays, read_card, read_pickle, write_pickle
+from passl_densecl.weights import pickles, read_arrays, read_card, read_pickle, torch_files, write_pickle
 
 
 class Call:
@@ -171,7 +171,7 @@ def test_a_file_cannot_change_what_reading_means(tmp_path):
         ]
 
     before = inside()
-    for name in (*pickles._CONTAINERS, *pickles._NAMES):
+    for name in (*pickles._CONTAINERS, *torch_files.TorchUnpickler.names):
         module, _, attribute = name.rpartition(".")
         get = b"\x80\x04c" + module.encode() + b"\n" + attribute.encode() + b"\n"
         for state in (b"}S'changed'\nI1\ns", b"N}S'changed'\nI1\ns\x86", b"N}S'__defaults__'\n)s\x86"):
