@@ -251,10 +251,15 @@ class Stuck(Failing):
         self.released.wait(20)
 
 
+def use_for_mlflow(monkeypatch, kind: type[Logger]) -> None:
+    monkeypatch.setitem(loggers.KINDS, "mlflow", ("stand_in", "Kind"))
+    monkeypatch.setitem(sys.modules, f"{loggers.__name__}.stand_in", MagicMock(Kind=kind))
+
+
 @pytest.mark.parametrize("kind", [Failing, FailingRemote])
 @pytest.mark.parametrize("fails_at", [-1, 3, 99])
 def test_a_logger_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, kind, fails_at):
-    monkeypatch.setitem(loggers.KINDS, "mlflow", kind)
+    use_for_mlflow(monkeypatch, kind)
     monkeypatch.setattr(kind, "fails_at", fails_at)
     made = config(tmp_path, "mlflow", "visualdl")
     written = log_steps(made, -1, 9)
@@ -264,7 +269,7 @@ def test_a_logger_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, 
 
 
 def test_a_logger_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setitem(loggers.KINDS, "mlflow", Stuck)
+    use_for_mlflow(monkeypatch, Stuck)
     monkeypatch.setattr(loggers, "CLOSING", 0.1)
     try:
         assert "did not finish within" in log_steps(config(tmp_path / "a", "mlflow"), -1, 9)

@@ -5,6 +5,7 @@ None of them can stop a run, or make it wait: what one raises is a warning, and 
 
 from __future__ import annotations
 
+import importlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,28 +15,28 @@ import numpy as np
 
 from passl_densecl.config import Config
 from passl_densecl.reliability.loggers.base import LoggedRun, Logger, tag_of
-from passl_densecl.reliability.loggers.mlflow_run import MLflow
-from passl_densecl.reliability.loggers.tensorboard_events import TensorBoard
-from passl_densecl.reliability.loggers.visualdl_records import VisualDL
-from passl_densecl.reliability.loggers.wandb_run import WandB
 
-__all__ = ["Loggers", "check_loggers"]
-
-KINDS: dict[str, type[Logger]] = {
-    "visualdl": VisualDL,
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "mlflow": MLflow,
-}  # by the name in the config
+# Name in the config → module and class, imported by the runs that have this logger.
+KINDS = {
+    "visualdl": ("visualdl_records", "VisualDL"),
+    "tensorboard": ("tensorboard_events", "TensorBoard"),
+    "wandb": ("wandb_run", "WandB"),
+    "mlflow": ("mlflow_run", "MLflow"),
+}
 WAITING = 1000  # entries that a slow service may be behind
 CLOSING = 60.0  # seconds that the end of a run waits for one
-Task = Callable[[Logger], object]
+
+
+def logger_class(name: str) -> type[Logger]:
+    """The logger that a config calls `name`."""
+    module, kind = KINDS[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), kind)
 
 
 def check_loggers(names: Sequence[str]) -> None:
     """Raises InputError when a logger's package is not installed, or the logger cannot be used as things are."""
     for name in dict.fromkeys(names):
-        KINDS[name].check()
+        logger_class(name).check()
 
 
 class Loggers:
@@ -53,7 +54,7 @@ class Loggers:
         """
         self._warn = warn
         run = LoggedRun(self._config, step)
-        self._open = [_Guarded(name, KINDS[name], run) for name in dict.fromkeys(self._config.loggers)]
+        self._open = [_Guarded(name, logger_class(name), run) for name in dict.fromkeys(self._config.loggers)]
         self._drop()
 
     def scalars(self, values: Mapping[str, float | int | str]) -> None:
@@ -80,7 +81,7 @@ class Loggers:
         self._drop()
         self._open = []
 
-    def _each(self, task: Task) -> None:
+    def _each(self, task: Callable[[Logger], object]) -> None:
         for each in self._open:
             each.do(task)
         self._drop()
@@ -97,27 +98,21 @@ class _Guarded:
     def __init__(self, name: str, kind: type[Logger], run: LoggedRun) -> None:
         self.name = name
         self.problem: str | None = None
-        self._logger: Logger | None = None
-        self._tasks: queue.Queue[Task] = queue.Queue(WAITING)
-        self._thread = threading.Thread(target=self._work, args=(kind, run), daemon=True) if kind.remote else None
-        if self._thread is None:
-            self._guarded(partial(self._begin, kind, run))
-        else:
+        self._logger: Logger
+        self._tasks: queue.Queue[Callable[[], object] | None] = queue.Queue(WAITING)  # None: no more
+        self._thread = threading.Thread(target=self._work, daemon=True) if kind.remote else None
+        self._run(partial(self._begin, kind, run))
+        if self._thread is not None:
             self._thread.start()
 
-    def do(self, task: Task) -> None:
-        """Now, or in turn in the logger's thread; after `_close` nothing more."""
-        if self._thread is None:
-            self._guarded(partial(self._apply, task))
-            return
-        try:
-            self._tasks.put_nowait(task)
-        except queue.Full:
-            self.problem = self.problem or f"it is {WAITING:,} entries behind"
+    def do(self, task: Callable[[Logger], object]) -> None:
+        """Now, or in turn in the logger's thread."""
+        self._run(lambda: task(self._logger))
 
     def close(self) -> None:
-        self.do(_close)
+        self.do(lambda logger: logger.close())
         if self._thread is not None and self.problem is None:
+            self._run(None)
             self._thread.join(CLOSING)
             if self._thread.is_alive():
                 self.problem = f"it did not finish within {CLOSING:.0f} s"
@@ -125,27 +120,25 @@ class _Guarded:
     def _begin(self, kind: type[Logger], run: LoggedRun) -> None:
         self._logger = kind(run)
 
-    def _apply(self, task: Task) -> None:
-        assert self._logger is not None
-        task(self._logger)
+    def _run(self, action: Callable[[], object] | None) -> None:
+        if self._thread is None:
+            self._guarded(action)
+            return
+        try:
+            self._tasks.put_nowait(action)
+        except queue.Full:
+            self.problem = self.problem or f"it is {WAITING:,} entries behind"
 
-    def _guarded(self, action: Callable[[], None]) -> None:
-        if self.problem is None:
+    def _guarded(self, action: Callable[[], object] | None) -> None:
+        if self.problem is None and action is not None:
             try:
                 action()
             except Exception as error:
                 self.problem = _first_line(error)
 
-    def _work(self, kind: type[Logger], run: LoggedRun) -> None:
-        self._guarded(partial(self._begin, kind, run))
-        task: Task | None = None
-        while self.problem is None and task is not _close:
-            task = self._tasks.get()
-            self._guarded(partial(self._apply, task))
-
-
-def _close(logger: Logger) -> None:
-    logger.close()
+    def _work(self) -> None:
+        while self.problem is None and (action := self._tasks.get()) is not None:
+            self._guarded(action)
 
 
 def _first_line(error: Exception) -> str:
