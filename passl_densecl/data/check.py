@@ -14,8 +14,6 @@ from passl_densecl.data.images import COUNTED_AS, UndecodableImage, checked_size
 from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.errors import RunError
 
-__all__ = ["Report", "check_images", "contents"]
-
 
 class _Found(NamedTuple):
     kind: str

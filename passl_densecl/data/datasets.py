@@ -38,11 +38,8 @@ _TRIES = 20
 Transforms = Sequence[Callable[[np.ndarray, np.random.Generator], np.ndarray]]
 
 
-class PairDataset:
-    """Two views of every image, for pre-training.
-
-    ``dataset[epoch, index]`` → (query, key, index, why): two uint8 H×W×3 arrays, an int64 number and a text. ``why`` is
-    empty, or says (in UTF-8) why the image could not be decoded, and then another one stands in for it.
+class _Dataset:
+    """Transformed images of a set; all draws come from ``seed``, the epoch, the index and the view.
 
     An image that cannot be decoded is always replaced by the same one, some way along the set: each of a hundred bad
     files in a row gets a stand-in of its own. All draws stay those of ``index``, so no other image's views change.
@@ -59,59 +56,52 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.image_set)
 
+    def _views_or_others(self, epoch: int, index: int, count: int) -> tuple[list[np.ndarray], int, np.ndarray]:
+        """``count`` views of the image or of the first of its stand-ins that decodes, which one that is, and why not
+        the image (empty where it is the image)."""
+        seeds = [[self.seed, epoch, index, view] for view in range(count)]
+        first: UndecodableImage | None = None
+        for used in _stand_ins(index, len(self)):
+            try:
+                with memory_is_named(self.image_set.path(used)):
+                    views = _views(self.image_set, used, self.transforms, seeds)
+            except UndecodableImage as failure:
+                first = first or failure
+            else:
+                return views, used, _as_array(first.reason if first else "")
+        root = one_line(self.image_set.root)
+        raise RunError(
+            f"{first}; nor can any of {min(_TRIES, len(self)) - 1} others in its place be decoded. Is the disk with "
+            f"{root} still connected? densecl data check {root} checks all images"
+        )
+
+
+class PairDataset(_Dataset):
+    """Two views of every image, for pre-training.
+
+    ``dataset[epoch, index]`` → (query, key, index, why): two uint8 H×W×3 arrays, an int64 number and a text. ``why`` is
+    empty, or says (in UTF-8) why the image could not be decoded, and then another one stands in for it.
+    """
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.int64, np.ndarray]:
         epoch, index = key
-        seeds = [[self.seed, epoch, index, view] for view in (0, 1)]
-        (query, key_view), _, why = _views_or_others(self.image_set, index, self.transforms, seeds)
+        (query, key_view), _, why = self._views_or_others(epoch, index, 2)
         return query, key_view, np.int64(index), why
 
 
-class LabeledDataset:
+class LabeledDataset(_Dataset):
     """One view of every image and its label, for linear evaluation, k-NN and the like.
 
     ``dataset[epoch, index]`` → (image, label, index, why): a uint8 H×W×3 array, two int64 numbers and a text. ``label``
-    is -1 when the set has no labels. An image that cannot be decoded is replaced as in :class:`PairDataset`, together
-    with its label; ``why`` then says why, else it is empty. With deterministic transforms use epoch 0 throughout.
-
-    Raises (on access):
-        RunError: neither the image nor any of its 19 stand-ins can be decoded, or the memory ran out.
+    is -1 when the set has no labels. An image that cannot be decoded is replaced together with its label; ``why`` then
+    says why, else it is empty. With deterministic transforms use epoch 0 throughout.
     """
-
-    def __init__(self, image_set: ImageSet, transforms: Transforms, seed: int) -> None:
-        self.image_set = image_set
-        self.transforms = tuple(transforms)
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.image_set)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.ndarray]:
         epoch, index = key
-        seeds = [[self.seed, epoch, index, 0]]
-        (image,), used, why = _views_or_others(self.image_set, index, self.transforms, seeds)
+        (image,), used, why = self._views_or_others(epoch, index, 1)
         label = -1 if self.image_set.labels is None else self.image_set.labels[used]
         return image, np.int64(label), np.int64(index), why
-
-
-def _views_or_others(
-    image_set: ImageSet, index: int, transforms: Transforms, seeds: Sequence[Sequence[int]]
-) -> tuple[list[np.ndarray], int, np.ndarray]:
-    """Views of the image or of the first of its stand-ins that decodes, which one that is, and why not the image."""
-    first: UndecodableImage | None = None
-    for used in _stand_ins(index, len(image_set)):
-        try:
-            with memory_is_named(image_set.path(used)):
-                views = _views(image_set, used, transforms, seeds)
-        except UndecodableImage as failure:
-            first = first or failure
-        else:
-            return views, used, _as_array(first.reason if first else "")
-    assert first is not None
-    root = one_line(image_set.root)
-    raise RunError(
-        f"{first}; nor can any of {min(_TRIES, len(image_set)) - 1} others in its place be decoded. Is the disk with "
-        f"{root} still connected? densecl data check {root} checks all images"
-    )
 
 
 def _stand_ins(index: int, count: int) -> Iterator[int]:

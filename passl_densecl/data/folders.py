@@ -7,17 +7,17 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from passl_densecl.data.image_set import ImageSet, sixteen_bit_note
 from passl_densecl.data.images import COUNTED_AS, SixteenBit, counted, extension, looks_like_image
-from passl_densecl.data.lists import Reading, read_labels, read_list
 from passl_densecl.errors import InputError
 from passl_densecl.text import closest, listed, plural, printable, quantity, suggestion
 
-__all__ = ["scan_images"]
+if TYPE_CHECKING:
+    from passl_densecl.data.lists import Reading
 
 _SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"])
 _SYSTEM_FOLDERS = frozenset([b"@eaDir", b"#recycle", b"#snapshot", b"@Recycle", b"@Recently-Snapshot", b"@__thumb"])
@@ -288,6 +288,8 @@ def _from_list(
     exists: Callable[[bytes], bool] | None = None,
 ) -> ImageSet:
     """``exists`` tells whether a listed path exists, for a root that is a pack."""
+    from passl_densecl.data.lists import read_labels, read_list  # only here and for packs: a folder needs none of it
+
     list_file = os.fspath(list_file)
     found = read_list(root, list_file, labeled, exists)
     source = f"listed in {list_file}"
@@ -322,7 +324,8 @@ def _from_pack(
     reading: Reading,
 ) -> ImageSet:
     """What the packed folder would give, its images read from the pack."""
-    from passl_densecl.data.packs import Records, open_pack  # only here: a folder of files needs none of it
+    from passl_densecl.data.lists import read_labels
+    from passl_densecl.data.packs import Records, open_pack
 
     pack = open_pack(file)
     numbers = None

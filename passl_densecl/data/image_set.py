@@ -26,8 +26,6 @@ from passl_densecl.data.images import (
 from passl_densecl.errors import InputError
 from passl_densecl.text import plural, printable
 
-__all__ = ["ImageSet", "check_decodable", "describe_sixteen_bit", "sixteen_bit_note", "spread"]
-
 _EIGHT_BIT = frozenset(["jpg", "webp", "gif", "bmp", "pbm", "avif"])
 
 

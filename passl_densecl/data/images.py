@@ -26,27 +26,6 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.text import one_line, printable, quantity
 
-__all__ = [
-    "COUNTED_AS",
-    "EXTENSIONS",
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "SixteenBit",
-    "UndecodableImage",
-    "checked_size",
-    "counted",
-    "decode",
-    "decode_all_bits",
-    "decode_bytes",
-    "decode_pixels",
-    "extension",
-    "header",
-    "looks_like_image",
-    "may_have_sixteen_bits",
-    "memory_is_named",
-    "read_file",
-]
-
 _MAIN = ["jpg", "png", "bmp", "tif", "ppm", "pgm", "pbm", "pnm"]
 _MAIN += [extension for extension in ("webp", "jp2", "gif", "avif") if cv2.haveImageWriter("." + extension)]
 _JPEG = ["jpeg", "jpe", "jfif", "jfi", "jif", "pjpeg", "pjp"]

@@ -16,8 +16,6 @@ from passl_densecl.data.image_set import spread
 from passl_densecl.errors import InputError
 from passl_densecl.text import listed, printable, suggestion, utf8
 
-__all__ = ["Listed", "Reading", "read_labels", "read_list"]
-
 Reading = Literal["auto", "names", "numbers"]
 """How labels read: as class names, as class numbers, or as whichever fits all of them."""
 

@@ -14,8 +14,6 @@ import struct
 
 import numpy as np
 
-__all__ = ["check_lmdb"]
-
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _BRANCH, _LEAF, _META = 0x01, 0x02, 0x08
 _KINDS = 0x6F  # branch, leaf, overflow, meta, and two that only trees of another kind have

@@ -33,16 +33,6 @@ from passl_densecl.errors import InputError, RunError
 from passl_densecl.tensors import to_tensor
 from passl_densecl.text import megabytes, quantity
 
-__all__ = [
-    "EvaluationLoader",
-    "LabeledBatch",
-    "LabeledLoader",
-    "PairBatch",
-    "PairLoader",
-    "choose_workers",
-    "epoch_order",
-]
-
 _AUTO_MOST = 8
 _ORDER_STREAM = 2  # takes the place of "view" in a seed; the views are 0 and 1
 

@@ -15,8 +15,6 @@ from passl_densecl.data.packs import write_pack
 from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.transforms import Resize
 
-__all__ = ["Packed", "pack_images", "reduced"]
-
 
 @dataclass
 class Packed:

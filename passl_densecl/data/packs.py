@@ -30,8 +30,6 @@ from passl_densecl.disk import check_format, parse_json, sync_folder
 from passl_densecl.errors import InputError
 from passl_densecl.text import printable
 
-__all__ = ["Pack", "Records", "open_pack", "write_pack"]
-
 FORMAT = 1  # of the records; a pack with a larger number is refused
 _HEADER = b"passl_densecl"
 _PATHS = b"passl_densecl.paths"

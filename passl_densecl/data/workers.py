@@ -20,8 +20,6 @@ import cv2
 
 from passl_densecl.errors import InputError, RunError
 
-__all__ = ["PREFETCH", "Death", "available_cores", "in_processes", "keep_freed_memory"]
-
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 PREFETCH = 2  # tasks that one process has: the one that it computes, and the next
