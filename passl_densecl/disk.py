@@ -180,9 +180,7 @@ def make_writable(folder: Path, option: str) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make the names in a folder themselves durable, where the system can (Windows cannot open folders)."""
-    if os.name == "nt":
-        return
+    """Make the names in a folder themselves durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

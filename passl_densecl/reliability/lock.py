@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -14,11 +15,6 @@ from pathlib import Path
 from passl_densecl.disk import make_writable
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 NAME = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -32,7 +28,7 @@ def locked(run_dir: Path) -> Iterator[str | None]:
     and may outlive a killed run by a moment, do not inherit it, and over NFS it holds between hosts. Raises InputError
     naming the process that holds it.
     """
-    if not dist.is_main() or fcntl is None:
+    if not dist.is_main():
         yield None
         return
     made_parent = not run_dir.parent.exists()
@@ -62,7 +58,6 @@ def _leave_no_trace(run_dir: Path, made_parent: bool) -> None:
 
 
 def _acquire(file: int, run_dir: Path) -> str | None:
-    assert fcntl is not None
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

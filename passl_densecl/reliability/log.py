@@ -27,7 +27,7 @@ from passl_densecl.config import Config, dump_config
 from passl_densecl.disk import make_writable, parse_json, whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError, printable
-from passl_densecl.reliability.logfile import HeldLines, LogFile
+from passl_densecl.reliability.logfile import LogFile
 from passl_densecl.reliability.loggers import Loggers, check_loggers
 from passl_densecl.text import duration
 
@@ -86,12 +86,11 @@ class RunLog(SilentLog):
         self.run_dir = run_dir
         self._loggers = loggers
         self._documents = dict(documents or {})
-        self._file: LogFile | HeldLines = HeldLines()
-        self._metrics: LogFile | HeldLines = HeldLines()
         self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
         sys.stdout.flush()
         sys.stderr.flush()
-        self._redirect(self._file.descriptor)
+        self._file = LogFile(run_dir / "train.log", on_open=self._redirect)
+        self._metrics = LogFile(run_dir / "metrics.jsonl")
         sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False, errors="backslashreplace")
         sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False, errors="backslashreplace")
         faulthandler.enable(sys.stderr)
@@ -105,23 +104,17 @@ class RunLog(SilentLog):
 
         Raises InputError when the run folder cannot be written.
         """
-        held = (self._file, self._metrics)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             for name, text in self._documents.items():
                 with whole_file(self.run_dir / name) as file:
                     file.write(text.encode("utf-8"))
-            self._file = LogFile(self.run_dir / "train.log", on_open=self._redirect)
-            self._metrics = LogFile(self.run_dir / "metrics.jsonl")
+            self._file.settle()
+            self._metrics.settle()
         except OSError as error:
             raise InputError(
                 f"output_dir: {error.filename or self.run_dir} cannot be written: {error.strerror}"
             ) from error
-        self._redirect(self._file.descriptor)
-        for before, now in zip(held, (self._file, self._metrics), strict=True):
-            if isinstance(before, HeldLines) and (content := before.content()):
-                now.write(content)
-            before.close()
 
     def line(self, label: str, text: str) -> None:
         text = printable(f"{label:<8} {text}")
@@ -161,7 +154,6 @@ class RunLog(SilentLog):
                     continue  # the line that was being written when the run was killed
             return "".join(kept)
 
-        assert isinstance(self._metrics, LogFile)
         self._metrics.rewrite(until)
         if self._loggers is not None:
             self._loggers.open(step, self.line)
@@ -184,10 +176,9 @@ class RunLog(SilentLog):
             self._loggers.close()
         self.sync()
         for file in (self._file, self._metrics):
-            if isinstance(file, LogFile) and file.waiting:
-                self._print(
-                    f"warning  {file.path}: the last {file.waiting:,} lines could not be written: {file.problem}"
-                )
+            if file.waiting:
+                lines = f"the last {file.waiting:,} lines could not be written"
+                self._print(f"warning  {file.path}: {lines}: {file.problem}")
         self._metrics.close()
         faulthandler.disable()
         for stream in (sys.stdout, sys.stderr):
@@ -208,7 +199,7 @@ class RunLog(SilentLog):
     def _watch(self) -> None:
         """Warn once when lines cannot be written, and once when they can be again; notice a folder that was removed."""
         files = (self._file, self._metrics)
-        problem = next((file for file in files if isinstance(file, LogFile) and file.problem), None)
+        problem = next((file for file in files if file.problem), None)
         if problem is not None and not self._broken:
             self._broken = True
             self.line(

@@ -14,51 +14,39 @@ from passl_densecl.disk import whole_file
 LIMIT = 16 * 2**20  # bytes of lines that wait for the disk; some 50,000 lines of metrics
 
 
-class HeldLines:
-    """The lines of a start that is not settled yet: in no folder, so that a refusal leaves none behind."""
-
-    problem = None
-    reopened = False
-    waiting = lost = 0
-
-    def __init__(self) -> None:
-        # In memory where the system can: there may be no folder that takes a file.
-        if hasattr(os, "memfd_create"):
-            self.descriptor = os.memfd_create("train.log")
-        else:
-            self.descriptor, path = tempfile.mkstemp()
-            os.unlink(path)
-
-    def write(self, text: str | bytes) -> None:
-        os.write(self.descriptor, text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text)
-
-    def content(self) -> bytes:
-        """Everything written so far, by native code too."""
-        return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
-
-    def sync(self) -> None:
-        """Nothing is kept."""
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
 class LogFile:
     """Lines are appended at once; those that the disk refuses wait in memory, in order, and are retried with the next.
 
-    When the file is removed it is made again with all its content, which exists as long as the file is open.
+    At first it is in no folder, so that a start that is refused leaves none behind; :meth:`settle` names its place.
+    When the file is removed then it is made again with all its content, which exists as long as the file is open.
     """
 
     def __init__(self, path: Path, on_open: Callable[[int], None] | None = None) -> None:
-        """`on_open` gets the descriptor whenever the file is reopened. Raises OSError when it cannot be opened now."""
+        """`on_open` gets the descriptor whenever there is another one."""
         self.path = path
         self.problem: str | None = None  # why lines wait
         self.lost = 0  # lines dropped because too many were waiting
         self.reopened = False  # whether the file was made again; the reader resets it
+        self._settled = False
         self._on_open = on_open
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
-        self.descriptor = self._open()
+        if hasattr(os, "memfd_create"):  # in memory where the system can: there may be no folder that takes a file
+            self.descriptor = os.memfd_create(path.name)
+        else:
+            self.descriptor, temporary = tempfile.mkstemp()
+            os.unlink(temporary)
+        self._announce()
+
+    def settle(self) -> None:
+        """Move to `path`, with everything written so far, by native code too. Raises OSError when it cannot."""
+        content = self._content()
+        descriptor = self._open()
+        os.close(self.descriptor)
+        self.descriptor, self._settled = descriptor, True
+        self._announce()
+        if content:
+            self.write(content)
 
     @property
     def waiting(self) -> int:
@@ -118,6 +106,8 @@ class LogFile:
 
     def _find_again(self) -> None:
         """Reopen the file by its name when that names another file, or none."""
+        if not self._settled:
+            return
         mine = os.fstat(self.descriptor)
         try:
             there = os.stat(self.path)
@@ -126,17 +116,20 @@ class LogFile:
         except FileNotFoundError:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         # Removed, not renamed (as a log rotation does): what was in it is nowhere else any more.
-        rescued = self._content(mine.st_size) if mine.st_nlink == 0 else b""
+        rescued = self._content() if mine.st_nlink == 0 else b""
         descriptor = self._open()
         os.close(self.descriptor)
         self.descriptor, self.reopened = descriptor, True
         if rescued:
             self._waiting.appendleft(rescued)
             self._bytes += len(rescued)
-        if self._on_open:
-            self._on_open(descriptor)
+        self._announce()
 
-    def _content(self, size: int) -> bytes:
+    def _announce(self) -> None:
+        if self._on_open:
+            self._on_open(self.descriptor)
+
+    def _content(self) -> bytes:
         with contextlib.suppress(OSError):
-            return os.pread(self.descriptor, size, 0)
+            return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
         return b""

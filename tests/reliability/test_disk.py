@@ -174,6 +174,7 @@ def lines_of(path: Path) -> list[int]:
 
 def test_lines_wait_for_the_disk_in_order_and_none_is_torn(disk):
     file = LogFile(disk.path / "metrics.jsonl")
+    file.settle()
     for step in range(500):
         if step == 100:
             disk.fill()
@@ -190,6 +191,7 @@ def test_lines_wait_for_the_disk_in_order_and_none_is_torn(disk):
 def test_more_lines_than_may_wait_are_counted(disk, monkeypatch):
     monkeypatch.setattr(logfile, "LIMIT", 1000)
     file = LogFile(disk.path / "metrics.jsonl")
+    file.settle()
     disk.fill()
     for step in range(300):
         file.write(f'{{"step": {step}, "filler": "{"x" * 73}"}}\n')  # about 100 bytes
@@ -209,6 +211,7 @@ def test_more_lines_than_may_wait_are_counted(disk, monkeypatch):
 def test_a_removed_log_is_made_again_with_what_was_in_it(tmp_path):
     (tmp_path / "run").mkdir()
     file = LogFile(tmp_path / "run" / "metrics.jsonl")
+    file.settle()
     for step in range(10):
         if step == 5:
             shutil.rmtree(tmp_path / "run")

@@ -29,6 +29,7 @@ class VisualDL(Logger):
         folder = run.folder / "vdl"
         folder.mkdir(exist_ok=True)
         self._file = LogFile(self._continued(folder, run))
+        self._file.settle()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         now = _now()
