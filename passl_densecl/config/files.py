@@ -14,34 +14,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from passl_densecl.config.packaged import find_config
-from passl_densecl.config.schema import Config, LinearConfig, PretrainConfig
+from passl_densecl.config.schema import Config, LinearConfig, PretrainConfig, models_in
 from passl_densecl.errors import InputError
 from passl_densecl.text import quantity, suggestion, utf8
 
 _CLASSES: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
-
-
-OTHER_NAMES = {  # what people write for a key
-    "arch": "model.depth",
-    "base_lr": "optimizer.lr",
-    "bs": "batch_size",
-    "data_dir": "data.root",
-    "data_path": "data.root",
-    "dataset": "data.root",
-    "k": "model.queue_len",
-    "lambda": "model.loss_lambda",
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "max_epochs": "epochs",
-    "num_epochs": "epochs",
-    "path": "data.root",
-    "queue_size": "model.queue_len",
-    "t": "model.temperature",
-    "tau": "model.temperature",
-    "warmup": "schedule.warmup_epochs",
-    "wd": "optimizer.weight_decay",
-    "workers": "data.num_workers",
-}
 _INTEGER_BITS = 128
 _MOST_VALUES = 100_000  # of a file, aliases written out; ours have a hundred
 
@@ -165,7 +142,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"config {str(path)!r}: cannot be read as UTF-8 text: {error}") from None
     tree, problems = _parse(text, str(path))
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected a mapping of keys such as 'task: pretrain', got {_shown(tree)}")
+        raise InputError(f"{path}: expected a mapping of keys such as 'task: pretrain', got {tree!r:.60}")
     for override in overrides:
         problems += _apply_override(tree, override)
     return parse_config(tree, source=str(path), problems=problems)
@@ -178,14 +155,16 @@ def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iter
     cls = _CLASSES.get(task) if isinstance(task, str) else None
     config = None
     if cls is None:
-        got = f"got {_shown(tree['task'])}" if "task" in tree else "it is missing"
+        got = f"got {tree['task']!r:.60}" if "task" in tree else "it is missing"
         found.append(("task", f"expected 'pretrain' or 'linear'; {got}{suggestion(str(task), _CLASSES)}"))
     else:
         try:
             config = cls.model_validate(tree)
             found += config.problems()
         except ValidationError as error:
-            found += _merged([_explain(cls, problem) for problem in error.errors()])
+            from passl_densecl.config.mistakes import explained  # a config without mistakes needs none of it
+
+            found += explained(cls, error)
     if found or config is None:
         width = max(len(key) for key, _ in found)
         lines = [f"  {key:<{width}}   {message}" for key, message in found]
@@ -236,7 +215,7 @@ def _takes_text(cls: type[BaseModel] | None, parts: Sequence[str]) -> tuple[bool
     """Whether the key's value is a text or a path whatever stands there, and whether it may be null."""
     annotations: list[Any] = [cls]
     for part in parts:
-        models = [model for annotation in annotations for model in _models_in(annotation)]
+        models = [model for annotation in annotations for model in models_in(annotation)]
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         annotations = [field.annotation for field in fields] or (annotations if part.isdigit() else [])
     choices = {get_args(one)[0] if get_origin(one) is Annotated else one for a in annotations for one in _members(a)}
@@ -259,135 +238,3 @@ def _position(part: str, node: list[Any]) -> int | None:
     if not re.fullmatch(r"[0-9]{1,9}", part) or int(part) >= len(node):
         return None
     return int(part)
-
-
-# ---------------------------------------------------------------- explaining
-
-
-def _merged(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """One line a key: the choices of a union joined by 'or', and no complaint about a list whose entries are wrong."""
-    merged: dict[str, str] = {}
-    for key, message in problems:
-        if any(other.startswith(key + ".") for other, _ in problems) and message.startswith("expected a list of"):
-            continue
-        before = merged.get(key)
-        if before and before.startswith("expected ") and message.startswith("expected "):
-            message = f"{before.split(', got ')[0]} or {message.removeprefix('expected ')}"
-        merged[key] = message
-    return list(merged.items())
-
-
-def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
-    """(dotted key, sentence) of one pydantic problem."""
-    keys, owner = _walk(cls, problem["loc"])
-    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
-    name = ".".join(keys)
-    if kind == "extra_forbidden":
-        siblings = list(owner.model_fields) if owner else []
-        if keys[-1] in OTHER_NAMES:
-            return name, f"unknown key; it is called {OTHER_NAMES[keys[-1]]} here"
-        return name, "unknown key" + (suggestion(keys[-1], siblings) or f"; known: {', '.join(siblings)}")
-    if kind == "missing":
-        field = owner.model_fields.get(keys[-1]) if owner else None
-        return name, "missing" + (f": {field.description}" if field and field.description else "; it has no default")
-    if kind in ("union_tag_invalid", "literal_error"):
-        expected = context.get("expected_tags") or context.get("expected")
-        known = re.findall(r"[^ ,']+", str(expected))
-        return name, f"expected {expected}, got {_shown(value)}{suggestion(str(context.get('tag', value)), known)}"
-    if kind == "union_tag_not_found":
-        return name, f"expected a mapping with a 'name', got {_shown(value)}"
-    field = owner.model_fields.get(keys[-1]) if owner and keys else None  # None for an entry of a list
-    nullable = field is not None and type(None) in get_args(field.annotation)
-    hint = "; write null for none" if nullable and value in ("None", "none", "nil") else ""
-    if kind == "string_type" and isinstance(value, (int, float)):
-        hint = "; put it in quotes"
-    return name, f"expected {_wanted(kind, context, problem['msg'])}, got {_shown(value)}{hint}"
-
-
-_WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "model_type": "a section of keys",
-    "dict_type": "a section of keys",
-    "model_attributes_type": "a section of keys",
-    "too_short": "a list of {min_length} or more",
-    "too_long": "a list of {max_length} at most",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
-    "string_too_short": "a text that is not empty",
-    "string_pattern_mismatch": "one word without slashes or spaces",
-    "string_unicode": "a text of whole characters",
-    "finite_number": "a finite number",
-}
-
-
-def _wanted(kind: str, context: dict[str, Any], message: str) -> str:
-    template = _WANTED.get(kind)
-    if template:
-        return template.format(**context)
-    return message.removeprefix("Value error, ")
-
-
-def _walk(cls: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
-    """The keys as the user wrote them (tags of unions and names of types left out), and the class that owns the last
-    one.
-    """
-    keys: list[str] = []
-    owner: type[BaseModel] | None = cls
-    choices: list[type[BaseModel]] = [cls]
-    for part in loc:
-        if isinstance(part, int):
-            keys.append(str(part))
-            continue
-        tagged = [c for c in choices if len(choices) > 1 and _tag(c) == part]
-        if tagged:
-            choices = tagged
-            continue
-        if not choices:  # inside a plain union, pydantic names the member that it tried
-            continue
-        owner = choices[0]
-        keys.append(part)
-        field = owner.model_fields.get(part)
-        choices = _models_in(field.annotation) if field else []
-    return keys, owner
-
-
-def known_keys() -> dict[str, str]:
-    """Last part → whole dotted key, of every key of pre-training that has a section or none."""
-    found: dict[str, str] = {}
-    sections: list[tuple[str, type[BaseModel]]] = [("", PretrainConfig)]
-    for prefix, section in sections:
-        for name, field in section.model_fields.items():
-            inside = _models_in(field.annotation)
-            if len(inside) == 1:
-                sections.append((f"{prefix}{name}.", inside[0]))
-            else:
-                found.setdefault(name, prefix + name)
-    return found
-
-
-def _tag(cls: type[BaseModel]) -> str | None:
-    field = cls.model_fields.get("name")
-    options = get_args(field.annotation) if field else ()
-    return options[0] if options else None
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Every model class inside an annotation such as tuple[A | B, ...]."""
-    if isinstance(annotation, type) and not get_origin(annotation):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
-        return [model for part in get_args(annotation) for model in _models_in(part)]
-    return []
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

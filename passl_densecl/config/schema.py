@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -371,3 +372,12 @@ class LinearConfig(RunConfig):
 
 
 Config = PretrainConfig | LinearConfig
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every model class inside an annotation such as tuple[A | B, ...]."""
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
+        return [model for part in get_args(annotation) for model in models_in(part)]
+    return []

@@ -14,7 +14,7 @@ import numpy as np
 from passl_densecl.data.image_set import ImageSet, sixteen_bit_note
 from passl_densecl.data.images import COUNTED_AS, SixteenBit, counted, extension, looks_like_image
 from passl_densecl.errors import InputError
-from passl_densecl.text import closest, listed, plural, printable, quantity, suggestion
+from passl_densecl.text import listed, plural, printable, quantity, suggestion
 
 if TYPE_CHECKING:
     from passl_densecl.data.lists import Reading
@@ -67,7 +67,9 @@ def scan_images(
     if packed is not None:
         images = _from_pack(root, packed, list_file, labeled, classes, labels)
     elif not os.path.isdir(root):
-        raise InputError(_no_such_folder(root))
+        from passl_densecl.data.mistakes import no_such_folder
+
+        raise InputError(no_such_folder(root))
     elif list_file is not None:
         images = _from_list(root, list_file, labeled, classes, labels)
     elif labeled:
@@ -223,35 +225,6 @@ def _from_class_folders(root: str, scan: _Scan, classes: Sequence[str] | None) -
         )
     labels = np.fromiter((number_of[name] for name in folder_of), np.int64, len(folder_of))
     return ImageSet.from_paths(root, scan.paths, labels, classes, notes=scan.notes())
-
-
-def _no_such_folder(root: str) -> str:
-    if os.path.exists(root):
-        return (
-            f"{printable(root)} is a file, expected the folder that holds the images; a text file that lists images "
-            "goes into list_file, with the folder that its paths start from as root"
-        )
-    if not root:
-        return "the folder of images is empty text; name the folder"
-    present, missing = os.path.split(os.path.abspath(root))
-    while not os.path.isdir(present):
-        present, missing = os.path.split(present)
-    try:
-        siblings = [entry.name for entry in os.scandir(present) if entry.is_dir() or entry.name.endswith(".lmdb")]
-    except OSError:
-        siblings = []
-    close = closest(missing, siblings)
-    hint = "give the folder that holds the images"
-    if close:
-        hint = f"did you mean {printable(_with_component(root, missing, close))!r}?"
-    return f"no folder {printable(root)!r} ({printable(present)} has no {printable(missing)!r}); {hint}"
-
-
-def _with_component(path: str, old: str, new: str) -> str:
-    """``path`` with its component ``old`` (the last one of that name) replaced."""
-    pieces = path.split(os.sep)
-    last = len(pieces) - 1 - pieces[::-1].index(old) if old in pieces else None
-    return new if last is None else os.sep.join([*pieces[:last], new, *pieces[last + 1 :]])
 
 
 def _nothing_found(root: str, scan: _Scan) -> str:
