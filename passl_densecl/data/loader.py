@@ -13,7 +13,6 @@ anonymous shared memory, which needs no room in /dev/shm and cannot outlive the 
 
 from __future__ import annotations
 
-import math
 import mmap
 import multiprocessing
 import signal
@@ -22,7 +21,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import paddle
@@ -78,12 +77,34 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 # --- loaders -------------------------------------------------------------------------------------------------------
 
 
-class _TrainingLoader:
+class _Loader:
+    """Batches of a data set.
+
+    Attributes:
+        wait_seconds: how long the consumer waited for the last batch.
+    """
+
+    _dataset: PairDataset | LabeledDataset
+    _num_workers: int
+    wait_seconds = 0.0
+
+    def _arrays(self, requests: Iterable[_Request], rows: int) -> Generator[tuple[np.ndarray, ...], None, None]:
+        """The fields of every requested batch, of at most ``rows`` rows."""
+        with closing(_compute(self._dataset, requests, rows, self._num_workers)) as batches:
+            while True:
+                began = time.perf_counter()
+                arrays = next(batches, None)
+                if arrays is None:
+                    return
+                self.wait_seconds = time.perf_counter() - began
+                yield arrays
+
+
+class _TrainingLoader(_Loader):
     """What :class:`PairLoader` and :class:`LabeledLoader` share: shuffling, dividing among ranks, dropping the rest.
 
     Attributes:
         steps_per_epoch: whole batches in an epoch; images that fill no whole batch wait for another epoch's order.
-        wait_seconds: how long the consumer waited for the last step's data.
     """
 
     _dataset_type: type[PairDataset] | type[LabeledDataset]
@@ -113,7 +134,6 @@ class _TrainingLoader:
         self._world_size = world_size
         self._num_workers = num_workers
         self.steps_per_epoch = len(dataset) // batch_size
-        self.wait_seconds = 0.0
 
     def _requests(self, start: int, stop: int) -> Iterator[_Request]:
         known_epoch, order = -1, np.empty(0, np.int64)
@@ -125,18 +145,9 @@ class _TrainingLoader:
             first = batch * self._batch_size + self._rank * share
             yield _Request(epoch, order[first : first + share])
 
-    def _arrays(self, start: int, stop: int) -> Generator[tuple[int, tuple[np.ndarray, ...]], None, None]:
-        batches = _compute(
-            self._dataset, self._requests(start, stop), self._batch_size // self._world_size, self._num_workers
-        )
-        try:
-            for step in range(start, stop):
-                began = time.perf_counter()
-                arrays = next(batches)
-                self.wait_seconds = time.perf_counter() - began
-                yield step, arrays
-        finally:
-            batches.close()
+    def _steps(self, start: int, stop: int) -> Generator[tuple[int, tuple[np.ndarray, ...]], None, None]:
+        with closing(self._arrays(self._requests(start, stop), self._batch_size // self._world_size)) as batches:
+            yield from enumerate(batches, start)
 
 
 class PairLoader(_TrainingLoader):
@@ -150,7 +161,7 @@ class PairLoader(_TrainingLoader):
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, (query, key, indices, why) in self._arrays(start, stop):
+        for step, (query, key, indices, why) in self._steps(start, stop):
             # The arrays are a worker's, which will write to them again: copies go out.
             yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), _bad(indices, why))
 
@@ -166,11 +177,11 @@ class LabeledLoader(_TrainingLoader):
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, LabeledBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, arrays in self._arrays(start, stop):
+        for step, arrays in self._steps(start, stop):
             yield step, _labeled(arrays)
 
 
-class EvaluationLoader:
+class EvaluationLoader(_Loader):
     """Every image once, in order: ``for batch in loader``, as often as wanted.
 
     Each rank gets an unbroken part of the set; the parts differ by one image at most, nothing is padded or repeated,
@@ -196,7 +207,6 @@ class EvaluationLoader:
         self._stop = len(image_set) * (rank + 1) // world_size
         self._batch_size = batch_size
         self._num_workers = num_workers
-        self.wait_seconds = 0.0
 
     def __len__(self) -> int:
         """The number of batches of this rank."""
@@ -207,15 +217,8 @@ class EvaluationLoader:
             _Request(0, np.arange(first, min(first + self._batch_size, self._stop)))
             for first in range(self._first, self._stop, self._batch_size)
         )
-        batches = _compute(self._dataset, requests, min(self._batch_size, self._stop - self._first), self._num_workers)
-        try:
-            for _ in range(len(self)):
-                began = time.perf_counter()
-                arrays = next(batches)
-                self.wait_seconds = time.perf_counter() - began
-                yield _labeled(arrays)
-        finally:
-            batches.close()
+        with closing(self._arrays(requests, min(self._batch_size, self._stop - self._first))) as batches:
+            yield from map(_labeled, batches)
 
 
 def _labeled(arrays: Sequence[np.ndarray]) -> LabeledBatch:
@@ -247,10 +250,6 @@ def _power_of_two_up_to(count: int) -> int:
 # --- computing batches ---------------------------------------------------------------------------------------------
 
 
-class _Dataset(Protocol):
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]: ...
-
-
 class _Request(NamedTuple):
     """A batch to compute: images ``indices`` (int64) with the draws of ``epoch``."""
 
@@ -258,35 +257,24 @@ class _Request(NamedTuple):
     indices: np.ndarray
 
 
-class _Layout(NamedTuple):
-    """The fields of one sample: their shapes and types, the same for every sample of a loader."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[np.dtype, ...]
-
-    @classmethod
-    def of(cls, sample: Sequence[Any]) -> _Layout:
-        arrays = [np.asarray(value) for value in sample]
-        return cls(tuple(array.shape for array in arrays), tuple(array.dtype for array in arrays))
-
-    def allocate(self, rows: int) -> tuple[np.ndarray, ...]:
-        """Room for a batch in memory that processes forked from here on share with this one."""
-        arrays = []
-        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
-            size = rows * math.prod(shape) * dtype.itemsize
-            try:
-                memory = mmap.mmap(-1, size)
-            except OSError as error:
-                raise RunError(
-                    f"no memory for a batch of {megabytes(size)} ({error.strerror}); set fewer data.num_workers, or a "
-                    "smaller batch_size"
-                ) from error
-            arrays.append(np.frombuffer(memory, dtype).reshape(rows, *shape))
-        return tuple(arrays)
+def _allocate(sample: Sequence[Any], rows: int) -> tuple[np.ndarray, ...]:
+    """Room for a batch of samples like this one, in memory that processes forked from here on share with this one."""
+    arrays = []
+    for value in map(np.asarray, sample):
+        size = rows * value.nbytes
+        try:
+            memory = mmap.mmap(-1, size)
+        except OSError as error:
+            raise RunError(
+                f"no memory for a batch of {megabytes(size)} ({error.strerror}); set fewer data.num_workers, or a "
+                "smaller batch_size"
+            ) from error
+        arrays.append(np.frombuffer(memory, value.dtype).reshape(rows, *value.shape))
+    return tuple(arrays)
 
 
 def _compute(
-    dataset: _Dataset, requests: Iterable[_Request], rows: int, num_workers: int
+    dataset: PairDataset | LabeledDataset, requests: Iterable[_Request], rows: int, num_workers: int
 ) -> Generator[tuple[np.ndarray, ...], None, None]:
     """The fields of every requested batch (of at most ``rows`` rows), in the order of the requests.
 
@@ -297,9 +285,9 @@ def _compute(
     first = next(requests, None)
     if first is None:
         return
-    layout = _Layout.of(dataset[first.epoch, int(first.indices[0])])
+    sample = dataset[first.epoch, int(first.indices[0])]
     window = max(1, PREFETCH * num_workers)
-    rooms = [layout.allocate(rows) for _ in range(window)]  # batch b is written into room b % window
+    rooms = [_allocate(sample, rows) for _ in range(window)]  # batch b is written into room b % window
 
     def fill(task: tuple[int, _Request]) -> int:
         number, request = task
@@ -318,7 +306,7 @@ def _compute(
             yield tuple(array[:length] for array in rooms[number % window])
 
 
-def _fill(dataset: _Dataset, request: _Request, room: Sequence[np.ndarray]) -> None:
+def _fill(dataset: PairDataset | LabeledDataset, request: _Request, room: Sequence[np.ndarray]) -> None:
     for row, index in enumerate(request.indices.tolist()):
         for array, value in zip(room, dataset[request.epoch, index], strict=True):
             if np.shape(value) != array.shape[1:]:
