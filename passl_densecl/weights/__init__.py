@@ -8,7 +8,7 @@ from typing import Any
 # The names that others use → the module that defines each. It is imported when a name is first asked for.
 _NAMES = {
     "card": ("Card", "Parent"),
-    "files": ("WeightFile", "read_arrays", "read_card", "read_pickle", "read_weights", "weights_file"),
+    "files": ("WeightFile", "read_arrays", "read_card", "read_weights", "weights_file"),
     "info": ("FileInfo", "describe_file", "render"),
     "load": ("load_strict",),
     "names": ("Extraction", "depth_of", "extract_backbone", "find_encoder"),

@@ -77,24 +77,6 @@ def read_card(path: str | os.PathLike[str]) -> Card | None:
         raise InputError(f"{path}: {error}") from None
 
 
-def read_pickle(path: str | os.PathLike[str]) -> object:
-    """The content of a ``.pdparams``, ``.pdopt``, ``.pd`` or ``.pkl`` file: plain containers, numbers, text and arrays.
-
-    Tensors, which ``paddle.save`` writes as ``(name, array)``, become arrays; arrays that it split over several entries
-    are joined; its table of automatic names is dropped. Ordered dictionaries become dictionaries. Arrays are
-    writable, contiguous and owned by the caller. Nothing in the file is executed, whoever wrote it.
-
-    Raises:
-        InputError: the file is missing, incomplete, damaged, of another kind, or holds anything but plain data.
-    """
-    path = Path(path)
-    with opened(path) as (file, size):
-        format = recognize(path, file, size)
-        if format != "pickle":
-            raise InputError(f"{path}: a {format} file; expected a pickle, as paddle.save writes")
-        return load_pickle(path, file, size)
-
-
 def read_arrays(path: str | os.PathLike[str], *, checked: bool = False) -> dict[str, np.ndarray]:
     """Name → array of a weight file that is one flat table, as a layer's or an optimizer's state is.
 

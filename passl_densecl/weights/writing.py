@@ -66,7 +66,7 @@ def write_pickle(
     """Write plain containers, numbers, text, numpy arrays and Paddle tensors (as arrays) to ``path``, all or nothing.
 
     The file appears under its name only when it is complete and on the disk, and replaces a former one in the same
-    instant. :func:`~passl_densecl.weights.files.read_pickle` reads it, and so do ``paddle.load`` and ``pickle.load``
+    instant. :func:`~passl_densecl.weights.files.read_weights` reads it, and so do ``paddle.load`` and ``pickle.load``
     under numpy 1.23 to 2.x; these do not see the ``card``. Equal content and card give equal bytes. One array at a time
     is copied.
 

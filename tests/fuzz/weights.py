@@ -184,7 +184,6 @@ def read_weights(folder: Path, output: Path, arguments: tuple[str, ...]) -> None
     try_each(
         lambda: check_text(render(describe_file(path)), "the description of a file"),
         lambda: files.read_card(path),
-        lambda: files.read_pickle(path),
         lambda: files.read_arrays(path),
         lambda: recorded.recorded_backbone(path),
         lambda: recorded.recorded_config(path),

@@ -20,7 +20,7 @@ import paddle
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import pickles, read_arrays, read_card, read_pickle, torch_files, write_pickle
+from passl_densecl.weights import pickles, read_arrays, read_card, read_weights, torch_files, write_pickle
 
 
 class Call:
@@ -48,6 +48,12 @@ def globals_of(data: bytes) -> set[str]:
 def put(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+def read_pickle(path: Path) -> object:
+    read = read_weights(path)
+    assert read.format == "pickle"
+    return read.content
 
 
 def refusal(path: Path, read: Callable[[Path], object] = read_pickle) -> str:
