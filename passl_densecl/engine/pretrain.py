@@ -16,7 +16,6 @@ from passl_densecl.distributed import collectives as dist
 from passl_densecl.engine.guard import Guard
 from passl_densecl.engine.learner import Learner, amp_context
 from passl_densecl.engine.run import Evaluation, Resume, Run, open_run
-from passl_densecl.engine.start import load_backbones, load_state
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL, Keys, Losses
 from passl_densecl.models.batch_norm import ChainedStatistics
@@ -64,10 +63,8 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
     run.check_start()
     run.evaluation = _evaluation(run, workers)
     model = build_model(config, queue_len)
-    if run.start is None and load is not None:
-        log.line("weights", load_state(model, load, config.model))
-    elif run.start is None and pretrained is not None:
-        log.line("weights", load_backbones(model, pretrained, config.model.backbone, prefix))
+    if run.start is None and (load, pretrained) != (None, None):
+        log.line("weights", _load(config, model, load, pretrained, prefix))
     run.describe_start(load=load, pretrained=pretrained)
     _describe(run, model, queue_len, queues_are_full=load is not None)
 
@@ -173,6 +170,15 @@ def _lambda_warmup(run: Run[PretrainConfig]) -> int:
             "or set model.loss_lambda=0, which is MoCo-v2"
         )
     return first
+
+
+def _load(config: PretrainConfig, model: DenseCL, load: str | None, pretrained: str | None, prefix: str | None) -> str:
+    """Put the weights that a new run starts from into its model; returns a description."""
+    from passl_densecl.engine.start import load_backbones, load_state
+
+    if load is not None:
+        return load_state(model, load, config.model)
+    return load_backbones(model, str(pretrained), config.model.backbone, prefix)
 
 
 def _evaluation(run: Run[PretrainConfig], workers: int) -> Evaluation | None:

@@ -13,7 +13,6 @@ from passl_densecl.reliability.checkpoint import MODEL, Checkpoint
 from passl_densecl.text import listed
 from passl_densecl.weights.card import Parent
 from passl_densecl.weights.files import read_card, weights_file
-from passl_densecl.weights.recorded import recorded_config
 
 # Prefixes of keys: what the network is; and what says nothing of what is learned.
 _NETWORK = ("task", "model.depth", "model.stem_stride", "model.last_stride", "model.hidden_dim", "model.out_dim",
@@ -78,8 +77,11 @@ def recorded_settings(start: Checkpoint) -> Config | None:
     tree = start.state.get("config")
     if isinstance(tree, dict):
         return parse_config(tree, source=f"{start.path / 'state.json'}, the config in it")
-    beside = _config_beside(start)
-    return load_config(beside) if beside.is_file() else recorded_config(start.path / MODEL)
+    if (beside := _config_beside(start)).is_file():
+        return load_config(beside)
+    from passl_densecl.weights.recorded import recorded_config
+
+    return recorded_config(start.path / MODEL)
 
 
 def differences(recorded: Config, config: Config, *, folders: bool = True) -> Iterator[Change]:
@@ -99,6 +101,12 @@ def check_classes(start: Checkpoint, classes: Sequence[str]) -> None:
             f"{option('resume', start.path)}: its classifier has the classes {names}, data.train.root holds "
             f"{listed(classes)}; a classifier is continued on its own classes"
         )
+
+
+def recorded_parents(start: Checkpoint) -> tuple[Parent, ...]:
+    """The files that the weights of a run came from, as its checkpoint's card says."""
+    card = read_card(start.path / MODEL)
+    return card.parents if card else ()
 
 
 def check_parent(start: Checkpoint, name: str, path: str) -> None:

@@ -23,7 +23,6 @@ from passl_densecl.distributed import process_group
 from passl_densecl.engine import record
 from passl_densecl.engine.learner import Learner, check_finite
 from passl_densecl.engine.record import Change
-from passl_densecl.engine.start import parents_of
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import Keys, Losses
 from passl_densecl.reliability import checkpoint as checkpoint_files
@@ -134,12 +133,15 @@ class Run(Generic[C]):
         Raises InputError when a run that is continued started from other weights than the options name.
         """
         if self.start is None:
-            self.parents = parents_of(load or (None if pretrained == RANDOM else pretrained), None)
+            if (path := load or pretrained) not in (None, RANDOM):
+                from passl_densecl.engine.start import parent_of  # a run from random weights needs none of it
+
+                self.parents = (parent_of(path),)
             return
         for name, weights in (("load", load), ("pretrained", pretrained)):
             if weights is not None:
                 record.check_parent(self.start, name, weights)
-        self.parents = parents_of(None, self.start)
+        self.parents = record.recorded_parents(self.start)
         self.log.line("resume", f"{self.start.path}, step {self.start.step:,}")
         for change in self.changes:
             self.log.line("changed", f"{change}, from step {self.start.step:,} on")

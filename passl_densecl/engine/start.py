@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from passl_densecl.config import RANDOM, BackboneSpec, PretrainModelConfig
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL, LinearClassifier
-from passl_densecl.reliability.checkpoint import MODEL, Checkpoint
 from passl_densecl.weights.card import FOREIGN, Parent
-from passl_densecl.weights.files import read_card, weights_file
+from passl_densecl.weights.files import weights_file
 from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.names import Extraction
+from passl_densecl.weights.read import read_backbone, read_classifier, read_training_state
 from passl_densecl.weights.recorded import recorded_backbone, recorded_card
 
-if TYPE_CHECKING:
-    from passl_densecl.weights.names import Extraction
 
-
-def parents_of(path: str | None, start: Checkpoint | None) -> tuple[Parent, ...]:
-    """The file that a new run's weights come from; for a run that is continued, what its checkpoint's card says."""
-    if start is not None:
-        card = read_card(start.path / MODEL)
-        return card.parents if card else ()
-    if path is None:
-        return ()
+def parent_of(path: str) -> Parent:
+    """The file that a new run's weights come from."""
     file = weights_file(Path(path))
     card = recorded_card(file)
-    return (Parent.of(file, card.kind if card else FOREIGN),)
+    return Parent.of(file, card.kind if card else FOREIGN)
 
 
 def load_state(model: DenseCL, path: str, expected: PretrainModelConfig) -> str:
@@ -36,8 +28,6 @@ def load_state(model: DenseCL, path: str, expected: PretrainModelConfig) -> str:
     Returns a description for the log. Raises InputError when the file holds no such state, or one whose sizes are not
     those of the model; the model is unchanged then.
     """
-    from passl_densecl.weights.read import read_training_state  # only runs with --load need it
-
     state = read_training_state(path)
     queue_len, out_dim = model.global_queue.keys.shape
     sizes = (
@@ -93,8 +83,6 @@ def load_classifier(model: LinearClassifier, path: str, expected: BackboneSpec, 
 
     Raises InputError when its recorded strides differ.
     """
-    from passl_densecl.weights.read import read_classifier
-
     check_strides("load", path, expected)
     file = weights_file(Path(path))
     load_strict(model, read_classifier(file, prefix=prefix), source=path)
@@ -106,8 +94,6 @@ def read_fitting_backbone(path: str, expected: BackboneSpec, prefix: str | None 
 
     Raises InputError when its depth or recorded strides differ.
     """
-    from passl_densecl.weights.read import read_backbone  # only runs with --pretrained need it
-
     extraction = read_backbone(Path(path), prefix=prefix)
     if extraction.depth != expected.depth:
         raise InputError(
