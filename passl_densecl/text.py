@@ -10,20 +10,6 @@ from itertools import islice
 
 from passl_densecl.errors import printable
 
-__all__ = [
-    "and_more",
-    "closest",
-    "duration",
-    "listed",
-    "megabytes",
-    "one_line",
-    "plural",
-    "printable",
-    "quantity",
-    "suggestion",
-    "utf8",
-]
-
 
 def listed(names: Collection[str], limit: int = 3, *, quoted: bool = True) -> str:
     """The first ``limit`` names and how many more there are: "'a', 'b', 'c' and 4 more"; "" for no names."""

@@ -22,33 +22,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from passl_densecl.errors import InputError
 
-__all__ = [
-    "MEAN",
-    "STD",
-    "CenterCrop",
-    "ColorJitter",
-    "Crop",
-    "GaussianBlur",
-    "RandomGrayscale",
-    "RandomHorizontalFlip",
-    "RandomResizedCrop",
-    "Resize",
-    "Transform",
-    "adjust_brightness",
-    "adjust_contrast",
-    "adjust_hue",
-    "adjust_saturation",
-    "apply",
-    "center_crop",
-    "center_view",
-    "gaussian_blur",
-    "horizontal_flip",
-    "output_size",
-    "resize",
-    "resized_crop",
-    "to_grayscale",
-]
-
 # ImageNet statistics of RGB values scaled to 0..1; networks apply them on their device (`models.normalize`).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

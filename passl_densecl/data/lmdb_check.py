@@ -19,6 +19,7 @@ _BRANCH, _LEAF, _META = 0x01, 0x02, 0x08
 _KINDS = 0x6F  # branch, leaf, overflow, meta, and two that only trees of another kind have
 _BIG = 0x01  # a value that lies in pages of its own
 _HEADER = 16  # bytes, of a page
+_META_BYTES, _LARGEST_PAGE = 152, 512 << 7  # bytes of a meta page that count; bytes of a page at most
 _DEPTH = 16  # far beyond any real tree
 
 
@@ -34,17 +35,29 @@ def check_lmdb(file: str) -> str | None:
             return f"no LMDB file ({size:,} bytes)"
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                page_size, root, pages = _meta(content, size)
+                page_size, root, pages = _meta(content)
+                if pages * page_size > size:
+                    raise _Damaged(f"cut short: {size:,} bytes, expected {pages * page_size:,}")
                 _check_tree(content, page_size, root, pages)
             except _Damaged as damage:
                 return str(damage)
     return None
 
 
-def _meta(content: mmap.mmap, size: int) -> tuple[int, int | None, int]:
+def bytes_needed(file: str) -> int | None:
+    """How long the file must be, by the newer of its two meta pages; None when it has none. Raises OSError."""
+    with open(file, "rb") as stream:
+        try:
+            page_size, _, pages = _meta(stream.read(_LARGEST_PAGE + _META_BYTES))
+        except _Damaged:
+            return None
+    return pages * page_size
+
+
+def _meta(content: mmap.mmap | bytes) -> tuple[int, int | None, int]:
     """(bytes of a page, page of the tree's root, number of pages), by the newer of the two meta pages."""
-    (page_size,) = struct.unpack_from("=I", content, 40)
-    if page_size not in (512 << n for n in range(8)) or size < 2 * page_size:
+    (page_size,) = struct.unpack_from("=I", content, 40) if len(content) >= _META_BYTES else (0,)
+    if page_size not in (512 << n for n in range(8)) or len(content) < page_size + _META_BYTES:
         raise _Damaged(f"no LMDB file, or one with pages of {page_size:,} bytes")
     found = []
     for start in (0, page_size):
@@ -59,8 +72,6 @@ def _meta(content: mmap.mmap, size: int) -> tuple[int, int | None, int]:
     _, _, tree_flags, root, last = max(found)
     if tree_flags:
         raise _Damaged("its table is of another kind")
-    if (last + 1) * page_size > size:
-        raise _Damaged(f"cut short: {size:,} bytes, expected {(last + 1) * page_size:,}")
     return page_size, None if root == 2**64 - 1 else root, last + 1
 
 

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import json
 import os
-import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from passl_densecl.data.lmdb_check import check_lmdb
+from passl_densecl.data.lmdb_check import bytes_needed, check_lmdb
 from passl_densecl.disk import check_format, parse_json, sync_folder
 from passl_densecl.errors import InputError
 from passl_densecl.text import printable
@@ -34,7 +33,6 @@ FORMAT = 1  # of the records; a pack with a larger number is refused
 _HEADER = b"passl_densecl"
 _PATHS = b"passl_densecl.paths"
 _LABELS = b"passl_densecl.labels"
-_MAGIC = struct.pack("=I", 0xBEEFC0DE)
 _MAP_BYTES = 2**28  # room for the file at first; doubled whenever it is full
 _COMMIT_BYTES = 2**25
 _LONGEST_PATH = 2**16
@@ -193,8 +191,10 @@ def _check_sound(file: str) -> None:
 
 def _check_whole(file: str) -> None:
     """LMDB maps the file, and a page beyond the end of one that was cut short would kill the process."""
-    needed = _bytes_needed(file)
-    size = os.path.getsize(file)
+    try:
+        needed, size = bytes_needed(file), os.path.getsize(file)
+    except OSError as error:
+        raise InputError(f"cannot read {printable(file)}: {error.strerror or error}") from error
     if needed is None:
         raise InputError(f"{printable(file)} is no LMDB file ({size:,} bytes); make one with densecl data pack")
     if size < needed:
@@ -202,26 +202,6 @@ def _check_whole(file: str) -> None:
             f"{printable(file)} is cut short: {size:,} bytes, expected {needed:,}; copy it again, or pack the images "
             "again"
         )
-
-
-def _bytes_needed(file: str) -> int | None:
-    """How long the file must be, by the newer of its two meta pages; None when it has none."""
-    newest = (-1, 0)
-    position = 0
-    try:
-        with open(file, "rb") as stream:
-            for _ in range(2):
-                stream.seek(position)
-                page = stream.read(152)
-                if len(page) < 152 or page[16:20] != _MAGIC:
-                    break
-                (page_size,) = struct.unpack_from("=I", page, 40)
-                last_page, transaction = struct.unpack_from("=QQ", page, 136)
-                newest = max(newest, (transaction, (last_page + 1) * page_size))
-                position = page_size
-    except OSError as error:
-        raise InputError(f"cannot read {printable(file)}: {error.strerror or error}") from error
-    return None if newest[0] < 0 else newest[1]
 
 
 def _lmdb(file: str) -> ModuleType:
@@ -268,7 +248,7 @@ def write_pack(
             raise InputError(f"{printable(partial)} is being written by another process; wait for it") from None
         os.ftruncate(claim, 0)  # what is left of an attempt that was killed
         _fill(lmdb, partial, chain(_numbered(records, len(paths)), _about(paths, labels, classes, shorter_side)))
-        if os.path.getsize(partial) < (needed := _bytes_needed(partial) or 0):
+        if os.path.getsize(partial) < (needed := bytes_needed(partial) or 0):
             os.truncate(partial, needed)  # pages that LMDB counts without having written to them
         os.fsync(claim)
         _check_absent(output)

@@ -107,7 +107,7 @@ class Run(Generic[C]):
 
     def epoch_text(self, done: int) -> str:
         """The epoch that `done` steps are in or complete: "3/200"."""
-        return f"{(done - 1) // self.steps_per_epoch + 1}/{self.config.epochs}"
+        return f"{self._epoch(done)}/{self.config.epochs}"
 
     def choose_workers(self, transforms: Sequence[Transform], views: int) -> tuple[int, str]:
         """(Data workers for this process's share of a batch with `views` uint8 RGB images each, the reason)."""

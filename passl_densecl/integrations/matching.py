@@ -69,7 +69,6 @@ class Match:
 
     matched: int
     total: int
-    in_file: int
     example: str  # a name in the file
     reason: str = ""  # why the toolbox takes none of them, though the names fit
 
@@ -100,7 +99,7 @@ def count_matches(path: Path, network: Network) -> Match:
         others = sorted({str(array.dtype) for array in arrays.values()} - {"float32"})
         if matched and others:
             matched, reason = 0, f"{' and '.join(others)}: it stops at numbers that are not float32"
-    return Match(matched, total, len(arrays), example, reason)
+    return Match(matched, total, example, reason)
 
 
 def _read_by_plugin(content: object, depth: int, total: int) -> tuple[int, str]:
