@@ -100,7 +100,9 @@ class Checkpoints:
             size = sum(array.nbytes for array in (*arrays.values(), *snapshot.optimizer.values()))
             message = f"checkpoint {self.folder / name} cannot be written: {self._why(error, size)}"
             if must or self._failures > TOLERATED:
-                raise RunError(f"{message}. {self._how_to_continue(must)}") from error
+                which = "It was the last one of this run" if must else f"It is number {self._failures} in a row"
+                ways = "Make room there, then continue with --resume auto"
+                raise RunError(f"{message}. {which}; {self._kept()}. {ways}") from error
             self.log.line(
                 "warning",
                 f"{message}; training continues and the next one is tried ({self._failures} failed in a row, the run "
@@ -109,7 +111,7 @@ class Checkpoints:
             return None
         self._failures = 0
         try:
-            self._prune(final, snapshot.step, keep_also)
+            self.tidy(snapshot.step, keep_also, name)
         except (OSError, InputError) as error:
             self.log.line("warning", f"an old checkpoint cannot be removed: {error}; {final} is saved")
         return final
@@ -132,11 +134,23 @@ class Checkpoints:
         sync_folder(self.folder)
         return aside
 
-    def tidy(self, step: int, keep_also: str | None = None) -> None:
-        """Leave what a run that continues from `step` would have: finish what a kill during `save` interrupted."""
+    def tidy(self, step: int, *keep_also: str | None) -> None:
+        """Leave what a run that continues from `step` would have: what a kill during `save` interrupted is finished,
+        the oldest beyond `keep` are removed; `keep_also` names some that stay whatever their age.
+
+        Those of later steps, which the run has abandoned, are set aside. Otherwise they would count as the newest:
+        `keep` would remove the run's own, and a resume would take them.
+        """
         self._prepare()
-        self._supersede(step)
-        self._drop_oldest(keep_also)
+        for later in [path for path in complete(self.folder) if (recorded_step(path) or 0) > step]:
+            aside = self.set_aside(later, SUPERSEDED)
+            self.log.line(
+                "note",
+                f"{later} is of a later step than this run has reached; it is {aside.name} now, delete it at will",
+            )
+        for old in complete(self.folder)[: -self.keep]:
+            if old.name not in keep_also:
+                self._remove(old)
 
     def clear(self) -> None:
         """Remove all at once; if killed afterwards, the rest is removed by the next save."""
@@ -206,30 +220,6 @@ class Checkpoints:
             else:
                 os.replace(replaced, plain)
 
-    def _prune(self, final: Path, step: int, keep_also: str | None) -> None:
-        """Drop what is no longer wanted, now that `final` is on the disk."""
-        if (replaced := final.with_name(final.name + REPLACED)).exists():
-            self._remove(replaced)
-        self._supersede(step)
-        self._drop_oldest(keep_also, final.name)
-
-    def _supersede(self, step: int) -> None:
-        """Set aside those of later steps, which a run that continues from `step` has abandoned.
-
-        Otherwise they would count as the newest: `keep` would remove the run's own, and a resume would take them.
-        """
-        for later in [path for path in complete(self.folder) if (recorded_step(path) or 0) > step]:
-            aside = self.set_aside(later, SUPERSEDED)
-            self.log.line(
-                "note",
-                f"{later} is of a later step than this run has reached; it is {aside.name} now, delete it at will",
-            )
-
-    def _drop_oldest(self, *but: str | None) -> None:
-        for old in complete(self.folder)[: -self.keep]:
-            if old.name not in but:
-                self._remove(old)
-
     def _remove(self, old: Path) -> None:
         """Remove one; if killed half-way, the rest has a temporary name and is removed by the next save."""
         doomed = old.with_name(f".{old.name}.old.tmp")
@@ -249,10 +239,6 @@ class Checkpoints:
         except InputError as error:
             return str(error)
         return f"{newest} (step {recorded_step(newest):,}) is kept" if newest else "none was written before"
-
-    def _how_to_continue(self, must: bool) -> str:
-        which = "It was the last one of this run" if must else f"It is number {self._failures} in a row"
-        return f"{which}; {self._kept()}. Make room there, then continue with --resume auto"
 
 
 def complete(folder: Path) -> list[Path]:
