@@ -192,16 +192,18 @@ class DataUnpickler(pickle._Unpickler):
         raise UnfitError(f"extension {code} of the process that wrote it")
 
     def call(self: Any, function: object, arguments: object) -> None:
-        """Push a container that a function of the table makes, or the note of a call."""
         if not isinstance(arguments, tuple) or not isinstance(function, Note):
             raise UnfitError("a call of what cannot be called")  # Python's own message would hold the text of both
         self.charge(len(arguments) + sum(len(each) for each in arguments if hasattr(each, "__len__")))
+        self.append(self.called(function, arguments))
+
+    def called(self, function: Note, arguments: tuple) -> object:
+        """A container that a function of the table makes, or the note of a call."""
         if function.name in _CONTAINERS:
-            self.append(_CONTAINERS[function.name](*arguments))
-        elif not function.is_call:
-            self.append(Note(function.name, arguments, is_call=True))
-        else:
+            return _CONTAINERS[function.name](*arguments)
+        if function.is_call:
             raise UnfitError(f"a call of {describe(function)}")
+        return Note(function.name, arguments, is_call=True)
 
     def load_tuple(self: Any, load: Callable[[Any], None]) -> None:
         """Eighty bytes of a file can double a tuple forty times, and the first that asks for its hash or its text would

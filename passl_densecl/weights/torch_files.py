@@ -166,22 +166,18 @@ class TorchUnpickler(DataUnpickler):
             raise UnfitError(f"storage {key!r} described in two ways")
         return Note("storage", (key,))
 
-    def call(self: Any, function: object, arguments: object) -> None:
-        if isinstance(function, Note) and isinstance(arguments, tuple):
-            if self.is_foreign(function):
-                self.charge(len(arguments) + sum(len(each) for each in arguments if hasattr(each, "__len__")))
-                self.append(Note(function.name, (function, *arguments), is_call=True))
-                return
-            if function.name == "builtins.getattr":  # how protocol 2 spells a method of a class
-                thing, name = arguments
-                if not isinstance(thing, Note) or not self.is_foreign(thing) or not isinstance(name, str):
-                    raise UnfitError(f"it asks for builtins.getattr of {describe(thing)}, which is not data")
-                self.charge(len(thing.name))  # which a chain of these makes longer and longer
-                self.append(Note(f"{thing.name}.{name[:80]}", (thing,), is_call=True))
-                return
-            if function.name == "storage":
-                raise UnfitError(f"a call of {describe(function)}")
-        super().call(function, arguments)
+    def called(self, function: Note, arguments: tuple) -> object:
+        if self.is_foreign(function):
+            return Note(function.name, (function, *arguments), is_call=True)
+        if function.name == "builtins.getattr":  # how protocol 2 spells a method of a class
+            thing, name = arguments
+            if not isinstance(thing, Note) or not self.is_foreign(thing) or not isinstance(name, str):
+                raise UnfitError(f"it asks for builtins.getattr of {describe(thing)}, which is not data")
+            self.charge(len(thing.name))  # which a chain of these makes longer and longer
+            return Note(f"{thing.name}.{name[:80]}", (thing,), is_call=True)
+        if function.name == "storage":
+            raise UnfitError(f"a call of {describe(function)}")
+        return super().called(function, arguments)
 
     def finish_note(self, note: Note, nesting: int) -> object:
         if _is_bookkeeping(note):
