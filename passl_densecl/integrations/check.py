@@ -13,9 +13,10 @@ from typing import Any
 
 from passl_densecl.errors import InputError, option
 from passl_densecl.integrations.matching import Match, Network, count_matches
-from passl_densecl.integrations.toolboxes import MEAN, STD, TOOLBOXES, Kind
+from passl_densecl.integrations.toolboxes import TOOLBOXES, Kind
 from passl_densecl.integrations.yaml_files import entries, find, resolve
 from passl_densecl.text import quantity
+from passl_densecl.transforms import MEAN, STD
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, STAGE_BLOCKS
 
 Config = dict[str, Any]

@@ -15,19 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from passl_densecl.errors import InputError
-from passl_densecl.integrations.toolboxes import Kind
+from passl_densecl.integrations.toolboxes import TOOLBOXES, Kind
+from passl_densecl.weights.convert import TARGETS
 from passl_densecl.weights.files import read_weights
 from passl_densecl.weights.names import extract_backbone
 from passl_densecl.weights.tables import unwrap
 from passl_densecl.weights.vocabulary import named_shapes
-
-VOCABULARY: dict[Kind, str] = {
-    "paddledetection": "paddledetection",
-    "paddleseg": "paddle",
-    "paddleclas": "paddleclas",
-    "detectron2": "detectron2",
-    "adelaidet": "detectron2",
-}
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,14 @@ class Network:
     has_fpn: bool = True
     res5_in_head: bool = False  # the C4 networks
 
+    @property
+    def vocabulary(self) -> str:
+        """Whose names its weights have."""
+        return TARGETS[TOOLBOXES[self.toolbox].target].vocabulary
+
     def plain_shapes(self) -> dict[str, tuple[int, ...]]:
         """The toolbox's names and shapes of a plain ResNet's tensors, with the shortcut of ResNet-18's first block."""
-        return named_shapes(VOCABULARY[self.toolbox], self.depth)
+        return named_shapes(self.vocabulary, self.depth)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of them that the toolbox's model has, with the parts of the model they stand in."""

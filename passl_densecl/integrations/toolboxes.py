@@ -15,8 +15,6 @@ TOTAL_BATCH = 16  # images a step over all devices, in every published detection
 IMAGES_PER_DEVICE_MAX = 4  # as many 800×1333 images as fit a usual device; `images_per_gpu` overrules it
 
 Kind = Literal["paddledetection", "paddleseg", "paddleclas", "detectron2", "adelaidet"]
-MEAN = (0.485, 0.456, 0.406)  # of RGB scaled to 0–1
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

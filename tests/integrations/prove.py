@@ -65,9 +65,7 @@ def prove_ppdet(scratch: Path, model: str) -> str:
     detector = ppdet_model(HERE / "faster_rcnn_c4.yml" if is_c4 else done.config)
     load_pretrain_weight(detector, str(done.conversion.output))
     arrays = read_arrays(scratch / "r50.pdparams")
-    equal = compare(
-        "paddledetection", detector.state_dict(), arrays, Network("paddledetection", 50, res5_in_head=is_c4)
-    )
+    equal = compare(detector.state_dict(), arrays, Network("paddledetection", 50, res5_in_head=is_c4))
     detector.eval()
     with paddle.no_grad():
         maps = detector.backbone({"image": paddle.to_tensor(image())})
@@ -85,7 +83,7 @@ def prove_control(scratch: Path, _: str) -> str:
     detector = ppdet_model(prepared("paddledetection", scratch, "fcos").config)
     load_pretrain_weight(detector, str(scratch / "r50.pdparams"))
     arrays = read_arrays(scratch / "r50.pdparams")
-    equal = compare("paddledetection", detector.state_dict(), arrays, Network("paddledetection", 50))
+    equal = compare(detector.state_dict(), arrays, Network("paddledetection", 50))
     assert equal == 0, f"{equal} tensors of a file with foreign names were loaded"
     return "control: of a file with paddle.vision's names PaddleDetection takes 0/265, without an error"
 
@@ -117,7 +115,7 @@ def prove_paddleclas(scratch: Path, _: str) -> str:
     network = ResNet50(class_num=7)
     load_dygraph_pretrain(network, str(done.conversion.output.with_suffix("")))
     arrays = read_arrays(scratch / "r50.pdparams")
-    equal = compare("paddleclas", network.state_dict(), arrays, Network("paddleclas", 50))
+    equal = compare(network.state_dict(), arrays, Network("paddleclas", 50))
     network.eval()
     with paddle.no_grad():
         features = network.blocks(network.max_pool(network.stem(paddle.to_tensor(image())))).numpy()
@@ -152,7 +150,7 @@ def prove_training(scratch: Path, data: str) -> str:
     loss = float(trainer.status["training_staus"].get()["loss"])  # the toolbox spells it so
     assert np.isfinite(loss), f"the loss is {loss}"
     arrays, state = read_arrays(scratch / "r50.pdparams"), trainer.model.state_dict()
-    still = compare("paddledetection", state, arrays, Network("paddledetection", 50))
+    still = compare(state, arrays, Network("paddledetection", 50))
     assert still == 0, f"{still} of 265 tensors did not move: something is frozen"
     evaluator = Trainer(config, mode="eval")
     evaluator._reset_metrics = lambda: None  # it forgets its numbers at the end of an evaluation
@@ -184,7 +182,7 @@ def prove_classifier(scratch: Path, _: str) -> str:
     network = build_model(config)
     load_dygraph_pretrain(network, config["Global"]["pretrained_model"])
     arrays, ours = read_arrays(scratch / "r50.pdparams"), Network("paddleclas", 50)
-    before = compare("paddleclas", network.state_dict(), arrays, ours)
+    before = compare(network.state_dict(), arrays, ours)
     recipe = config["Optimizer"]
     rate, momentum, decay = recipe["lr"]["learning_rate"], recipe["momentum"], recipe["regularizer"]["coeff"]
     optimizer = paddle.optimizer.Momentum(rate, momentum, network.parameters(), weight_decay=decay)
@@ -196,7 +194,7 @@ def prove_classifier(scratch: Path, _: str) -> str:
         optimizer.step()
         optimizer.clear_grad()
         losses.append(float(loss))
-    after = compare("paddleclas", network.state_dict(), arrays, ours)
+    after = compare(network.state_dict(), arrays, ours)
     assert before == 265, f"{before} of 265 tensors at the first step"
     assert np.isfinite(losses).all(), f"losses {losses}"
     assert after == 0, f"{after} of 265 tensors did not move: something is frozen"
@@ -208,7 +206,7 @@ def labeled(root: Path) -> tuple[np.ndarray, np.ndarray]:
     """((B, 3, 96, 128) normalized RGB, (B,) labels) of a list as PaddleClas reads it."""
     import cv2
 
-    from passl_densecl.integrations.toolboxes import MEAN, STD
+    from passl_densecl.transforms import MEAN, STD
 
     rows = [line.split() for line in (root / "train_list.txt").read_text().splitlines()]
     pixels = [cv2.resize(cv2.imread(str(root / name)), (128, 96))[:, :, ::-1] / 255 for name, _ in rows]
@@ -240,7 +238,7 @@ def prove_segmenter(scratch: Path, _: str) -> str:
     builder = SegBuilder(config)
     model = builder.model
     arrays, ours = read_arrays(scratch / "r50.pdparams"), Network("paddleseg", 50)
-    before = compare("paddleseg", model.backbone.state_dict(), arrays, ours)
+    before = compare(model.backbone.state_dict(), arrays, ours)
     losses, criterion = [], paddle.nn.CrossEntropyLoss(axis=1, ignore_index=255)
 
     def kept(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
@@ -250,7 +248,7 @@ def prove_segmenter(scratch: Path, _: str) -> str:
     lengths = {"iters": 3, "batch_size": config.batch_size, "log_iters": 1000, "save_dir": str(scratch / "trained_fcn")}
     terms = {"types": [kept], "coef": [1]}
     train(model, builder.train_dataset, optimizer=builder.optimizer, losses=terms, **lengths)
-    after = compare("paddleseg", model.backbone.state_dict(), arrays, ours)
+    after = compare(model.backbone.state_dict(), arrays, ours)
     losses = [float(loss) for loss in losses]
     assert before == 265, f"{before} of 265 tensors at the first step"
     assert len(losses) == 3, f"{len(losses)} steps"

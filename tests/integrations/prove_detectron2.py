@@ -158,7 +158,7 @@ def prove_backbone(scratch: Path, toolbox: Kind, model: str, depth: int) -> str:
         know_extra_norm()
     built, told, log = loaded(configured(scratch, toolbox, model, depth), toolbox)
     network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    equal, total = compare(toolbox, built.state_dict(), arrays, network), len(arrays)
+    equal, total = compare(built.state_dict(), arrays, network), len(arrays)
     modules = next(line for line in log.splitlines() if "Total num: " in line).split("Total num: ")[1]
     missing = set(told.missing_keys) & set(network.shapes())
     difference, size = distance(built, network, scratch)
@@ -183,7 +183,7 @@ def prove_stride(scratch: Path, toolbox: Kind, model: str, depth: int) -> str:
     """The comparison can fail: with the toolbox's default stride the same file loads as silently and C5 is another."""
     built, told, _ = loaded(configured(scratch, toolbox, model, depth, {"MODEL.RESNETS.STRIDE_IN_1X1": True}), toolbox)
     network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    equal = compare(toolbox, built.state_dict(), arrays, network)
+    equal = compare(built.state_dict(), arrays, network)
     assert equal == len(arrays), f"{equal} of {len(arrays)} tensors"
     assert not told.unexpected_keys + told.incorrect_shapes, "it says something after all"
     difference, size = distance(built, network, scratch)
@@ -201,7 +201,7 @@ def prove_names(scratch: Path, toolbox: Kind, model: str, depth: int) -> str:
     config = configured(scratch, toolbox, model, depth, {"MODEL.WEIGHTS": str(foreign)})
     built, told, _ = loaded(config, toolbox)
     network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    equal = compare(toolbox, built.state_dict(), arrays, network)
+    equal = compare(built.state_dict(), arrays, network)
     assert equal == 0, f"{equal} tensors of a file with foreign names were loaded"
     unexpected = len(told.unexpected_keys)
     return f"control: of a file with paddle.vision's names 0/{len(arrays)}, {unexpected} unexpected, no error"
@@ -226,10 +226,10 @@ def prove_training(scratch: Path, toolbox: Kind, model: str, depth: int, data: s
     trainer = DefaultTrainer(config)
     trainer.resume_or_load(resume=False)
     network, arrays = network_of(toolbox, model, depth), read_arrays(scratch / f"r{depth}.pdparams")
-    before = compare(toolbox, trainer.model.state_dict(), arrays, network)
+    before = compare(trainer.model.state_dict(), arrays, network)
     losses = watched(trainer)
     trainer.train()
-    after = compare(toolbox, trainer.model.state_dict(), arrays, network)
+    after = compare(trainer.model.state_dict(), arrays, network)
     assert before == len(arrays), f"{before} of {len(arrays)} tensors at the first step"
     assert len(losses) == 3, f"{len(losses)} steps"
     assert np.isfinite(losses).all(), f"losses {losses}"

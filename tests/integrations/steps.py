@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from passl_densecl.integrations.matching import VOCABULARY, Network
-from passl_densecl.integrations.toolboxes import Kind
+from passl_densecl.integrations.matching import Network
 from passl_densecl.weights import backbone_shapes
 from passl_densecl.weights.vocabulary import translations
 
@@ -38,13 +37,13 @@ def image() -> np.ndarray:
     return np.random.default_rng(7).standard_normal((1, 3, 128, 160)).astype("float32")
 
 
-def compare(toolbox: Kind, state: dict, arrays: Arrays, network: Network) -> int:
+def compare(state: dict, arrays: Arrays, network: Network) -> int:
     """How many tensors of a toolbox's model equal those that went in, bit for bit; a name that is missing is none.
 
     `state` maps names to tensors of Paddle or torch.
     """
     names = dict(zip(network.shapes(), network.plain_shapes(), strict=True))
-    ours = translations(VOCABULARY[toolbox], network.depth)
+    ours = translations(network.vocabulary, network.depth)
     return sum(
         name in state and np.array_equal(state[name].detach().numpy(), arrays[ours[plain]])
         for name, plain in names.items()
