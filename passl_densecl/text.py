@@ -58,6 +58,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close!r}?" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; the name of its class where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def one_line(name: str) -> str:
     """Any file name as one line of text, different for every name.
 

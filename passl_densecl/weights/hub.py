@@ -14,7 +14,7 @@ from types import ModuleType
 
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError, option
-from passl_densecl.text import listed
+from passl_densecl.text import first_line, listed
 from passl_densecl.weights import zoo
 from passl_densecl.weights.download import DownloadError
 
@@ -97,11 +97,11 @@ def _hub_file(name: str) -> Path:
         except errors.RevisionNotFoundError:
             raise InputError(f"{name}: {repository} has no branch, tag or commit {revision!r}") from None
         except errors.LocalEntryNotFoundError as error:
-            unreachable = unreachable or _first_line(error.__cause__ or error)
+            unreachable = unreachable or first_line(error.__cause__ or error)
         except errors.EntryNotFoundError:
             continue
         except (errors.HfHubHTTPError, OSError) as error:
-            raise DownloadError(f"{name} could not be downloaded: {_first_line(error)}") from None
+            raise DownloadError(f"{name} could not be downloaded: {first_line(error)}") from None
     wanted = file or " or ".join(_DEFAULT_FILES)
     where = f"{name}: {revision or 'main'} of {repository} has no {wanted}"
     if offline:
@@ -117,7 +117,3 @@ def _ask(hub: ModuleType, repository: str) -> str:
     if hub.get_token() is None:
         return "run `hf auth login`, or set HF_TOKEN, to be recognized"
     return f"the account of your token may not read {repository}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from passl_densecl.errors import InputError, option
+from passl_densecl.text import first_line
 from passl_densecl.weights.card import CLASSIFIER, FOREIGN, Card, Parent
 from passl_densecl.weights.files import read_weights, weights_file
 from passl_densecl.weights.hub import PREFIX, WEIGHTS, hub_library
@@ -90,8 +91,7 @@ def push(
         except errors.HFValidationError as error:
             raise InputError(f"{repository!r}: expected OWNER/NAME ({error})") from None
         except (errors.HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(f"{repository}: the Hub refused, or was not reached: {reason}") from None
+            raise InputError(f"{repository}: the Hub refused, or was not reached: {first_line(error)}") from None
     return commit.commit_url
 
 

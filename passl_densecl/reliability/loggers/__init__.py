@@ -15,6 +15,7 @@ import numpy as np
 
 from passl_densecl.config import Config
 from passl_densecl.reliability.loggers.base import LoggedRun, Logger, tag_of
+from passl_densecl.text import first_line
 
 # Name in the config → module and class, imported by the runs that have this logger.
 KINDS = {
@@ -70,7 +71,7 @@ class Loggers:
         try:
             pictures = make()
         except Exception as error:
-            self._warn("warning", f"the pictures for the loggers could not be made: {_first_line(error)}")
+            self._warn("warning", f"the pictures for the loggers could not be made: {first_line(error)}")
             return
         for tag, pixels in pictures.items():
             self._each(lambda logger, tag=tag, pixels=pixels: logger.image(tag, pixels, step))
@@ -134,12 +135,8 @@ class _Guarded:
             try:
                 action()
             except Exception as error:
-                self.problem = _first_line(error)
+                self.problem = first_line(error)
 
     def _work(self) -> None:
         while self.problem is None and (action := self._tasks.get()) is not None:
             self._guarded(action)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
