@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
-import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,9 +37,9 @@ def write_torch(
         InputError: the folder is missing, the file cannot be written there, or torch does not have an array's dtype.
         TypeError: ``content`` holds something that is not plain data.
     """
-    program = _TorchProgram()
-    data = program.of(content)
-
+    program = io.BytesIO()
+    pickler = _TorchPickler(program)
+    pickler.dump(content)
     with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
 
         def record(name: str, data: bytes) -> None:
@@ -47,103 +47,79 @@ def write_torch(
             info.create_system, info.external_attr = 0, 0  # the same bytes on every system
             archive.writestr(info, data)
 
-        record("data.pkl", data)
+        record("data.pkl", program.getvalue())
         record("byteorder", b"little")
-        for number, array in enumerate(program.arrays):
+        for number, array in enumerate(pickler.arrays):
             record(f"data/{number}", array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
         record("version", b"3\n")
         if card is not None:
             record(CARD_RECORD, cards.encode(card))
 
 
-class _TorchProgram:
-    """The pickle of protocol 2 that makes torch build a content; the arrays are collected beside it."""
+class _Name(str):
+    """A name that torch looks up: module and attribute."""
 
-    def __init__(self) -> None:
+
+class _Storage(tuple):
+    """Where torch finds a tensor's values."""
+
+
+_PLAIN = (type(None), bool, int, float, str, list, tuple, dict, OrderedDict, _Name, _Storage)
+
+
+class _TorchPickler(pickle._Pickler):
+    """Writes the pickle of protocol 2 that makes torch build a content; the arrays are collected beside it.
+
+    The pickler written in Python rather than the one in C: it writes names of torch without importing torch.
+    """
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)
+        self.fast = True  # no memo: the file does not depend on which equal strings happen to be one object
         self.arrays: list[np.ndarray] = []
+        self._nesting = 0
 
-    def of(self, content: object) -> bytes:
-        return pickle.PROTO + b"\x02" + self._value(content, 0) + pickle.STOP
-
-    def _value(self, value: Any, nesting: int) -> bytes:
-        if nesting > MAX_NESTING:
-            raise TypeError("only plain data can be written: this is nested too deep, or contains itself")
+    def save(self, value: Any, save_persistent_id: bool = True) -> None:
         array = as_array(value)
         if array is not None:
-            return self._tensor(array)
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return _plain(value)
-        if type(value) is bytes:
-            return _call("_codecs encode", _plain(value.decode("latin1")) + _plain("latin1"))
-        if isinstance(value, (list, tuple)):
-            if type(value) not in (list, tuple):
-                raise not_plain(value)
-            items = b"".join(self._value(item, nesting + 1) for item in value)
-            if type(value) is tuple:
-                return pickle.MARK + items + pickle.TUPLE
-            return pickle.EMPTY_LIST + pickle.MARK + items + pickle.APPENDS
-        if isinstance(value, dict) and type(value) in (dict, OrderedDict):
-            is_state = type(value) is OrderedDict or (
-                value and all(as_array(item) is not None for item in value.values())
-            )
-            start = _call("collections OrderedDict", b"") if is_state else pickle.EMPTY_DICT
-            items = b"".join(_plain(key) + self._value(item, nesting + 1) for key, item in value.items())
-            return start + pickle.MARK + items + pickle.SETITEMS
-        raise not_plain(value)
+            self._save_tensor(array)
+        elif type(value) is bytes:
+            self._save_call("_codecs encode", value.decode("latin1"), "latin1")
+        elif type(value) not in _PLAIN and value is not OrderedDict:
+            raise not_plain(value)
+        elif self._nesting > MAX_NESTING:
+            raise TypeError("only plain data can be written: this is nested too deep, or contains itself")
+        else:
+            if type(value) is dict and value and all(as_array(item) is not None for item in value.values()):
+                value = OrderedDict(value)  # as a module's state
+            self._nesting += 1
+            super().save(value, save_persistent_id)
+            self._nesting -= 1
 
-    def _tensor(self, array: np.ndarray) -> bytes:
+    def _save_tensor(self, array: np.ndarray) -> None:
         storage = _STORAGE_OF.get(array.dtype.newbyteorder("<").str)
         if storage is None:
             raise InputError(
                 f"a torch file cannot hold {describe(array)}; convert it to one of {', '.join(_STORAGE_OF)}"
             )
-        key = str(len(self.arrays))
+        strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+        place = ("storage", _Name(storage.replace(".", " ")), str(len(self.arrays)), "cpu", array.size)
         self.arrays.append(array)
-        strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-        place = (
-            _plain("storage") + _global(storage.replace(".", " ")) + _plain(key) + _plain("cpu") + _plain(array.size)
-        )
-        return _call(
-            "torch._utils _rebuild_tensor_v2",
-            pickle.MARK
-            + place
-            + pickle.TUPLE
-            + pickle.BINPERSID
-            + _plain(0)
-            + _tuple(array.shape)
-            + _tuple(strides)
-            + _plain(False)
-            + _call("collections OrderedDict", b""),
+        self._save_call(
+            "torch._utils _rebuild_tensor_v2", _Storage(place), 0, array.shape, strides, False, OrderedDict()
         )
 
+    def _save_call(self, name: str, *arguments: Any) -> None:
+        self._save_name(_Name(name))
+        self.save(arguments)
+        self.write(pickle.REDUCE)
 
-def _plain(value: Any) -> bytes:
-    """Protocol 2 of None, a number or a text."""
-    if value is None or type(value) is bool:
-        return {None: pickle.NONE, True: pickle.NEWTRUE, False: pickle.NEWFALSE}[value]
-    if type(value) is int:
-        if -(2**31) <= value < 2**31:
-            return pickle.BININT + struct.pack("<i", value)
-        data = pickle.encode_long(value)
-        if len(data) > 255:
-            raise not_plain(value)
-        return pickle.LONG1 + bytes([len(data)]) + data
-    if type(value) is float:
-        return pickle.BINFLOAT + struct.pack(">d", value)
-    if type(value) is str:
-        text = value.encode("utf-8", "surrogatepass")
-        return pickle.BINUNICODE + struct.pack("<I", len(text)) + text
-    raise not_plain(value)
+    def _save_name(self, name: _Name) -> None:
+        module, _, attribute = name.partition(" ")
+        self.write(pickle.GLOBAL + f"{module}\n{attribute}\n".encode())
 
+    def _save_storage(self, storage: _Storage) -> None:
+        self.save_tuple(tuple(storage))
+        self.write(pickle.BINPERSID)
 
-def _tuple(values: Any) -> bytes:
-    return pickle.MARK + b"".join(_plain(value) for value in values) + pickle.TUPLE
-
-
-def _global(name: str) -> bytes:
-    module, _, attribute = name.partition(" ")
-    return pickle.GLOBAL + f"{module}\n{attribute}\n".encode()
-
-
-def _call(name: str, arguments: bytes) -> bytes:
-    return _global(name) + pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
+    dispatch: ClassVar = pickle._Pickler.dispatch | {_Name: _save_name, _Storage: _save_storage}
