@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from passl_densecl.config import BackboneConfig, BackboneSpec, Config, PretrainConfig, load_config, parse_config
 from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import output_size
 from passl_densecl.weights.card import Card, run_card
 from passl_densecl.weights.checkpoints import MODEL, STATE
 from passl_densecl.weights.files import read_card
-
-if TYPE_CHECKING:
-    from passl_densecl.config import BackboneSpec, Config
 
 
 def recorded_card(file: Path) -> Card | None:
@@ -30,8 +30,6 @@ def recorded_card(file: Path) -> Card | None:
     config = folder.parent / "config.yaml"
     if folder.name != "checkpoints" or not config.is_file():
         return None
-    from passl_densecl.config import load_config
-
     state = _state_beside(file)
     step, per_epoch = state.get("step"), state.get("steps_per_epoch")
     return run_card(
@@ -53,10 +51,6 @@ def recorded_backbone(file: Path) -> BackboneSpec | None:
     card = recorded_card(file)
     if card is None or card.depth is None or card.stem_stride is None or card.last_stride is None:
         return None
-    from pydantic import ValidationError
-
-    from passl_densecl.config import BackboneConfig
-
     said = {"depth": card.depth, "stem_stride": card.stem_stride, "last_stride": card.last_stride}
     try:
         return BackboneConfig.model_validate(said).backbone
@@ -76,8 +70,6 @@ def recorded_config(file: Path) -> Config | None:
     card = recorded_card(file)
     if card is None or card.config is None:
         return None
-    from passl_densecl.config import parse_config
-
     folders = {"root": "."} if card.config.get("task") == "pretrain" else {"train": {"root": "."}, "val": {"root": "."}}
     data = card.config.get("data", {})
     recipe = {**card.config, "data": {**folders, **data} if isinstance(data, dict) else data}  # the check names others
@@ -128,8 +120,6 @@ def recorded_sixteen_bit(file: Path) -> Literal["high_byte", "stretch"] | None:
 
 def sixteen_bit_of(config: Config) -> Literal["high_byte", "stretch"]:
     """How a run reads images with 16 bits a value; a linear evaluation: those of its validation."""
-    from passl_densecl.config import PretrainConfig
-
     return (config.data if isinstance(config, PretrainConfig) else config.data.val).sixteen_bit
 
 
@@ -142,6 +132,4 @@ def recorded_size(file: Path) -> int | None:
     config = recorded_config(file)
     if config is None:
         return None
-    from passl_densecl.config import PretrainConfig
-
     return output_size(config.data.transforms if isinstance(config, PretrainConfig) else config.data.val_transforms)
