@@ -80,6 +80,8 @@ class _TorchPickler(pickle._Pickler):
         self._nesting = 0
 
     def save(self, value: Any, save_persistent_id: bool = True) -> None:
+        if self._nesting > MAX_NESTING:
+            raise TypeError("only plain data can be written: this is nested too deep, or contains itself")
         array = as_array(value)
         if array is not None:
             self._save_tensor(array)
@@ -87,8 +89,6 @@ class _TorchPickler(pickle._Pickler):
             self._save_call("_codecs encode", value.decode("latin1"), "latin1")
         elif type(value) not in _PLAIN and value is not OrderedDict:
             raise not_plain(value)
-        elif self._nesting > MAX_NESTING:
-            raise TypeError("only plain data can be written: this is nested too deep, or contains itself")
         else:
             if type(value) is dict and value and all(as_array(item) is not None for item in value.values()):
                 value = OrderedDict(value)  # as a module's state
@@ -110,9 +110,11 @@ class _TorchPickler(pickle._Pickler):
         )
 
     def _save_call(self, name: str, *arguments: Any) -> None:
+        nesting, self._nesting = self._nesting, 0  # arguments are no containers of the content
         self._save_name(_Name(name))
         self.save(arguments)
         self.write(pickle.REDUCE)
+        self._nesting = nesting
 
     def _save_name(self, name: _Name) -> None:
         module, _, attribute = name.partition(" ")
