@@ -64,6 +64,7 @@ class _Storage(tuple):
     """Where torch finds a tensor's values."""
 
 
+_INTEGER_BITS = 255 * 8 - 1  # torch's own reader knows no longer ones
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict, OrderedDict, _Name, _Storage)
 
 
@@ -87,7 +88,9 @@ class _TorchPickler(pickle._Pickler):
             self._save_tensor(array)
         elif type(value) is bytes:
             self._save_call("_codecs encode", value.decode("latin1"), "latin1")
-        elif type(value) not in _PLAIN and value is not OrderedDict:
+        elif (type(value) not in _PLAIN and value is not OrderedDict) or (
+            type(value) is int and value.bit_length() > _INTEGER_BITS
+        ):
             raise not_plain(value)
         else:
             if type(value) is dict and value and all(as_array(item) is not None for item in value.values()):
