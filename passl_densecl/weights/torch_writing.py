@@ -68,7 +68,10 @@ _INTEGER_BITS = 255 * 8 - 1  # torch's own reader knows no longer ones
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict, OrderedDict, _Name, _Storage)
 
 
-class _TorchPickler(pickle._Pickler):
+_Pickler: Any = pickle._Pickler  # the type stubs lack its methods
+
+
+class _TorchPickler(_Pickler):
     """Writes the pickle of protocol 2 that makes torch build a content; the arrays are collected beside it.
 
     The pickler written in Python rather than the one in C: it writes names of torch without importing torch.
@@ -88,9 +91,7 @@ class _TorchPickler(pickle._Pickler):
             self._save_tensor(array)
         elif type(value) is bytes:
             self._save_call("_codecs encode", value.decode("latin1"), "latin1")
-        elif (type(value) not in _PLAIN and value is not OrderedDict) or (
-            type(value) is int and value.bit_length() > _INTEGER_BITS
-        ):
+        elif not _is_plain(value):
             raise not_plain(value)
         else:
             if type(value) is dict and value and all(as_array(item) is not None for item in value.values()):
@@ -128,3 +129,8 @@ class _TorchPickler(pickle._Pickler):
         self.write(pickle.BINPERSID)
 
     dispatch: ClassVar = pickle._Pickler.dispatch | {_Name: _save_name, _Storage: _save_storage}
+
+
+def _is_plain(value: Any) -> bool:
+    too_long = isinstance(value, int) and value.bit_length() > _INTEGER_BITS
+    return value is OrderedDict or (type(value) in _PLAIN and not too_long)
