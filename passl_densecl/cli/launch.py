@@ -14,9 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passl_densecl.errors import InputError, printable
+from passl_densecl.text import quantity
 
 _SCRIPT = Path(__file__).parent / "launched" / "train.py"
 _OUTPUT_OF = "PASSL_DENSECL_OUTPUT_OF"  # the process whose terminal the first trainer writes to
+# Paddle's launcher counts GPUs whatever the trainers use, and fails where there are fewer than processes on the CPU.
+_LAUNCH_ON_CPU = """
+from paddle.distributed.launch.context import device
+device.Device.parse_device = classmethod(lambda cls: cls(device.DeviceType.CPU))
+from paddle.distributed.launch.main import launch
+launch()
+"""
 _EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
@@ -68,7 +76,10 @@ def parse_devices(text: str) -> Devices:
         )
     gpus = tuple(range(present)) if numbers is None else tuple(int(one) for one in numbers[1].split(","))
     if max(gpus) >= present or len(set(gpus)) < len(gpus):
-        raise InputError(f"--devices {text}: expected different numbers from 0 to {present - 1}")
+        raise InputError(
+            f"--devices {text}: this Paddle sees {quantity(present, 'GPU')}; expected "
+            + (f"different numbers from 0 to {present - 1}" if present > 1 else "--devices 0, or cpu:2")
+        )
     return Devices(gpus)
 
 
@@ -84,12 +95,16 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     if hosts.count > 1:
         where += ["--nnodes", str(hosts.count), "--rank", str(hosts.rank), "--master", str(hosts.master)]
     quiet = [] if verbose else ["--log_level", "CRITICAL"]
-    program = [sys.executable, "-m", "paddle.distributed.launch", *where, *quiet, "--log_dir", str(logs)]
+    launcher = ["-m", "paddle.distributed.launch"] if devices.gpus else ["-c", _LAUNCH_ON_CPU]
+    program = [sys.executable, *launcher, *where, *quiet, "--log_dir", str(logs)]
     direct = Path("/proc/self/fd").is_dir()
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    quiet = {"PYTHONWARNINGS": "ignore:No ccache found:UserWarning"}  # Paddle is imported before this package
+    unwanted = ("No ccache found", "You are using GPU version Paddle")  # Paddle is imported before this package
+    quiet = {"PYTHONWARNINGS": ",".join(f"ignore:{start}:UserWarning" for start in unwanted)}
     environment = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
+    if not devices.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # the trainers see no GPU either, and connect with gloo
     if direct:
         environment[_OUTPUT_OF] = str(os.getpid())
     received: list[int] = []

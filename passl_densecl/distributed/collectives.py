@@ -74,10 +74,10 @@ def local_gradients(layer: paddle.nn.Layer) -> contextlib.AbstractContextManager
     return layer.no_sync() if isinstance(layer, paddle.DataParallel) else contextlib.nullcontext()
 
 
-def own_rows(count: int, process: int | None = None) -> slice:
-    """A process's slice, by default this one's, of a whole batch of `count` rows."""
-    share, number = count // world_size(), rank() if process is None else process
-    return slice(number * share, (number + 1) * share)
+def own_rows(count: int) -> slice:
+    """This process's slice of a whole batch of `count` rows."""
+    share = count // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
 
 
 @paddle.no_grad()
@@ -92,46 +92,17 @@ def gather_rows(rows: paddle.Tensor) -> paddle.Tensor:
 
 
 @paddle.no_grad()
-def exchange_rows(rows: paddle.Tensor, order: np.ndarray) -> paddle.Tensor:
+def exchange_rows(rows: paddle.Tensor, order: np.ndarray | paddle.Tensor) -> paddle.Tensor:
     """(N, …) in each process → (N, …): its slice of the whole batch in a new order, where row i is the old row
     order[i].
 
-    `order` is a permutation of range(N·processes), the same everywhere. Every row goes directly to the one process that
-    needs it (with an odd number of processes, to all).
+    `order` is a permutation of range(N·processes), the same everywhere; a tensor, on the device, serves several calls.
+    All rows go to all processes, as in the original. Sending each only to the process that needs it moves a fraction of
+    the bytes, but not safely on every Paddle: with NCCL, that of 2.6 reads what `batch_isend_irecv` has not yet
+    received, and its `gather` fails where a process needs none of another's rows.
     """
-    size, share = world_size(), rows.shape[0]
-    wait_for_all()
-    wanted = order[own_rows(len(order))]
-    if size % 2:
-        return paddle.gather(gather_rows(rows), to_tensor(wanted))
-    senders = wanted // share
-    arrivals = {rank(): paddle.gather(rows, to_tensor(wanted[senders == rank()] % share))}
-    messages = []
-    for other in _partners():
-        theirs = order[own_rows(len(order), other)]
-        leaving = theirs[theirs // share == rank()] % share
-        # At least one row, needed or not: gloo numbers its messages, so both sides must exchange equally many.
-        message = paddle.gather(rows, to_tensor(leaving if len(leaving) else np.zeros(1, np.int64)))
-        arrivals[other] = paddle.empty([max(1, int((senders == other).sum())), *rows.shape[1:]], rows.dtype)
-        pair = [
-            paddle.distributed.P2POp(paddle.distributed.isend, message, other),  # type: ignore[arg-type]
-            paddle.distributed.P2POp(paddle.distributed.irecv, arrivals[other], other),
-        ]
-        # Sends wait for their receiver: of two processes, the lower rank sends before it receives.
-        messages += pair if rank() < other else pair[::-1]
-    for task in paddle.distributed.batch_isend_irecv(messages):
-        task.wait()
-    arrived = paddle.concat([arrivals[sender][: int((senders == sender).sum())] for sender in range(size)])
-    # Rows are grouped by sender, and within a sender in our order.
-    return paddle.gather(arrived, to_tensor(np.argsort(np.argsort(senders, kind="stable"))))
-
-
-def _partners() -> list[int]:
-    """The other processes, ordered so that all form pairs: my k-th partner's k-th partner is me. For an even number."""
-    last = world_size() - 1  # it stays, the others go round it
-    if rank() == last:
-        return [turn * (last + 1) // 2 % last for turn in range(last)]
-    return [last if (turn - 2 * rank()) % last == 0 else (turn - rank()) % last for turn in range(last)]
+    places = to_tensor(order) if isinstance(order, np.ndarray) else order
+    return paddle.gather(gather_rows(rows), places[own_rows(places.shape[0])])
 
 
 @paddle.no_grad()
@@ -148,7 +119,8 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
 @paddle.no_grad()
 def all_reduce_mean(values: paddle.Tensor) -> list[float]:
     """The mean of a small tensor over the processes, as numbers."""
-    return [value / world_size() for value in all_reduce_sum(values.astype("float64").numpy().tolist())]
+    wait_for_all()
+    return (all_reduce(values.astype("float64")).numpy() / world_size()).tolist()
 
 
 def gather_objects(items: list[T]) -> list[T]:

@@ -2,10 +2,10 @@
 
 A process that dies is noticed at once, because its connection breaks; one that hangs, or whose host or network is gone,
 when it has been silent for too long. Heartbeats come from a thread of their own, so a process that computes, evaluates
-or writes for an hour is not silent. Without this, the others would wait in a collective: gloo (CPUs) gives up when any
-one of them is 30 seconds late, dead or only slow, and nothing sets that time (PADDLE_PG_TIMEOUT, in milliseconds, 30
-minutes unless set, is for NCCL only). So the connections also serve as a barrier without a limit, before a gloo
-operation.
+or writes for an hour is not silent; only a native call that holds Python's lock is (see `hang`). Without this, the
+others would wait in a collective: gloo (CPUs) gives up when any one of them is 30 seconds late, dead or only slow, and
+nothing sets that time (PADDLE_PG_TIMEOUT, in milliseconds, 30 minutes unless set, is for NCCL only). So the connections
+also serve as a barrier without a limit, before a gloo operation.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from passl_densecl.distributed.hang import HangWatch
 from passl_densecl.errors import RunError
 
 LEAVE_WITHIN = 10.0  # seconds for the main thread to end by itself when another process is lost
-_CONTINUE = "Whole checkpoints stay whole; continue with --resume auto when every process can be started again"
+CONTINUE = "Whole checkpoints stay whole; continue with --resume auto when every process can be started again"
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Peers:
         *,
         main: bool,
         limit: float,
+        hang_watch: HangWatch | None = None,
         exit_with: Callable[[int], object] = os._exit,
     ) -> None:
         """Starts the thread.
@@ -60,9 +62,10 @@ class Peers:
             names: names of their processes for messages.
             main: whether this is the first process.
             limit: seconds of silence after which a process counts as lost.
+            hang_watch: what ends this process where its threads cannot run.
         """
         self._connections = {rank: _Connection(connection, names[rank]) for rank, connection in connections.items()}
-        self._main, self._limit, self._exit = main, limit, exit_with
+        self._main, self._limit, self._exit, self._hang_watch = main, limit, exit_with, hang_watch
         self._changed = threading.Condition()
         self._uninterrupted = threading.Lock()
         self._barriers = 0
@@ -127,6 +130,7 @@ class Peers:
         beat = min(5.0, self._limit / 10)
         beaten = 0.0
         while not self._closed and not self.lost:
+            self._sign_of_life()
             if time.monotonic() - beaten >= beat:
                 self._send(".")
                 beaten = time.monotonic()
@@ -143,6 +147,12 @@ class Peers:
                     self._mark_lost(f"{connection.name} has sent no heartbeat for {now - connection.heard:.0f} s")
         if self.lost:
             self._exit_if_stuck()
+        if self._hang_watch is not None:
+            self._hang_watch.close()
+
+    def _sign_of_life(self) -> None:
+        if self._hang_watch is not None:
+            self._hang_watch.sign()
 
     def _receive(self, connection: _Connection, now: float) -> None:
         try:
@@ -173,19 +183,19 @@ class Peers:
         if self._main:
             self._send(f"lost {what}")
         with self._changed:
-            self.lost = what if what.endswith(_CONTINUE) else f"{what}. {_CONTINUE}"
+            self.lost = what if what.endswith(CONTINUE) else f"{what}. {CONTINUE}"
             self._changed.notify_all()
 
     def _exit_if_stuck(self) -> None:
         """The main thread ends by its own exception, unless it hangs in native code."""
         deadline = time.monotonic() + LEAVE_WITHIN
-        while time.monotonic() < deadline:
-            if self._closed:
+        while not self._closed:
+            self._sign_of_life()
+            if time.monotonic() > deadline and self._uninterrupted.acquire(timeout=1) and not self._closed:
+                print(self.lost, file=sys.stderr, flush=True)
+                self._exit(3)
                 return
             time.sleep(0.05)
-        if self._uninterrupted.acquire(timeout=600) and not self._closed:
-            print(self.lost, file=sys.stderr, flush=True)
-            self._exit(3)
 
 
 # ---------------------------------------------------------------- getting connected

@@ -18,7 +18,8 @@ import paddle.distributed
 
 from passl_densecl.distributed import collectives
 from passl_densecl.distributed.collectives import any_process, barrier, gather_rows, is_main, rank, world_size
-from passl_densecl.distributed.peers import Peers, accept_all, connect, listen
+from passl_densecl.distributed.hang import HangWatch
+from passl_densecl.distributed.peers import CONTINUE, LEAVE_WITHIN, Peers, accept_all, connect, listen
 from passl_densecl.errors import RunError
 from passl_densecl.tensors import to_tensor
 
@@ -28,8 +29,8 @@ START_WITHIN = 600.0  # seconds for the first process to start; Paddle makes it 
 def start(limit: float = 60) -> None:
     """Join the other processes (NCCL on GPUs, gloo on CPUs) and watch that they stay alive. A single process: nothing.
 
-    A process that dies, or sends no heartbeat for `limit` seconds, ends the others: with a RunError, or with exit code
-    3 where they hang in native code.
+    A process that dies, or sends no heartbeat for `limit` seconds, ends the others: with a RunError, with exit code 3
+    where they hang in native code, and by SIGKILL where that native code holds Python's lock.
     """
     if world_size() > 1 and not paddle.distributed.is_initialized():
         _wait_for_first()
@@ -130,7 +131,8 @@ def _watch(limit: float) -> None:
             f"processes cannot reach port {port} of the first one: one that dies may not be noticed", stacklevel=3
         )
         return
-    collectives.peers = Peers(connections, names, main=is_main(), limit=limit)
+    hang_watch = HangWatch(connections, names, limit=limit + LEAVE_WITHIN, advice=CONTINUE)
+    collectives.peers = Peers(connections, names, main=is_main(), limit=limit, hang_watch=hang_watch)
 
 
 def _leave(error: BaseException | None = None) -> None:

@@ -51,9 +51,9 @@ class Guard:
     So there a gradient counts only when the scale is at its floor (1); a loss always counts.
 
     Cost: one pass over the gradients, beside the forward and backward pass of a whole batch (0.1 to 0.5 % on a CPU),
-    and one number that the host waits for before the optimizer. On a GPU that wait lets the device idle while the host
-    launches the optimizer's first kernels, a few milliseconds per step. It is accepted: without it the bad step is in
-    the weights.
+    and a few numbers that the host waits for before the optimizer, among them whether a process was asked to stop. On a
+    GPU that wait lets the device idle while the host launches the optimizer's first kernels, a few milliseconds per
+    step. It is accepted: without it the bad step is in the weights.
     """
 
     def __init__(
@@ -82,17 +82,21 @@ class Guard:
 
     @paddle.no_grad()
     def _finite(self, losses: Sequence[Losses], keys: Keys) -> bool:
-        """Whether everything is finite in every process.
+        """Whether everything is finite in every process; tells `run.stop` whether any process was asked to stop.
 
         A sum is finite only if all its terms are; it could also overflow, of gradients beyond 1e30, which are as bad.
+        The one kernel that `paddle.amp.GradScaler` has for it sets gradients to 0: subnormal ones and those beside NaN.
         """
         values = [value for each in losses for value in each.values()]
         values += [keys.global_vector.sum(), self._statistics.values().sum()]
         if keys.dense_mean is not None:
             values.append(keys.dense_mean.sum())
         gradients = [weight.grad.sum() for weight in self._trained.values() if weight.grad is not None]
-        sums = paddle.stack([paddle.stack(values).sum(), paddle.stack(gradients).sum()])
-        values_finite, gradients_finite = np.isfinite(dist.all_reduce(sums).numpy())
+        asked = paddle.full([], float(self._run.stop.signal is not None))
+        sums = paddle.stack([paddle.stack(values).sum(), paddle.stack(gradients).sum(), asked])
+        numbers = dist.all_reduce(sums).numpy()
+        self._run.stop.asked_anywhere = bool(numbers[2] > 0)
+        values_finite, gradients_finite, _ = np.isfinite(numbers)
         return bool(values_finite and (gradients_finite or self._scaler_copes()))
 
     def _scaler_copes(self) -> bool:

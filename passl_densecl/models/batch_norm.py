@@ -57,4 +57,4 @@ class ChainedStatistics:
     @paddle.no_grad()
     def _put(self, values: paddle.Tensor) -> None:
         for statistic, value in zip(self._statistics, paddle.split(values, self._sizes), strict=True):
-            statistic.set_value(value)
+            paddle.assign(value, statistic)  # on the device; `set_value` of Paddle 2.6 goes through the host

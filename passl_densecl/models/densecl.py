@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -38,16 +38,10 @@ class Projections:
     dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
     dense_mean: paddle.Tensor | None = None  # (B, D) unit vectors: mean of the dense ones before normalization
 
-    def rows(self, index: slice | paddle.Tensor) -> Projections:
+    def rows(self, index: slice) -> Projections:
         """The projections of some of the images."""
-        if isinstance(index, slice):
-            return self.map(lambda part: part[index])
-        return self.map(lambda part: paddle.gather(part, index))
-
-    def map(self, function: Callable[[paddle.Tensor], paddle.Tensor]) -> Projections:
-        """The function applied to every part that is not None."""
         parts = (self.global_vector, self.features, self.dense, self.dense_mean)
-        return Projections(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
+        return Projections(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
 
     @staticmethod
     def concat(parts: list[Projections]) -> Projections:
@@ -165,9 +159,12 @@ class DenseCL(nn.Layer):
         in micro-batches and put back afterwards, so that a query and its key never share one BatchNorm batch by
         position. None leaves them in place.
         """
+        forth = back = None
+        if order is not None:  # in one copy and first: it waits for whatever the device has to do
+            forth, back = to_tensor(np.stack([order, np.argsort(order)]))
         self.update_key_encoder()
-        if order is not None:
-            images = dist.exchange_rows(images, order)
+        if forth is not None:
+            images = dist.exchange_rows(images, forth)
         parts = []
         with amp or nullcontext():
             for start in range(0, images.shape[0], micro_batch_size):
@@ -175,16 +172,15 @@ class DenseCL(nn.Layer):
         encoded = Projections.concat(parts)
         global_vector = dist.gather_rows(encoded.global_vector)
         dense_mean = None if encoded.dense_mean is None else dist.gather_rows(encoded.dense_mean)
-        if order is None:
+        if back is None:
             return Keys(encoded, global_vector, dense_mean)
-        back = np.argsort(order)
-        own, places = dist.own_rows(len(order)), to_tensor(back)
-        global_vector = paddle.gather(global_vector, places)
-        local = Projections(global_vector[own])
-        if dense_mean is not None:
-            dense_mean = paddle.gather(dense_mean, places)
-            local = encoded.map(lambda part: dist.exchange_rows(part, back))
-        return Keys(local, global_vector, dense_mean)
+        own = dist.own_rows(global_vector.shape[0])
+        global_vector = paddle.gather(global_vector, back)
+        if dense_mean is None or encoded.features is None or encoded.dense is None:
+            return Keys(Projections(global_vector[own]), global_vector, None)
+        dense_mean = paddle.gather(dense_mean, back)
+        features, dense = (dist.exchange_rows(part, back) for part in (encoded.features, encoded.dense))
+        return Keys(Projections(global_vector[own], features, dense, dense_mean[own]), global_vector, dense_mean)
 
     def forward(
         self, images: paddle.Tensor, key: Projections, loss_lambda: float, amp: AbstractContextManager | None = None

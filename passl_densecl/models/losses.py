@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import paddle
@@ -10,6 +12,30 @@ from paddle.autograd import PyLayer
 
 # Logits that exist at one time. On a CPU they should stay in its cache; a GPU wants fewer, larger kernels.
 _LOGITS_AT_ONCE = {"cpu": 2**21, "gpu": 2**24}
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within it, float32 matrix products on a GPU are float32: not TF32, whose factors have 10 bits after the point
+    instead of 23, which Paddle takes on GPUs since Ampere.
+    """
+    core = paddle.base.core
+    if not hasattr(core, "set_cublas_switch"):  # a build for CPUs
+        yield
+        return
+    before = core.get_cublas_switch()
+    core.set_cublas_switch(False)
+    try:
+        yield
+    finally:
+        core.set_cublas_switch(before)
+
+
+def is_float32_exact() -> bool:
+    """Whether the device keeps that promise, by a product whose factors have 12 bits after the point."""
+    with exact_float32():
+        product = paddle.matmul(paddle.full([256, 256], 1 + 2**-12), paddle.full([256, 256], 2**-8))
+    return bool((product == 1 + 2**-12).all())
 
 
 @paddle.no_grad()
@@ -21,7 +47,9 @@ def match(query_features: paddle.Tensor, key_features: paddle.Tensor) -> paddle.
     """
     query, key = _float32(query_features), _float32(key_features)
     lengths = key.norm(p=2, axis=1, keepdim=True).clip(min=1e-12)  # (B, 1, S)
-    return (paddle.matmul(query, key, transpose_x=True) / lengths).argmax(axis=2)
+    with exact_float32():
+        similarity = paddle.matmul(query, key, transpose_x=True)
+    return (similarity / lengths).argmax(axis=2)
 
 
 def _float32(values: paddle.Tensor) -> paddle.Tensor:
@@ -43,10 +71,10 @@ def info_nce(
     """(N, D), (N, D), (K, D) unit vectors → mean InfoNCE and the share of queries whose positive beats every negative.
 
     The cross-entropy of [query·positive, query·negatives] / temperature with the positive as the right class; chance is
-    ln(K+1). Float32 throughout, inside `auto_cast` too. Gradient reaches `query` only. The N×K logits never exist as a
+    ln(K+1). Exact float32, inside `auto_cast` too. Gradient reaches `query` only. The N×K logits never exist as a
     whole: beside the arguments the memory needed does not grow with K.
     """
-    with paddle.amp.auto_cast(enable=False):
+    with paddle.amp.auto_cast(enable=False), exact_float32():
         return _InfoNCE.apply(
             query.astype("float32"), positive.astype("float32"), negatives.astype("float32"), temperature
         )

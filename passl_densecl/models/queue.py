@@ -36,4 +36,5 @@ class Queue(nn.Layer):
             raise ValueError(f"a queue of {self.length} cannot take {count} keys at once")
         rows = (self.pointer + paddle.arange(count, dtype="int64")) % self.length
         paddle.scatter_(self.keys, rows, keys.astype("float32"), overwrite=True)
-        self.pointer.set_value((self.pointer + count) % self.length)
+        # On the device; `set_value` of Paddle 2.6 goes through the host.
+        paddle.assign((self.pointer + count) % self.length, self.pointer)

@@ -30,6 +30,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.asked_anywhere: bool | None = None  # of all processes, where the loop exchanges that with other numbers
         self._flags: paddle.Tensor | None = None
         self._before: dict[int, object] = {}
         self._begun = False
@@ -62,11 +63,12 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether any process was asked to stop; every process must call it at the same place, once per step.
 
-        Several processes exchange flags and read those of the call before: waiting for this call's would idle the
-        device.
+        Several processes exchange flags and read those of the call before, unless the loop has set `asked_anywhere`.
         """
         if dist.world_size() == 1:
             return self.signal is not None
+        if self.asked_anywhere is not None:
+            return self.asked_anywhere
         before, self._flags = self._flags, dist.count_flags(self.signal is not None)
         return before is not None and bool(before.numpy() > 0)
 

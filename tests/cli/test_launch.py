@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import paddle
 import pytest
 
 from passl_densecl.cli.launch import Devices, parse_devices
@@ -20,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(folder: Path, *words: object) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "passl_densecl", "train", *map(str, words), "--devices", "cpu:2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # What a machine with one GPU has: Paddle's launcher takes it as the number of devices.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "0"}
     return subprocess.Popen(
         line, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -64,9 +66,17 @@ def test_a_refused_start_says_it_once_and_leaves_no_folder(photos, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_devices():
+def test_devices(monkeypatch):
     assert parse_devices("cpu") == Devices(processes=1)
     assert parse_devices("cpu:3") == Devices(processes=3)
     for text in ("cpu:0", "cuda", "0,,1", "gpu"):
         with pytest.raises(InputError, match="expected numbers of GPUs"):
             parse_devices(text)
+    monkeypatch.setattr(paddle.device, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1)
+    assert parse_devices("all") == parse_devices("0") == Devices((0,))
+    with pytest.raises(InputError, match="--devices 0,1: this Paddle sees 1 GPU; expected --devices 0, or cpu:2"):
+        parse_devices("0,1")
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 4)
+    with pytest.raises(InputError, match="sees 4 GPUs; expected different numbers from 0 to 3"):
+        parse_devices("3,4")

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
 from passl_densecl.distributed import collectives as dist
@@ -109,20 +110,22 @@ def launch(code: str, folder: Path, processes: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("processes", [3, 4])
-def test_rows_go_to_the_process_that_wants_them_and_all_stop_when_one_is_asked(tmp_path, processes):
-    launch(COLLECTIVES, tmp_path, processes)
+def test_rows_go_to_the_process_that_wants_them_and_all_stop_when_one_is_asked(tmp_path):
+    launch(COLLECTIVES, tmp_path, 3)
 
 
-@pytest.mark.parametrize("processes", [2, 4, 6, 8, 10])
-def test_partners_meet_in_pairs(monkeypatch, processes):
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(processes))
-
-    def partners(rank):
-        monkeypatch.setenv("PADDLE_TRAINER_ID", str(rank))
-        return dist._partners()
-
-    turns = [partners(rank) for rank in range(processes)]
-    for rank, others in enumerate(turns):
-        assert sorted(others) == [other for other in range(processes) if other != rank]
-        assert [turns[other][turn] for turn, other in enumerate(others)] == [rank] * (processes - 1)
+def test_rows_travel_by_all_gather_alone_and_no_index_array_is_empty(monkeypatch):
+    """On Paddle 2.6 with NCCL, what batch_isend_irecv receives is read before it has arrived, and gather fails on an
+    empty index array: of the published recipe's 256 images, 8 % of the steps leave a process none of its own."""
+    whole, gather, indices = paddle.arange(256), paddle.gather, []
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "8")
+    monkeypatch.setattr(paddle.distributed, "batch_isend_irecv", None)
+    monkeypatch.setattr(paddle.distributed, "all_gather", lambda parts, rows: parts.extend(paddle.split(whole, 8)))
+    monkeypatch.setattr(paddle, "gather", lambda rows, index: (indices.append(index), gather(rows, index))[1])
+    for step in range(16):  # a process is left alone in the last one
+        order = np.random.default_rng([0, step, 0x5AFF1E]).permutation(256)
+        for process in range(8):
+            monkeypatch.setenv("PADDLE_TRAINER_ID", str(process))
+            own = dist.own_rows(256)
+            assert dist.exchange_rows(whole[own], order).tolist() == order[own].tolist()
+    assert {len(index) for index in indices} == {32}

@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
+from passl_densecl.models import losses
 from passl_densecl.models.losses import gather_matches, info_nce, info_nce_plain, match
 
 
@@ -100,3 +101,23 @@ def test_match_recovers_a_permutation():
 def test_no_gradient_passes_the_match():
     features = paddle.to_tensor(unit((1, 4, 3), 15, axis=1), stop_gradient=False)
     assert match(features, features).stop_gradient
+
+
+def test_similarities_are_exact_float32_on_gpus_too(monkeypatch):
+    """Paddle's switch decides at every product whether its factors may be TF32."""
+    state = {"tf32": True}
+    monkeypatch.setattr(paddle.base.core, "get_cublas_switch", lambda: state["tf32"], raising=False)
+    monkeypatch.setattr(paddle.base.core, "set_cublas_switch", lambda on: state.update(tf32=on), raising=False)
+    matmul, seen = paddle.matmul, []
+
+    def watched(*tensors, **options):
+        seen.append(state["tf32"])
+        return matmul(*tensors, **options)
+
+    monkeypatch.setattr(paddle, "matmul", watched)
+    assert losses.is_float32_exact()
+    vectors = paddle.randn([4, 8])
+    losses.info_nce(vectors, vectors, vectors, 0.2)
+    losses.match(paddle.randn([2, 8, 5]), paddle.randn([2, 8, 5]))
+    assert seen == [False] * 4
+    assert state == {"tf32": True}

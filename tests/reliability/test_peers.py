@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -125,6 +128,50 @@ def test_a_hanging_main_thread_is_ended(group):
         assert two.exits == []
     time.sleep(0.5)
     assert two.exits == [(0, 3)]
+
+
+HANGS = """
+import ctypes, socket, sys, threading, time
+from passl_densecl.distributed.hang import HangWatch
+from passl_densecl.distributed.peers import Peers
+
+server = socket.create_server(("127.0.0.1", 0))
+theirs = socket.create_connection(server.getsockname())
+ours, names = server.accept()[0], {1: "process 1 of 2 (host a, pid 7)"}
+watch = HangWatch({1: ours}, names, limit=3, advice="Continue with --resume auto")
+peers = Peers({1: ours}, names, main=True, limit=3, hang_watch=watch)
+
+def beat():
+    while True:
+        theirs.sendall(b".\\n")
+        time.sleep(0.2)
+
+threading.Thread(target=beat, daemon=True).start()
+print("begun", flush=True)
+library = ctypes.PyDLL(None)  # whose functions are called with Python's lock held
+sys.stdin.readline()
+if sys.argv[1] == "dead":
+    library.shutdown(theirs.fileno(), 2)
+library.sleep(60)
+"""
+
+
+def test_a_native_call_that_holds_pythons_lock_is_ended_and_ctrl_z_is_not():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    trainers = {peer: subprocess.Popen([sys.executable, "-c", HANGS, peer], **pipes) for peer in ("dead", "alive")}
+    for trainer in trainers.values():
+        assert trainer.stdout.readline() == "begun\n", trainer.communicate()
+        trainer.send_signal(signal.SIGSTOP)
+    time.sleep(4)  # longer than the limit
+    for trainer in trainers.values():
+        trainer.send_signal(signal.SIGCONT)
+        assert trainer.poll() is None
+    errors = {peer: trainer.communicate("go\n", timeout=30)[1] for peer, trainer in trainers.items()}
+    assert [trainer.returncode for trainer in trainers.values()] == [-signal.SIGKILL] * 2
+    waits = "This process waits in a native call that holds Python's lock; killed after"
+    assert errors["dead"].startswith("process 1 of 2 (host a, pid 7) is gone: killed, or crashed")
+    assert waits in errors["dead"]
+    assert errors["alive"].startswith(f"no answer. {waits} 3 s. Continue with --resume auto")
 
 
 def test_strangers_are_rejected():
