@@ -113,9 +113,9 @@ def explain(message: str, capability: tuple[int, int]) -> str:
     """What Paddle's message about a GPU means, and what to do."""
     shown = f"compute capability {capability[0]}.{capability[1]}"
     build = f"Paddle {paddle.__version__} for CUDA {paddle.version.cuda()}"
-    library = re.search(r"library \(?(lib[A-Za-z]+\.so[.\d;]*)|(lib[A-Za-z]+\.so[.\d]*): cannot open", message)
+    library = re.search(r"library \(lib(\w+)\.so|lib(\w+)\.so[.\d]*: cannot open|load (\w+) shared library", message)
     if library:
-        return f"the library {library[1] or library[2]} that {build} opens is missing or does not fit"
+        return f"the library lib{library[library.lastindex or 0]}.so that {build} opens is missing or does not fit"
     if re.search(r"no kernel image|invalid device function|CUDA error\((209|98|8)\)|PTX", message) or (
         message.startswith("it computed")
     ):

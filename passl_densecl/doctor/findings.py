@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -46,13 +47,13 @@ class Finding:
 
 def without_private(text: str) -> str:
     """The text with the home folder, the working folder, Python's folder, the user's and the host's name left out."""
-    shown = [(str(Path.cwd()), "."), (sys.prefix, "PYTHON"), (str(PACKAGE.parent), "PACKAGE"), (str(Path.home()), "~")]
+    shown = {str(Path.cwd()): ".", str(Path.home()): "~", sys.prefix: "PYTHON", str(PACKAGE.parent): "PACKAGE"}
     with suppress(KeyError, OSError):  # a user without a name
-        shown.append((getpass.getuser(), "USER"))
-    shown.append((platform.node(), "HOST"))
-    for private, instead in shown:
-        if len(private) > 3:
-            text = text.replace(private, instead)
+        shown[getpass.getuser()] = "USER"
+    shown[platform.node()] = "HOST"
+    for private in sorted(shown, key=len, reverse=True):  # a folder before the one that it is in
+        if len(private) > 3 and private != "root":
+            text = re.sub(rf"(?<!\w){re.escape(private)}(?!\w)", shown[private], text)
     return text
 
 
