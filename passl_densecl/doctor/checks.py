@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from passl_densecl.distributed.driver import Driver, Gpu
-from passl_densecl.doctor.findings import Finding, ask, each
+from passl_densecl.distributed.driver import read_driver
+from passl_densecl.doctor.findings import Finding, Status, ask, each
 from passl_densecl.text import megabytes, quantity
 
 GIB = 2**30
@@ -71,9 +71,9 @@ def inspect() -> Iterator[Finding]:
 
 def python() -> Finding:
     text = f"{platform.python_version()}, {platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}"
-    if (3, 10) <= sys.version_info[:2] <= (3, 13) and platform.system() == "Linux":
-        return Finding("ok", "python", text)
-    return Finding("warning", "python", text, "tested with Python 3.10 to 3.13 on Linux (2.6.2 for GPUs: up to 3.12)")
+    tested = (3, 10) <= sys.version_info[:2] <= (3, 13) and platform.system() == "Linux"
+    remedy = "tested with Python 3.10 to 3.13 on Linux (Paddle 2.6.2 for GPUs: up to 3.12)"
+    return Finding("ok" if tested else "warning", "python", text, remedy)
 
 
 def installed(name: str) -> str | None:
@@ -90,16 +90,7 @@ def build() -> tuple[dict[str, Any] | None, str]:
     return ask(BUILD)
 
 
-@cache
-def nvidia() -> Driver:
-    found, why = ask(
-        "import dataclasses, json; from passl_densecl.distributed.driver import read_driver;"
-        "print(json.dumps(dataclasses.asdict(read_driver())))"
-    )
-    if found is None:
-        return Driver(problem=f"asking the NVIDIA driver failed: {why}")
-    each_gpu = (Gpu(gpu["name"], gpu["memory"], tuple(gpu["capability"])) for gpu in found["gpus"])
-    return Driver(found["cuda"] and tuple(found["cuda"]), tuple(each_gpu), found["problem"])
+nvidia = cache(read_driver)
 
 
 def packages() -> Iterator[Finding]:
@@ -109,47 +100,37 @@ def packages() -> Iterator[Finding]:
     present = [f"{name} {version}" for name, version in found if version]
     again = present[0].replace(" ", "==") if present else "paddlepaddle"
     if trap:
-        yield Finding(
-            "problem",
-            "package paddle",
-            f"'paddle' {trap} of PyPI is another project, in the same folder as PaddlePaddle",
-            f"$ python -m pip uninstall -y paddle {again.partition('=')[0]} && python -m pip install {again}",
-        )
+        text = f"'paddle' {trap} of PyPI is another project, in the same folder as PaddlePaddle"
+        remedy = f"$ python -m pip uninstall -y paddle {again.partition('=')[0]} && python -m pip install {again}"
+        yield Finding("problem", "package paddle", text, remedy)
     if len(present) == 2:
-        yield Finding(
-            "problem",
-            "paddle",
-            f"{' and '.join(present)} overwrite each other",
-            "remove both, then install one:\n$ python -m pip uninstall -y paddlepaddle paddlepaddle-gpu",
-        )
+        remedy = "remove both, then install one:\n$ python -m pip uninstall -y paddlepaddle paddlepaddle-gpu"
+        yield Finding("problem", "paddle", f"{' and '.join(present)} overwrite each other", remedy)
     facts, why = build()
     if facts:
         cuda = f"CUDA {facts['cuda']}, cuDNN {facts['cudnn']}" if has_cuda() else "built for CPUs"
         nccl = f", NCCL {facts['nccl']}" if has_cuda() and facts["nccl"] else ""
         yield Finding("ok", "paddle", f"{present[0] if present else facts['paddle']}: {cuda}{nccl}", figures=facts)
-    elif not present:
+    elif present:
+        remedy = f"is numpy or opencv below at fault? Else:\n$ python -m pip install --force-reinstall {again}"
+        yield Finding("problem", "paddle", f"{' and '.join(present)} cannot be imported: {why}", remedy)
+    else:
         remedy = "$ python -m pip install 'passl_densecl[cpu]'    (or [gpu]; 'paddle' on PyPI is another project)"
         yield Finding("problem", "paddle", "PaddlePaddle is not installed", remedy)
-    else:
-        remedy = "if the message below names numpy or cv2, see there; else install it anew"
-        yield Finding("problem", "paddle", f"{' and '.join(present)} cannot be imported: {why}", remedy)
     yield from numbers_and_images(facts, again)
 
 
 def numbers_and_images(facts: dict[str, Any] | None, paddle: str) -> Iterator[Finding]:
     """numpy and OpenCV, and whether this Paddle works with them."""
-    old = "==2." in paddle
+    old, this = "==2." in paddle, paddle.replace("==", " ")
     pin = "'numpy<2' 'opencv-python-headless<4.12'" if old else "'numpy<2.4'"
-    numpy, remedy = installed("numpy") or "missing", f"$ python -m pip install {pin}"
-    limit = (2, 0) if old else (2, 4)
-    unfit = numpy != "missing" and tuple(map(int, numpy.split(".")[:2])) >= limit
+    numpy = installed("numpy") or "0.0"
+    unfit = not (1, 0) <= tuple(map(int, numpy.split(".")[:2])) < ((2, 0) if old else (2, 4))
+    status: Status = "warning" if unfit and facts else "problem" if unfit else "ok"
+    text = numpy + (f", expected {pin} with {this}" if unfit else "")
     if facts and facts["conversion"]:
-        failure = f"{numpy}: float() of a tensor of one number fails in {paddle} ({facts['conversion']})"
-        yield Finding("problem", "numpy", failure, remedy)
-    elif unfit or numpy == "missing":
-        yield Finding("warning" if facts else "problem", "numpy", f"{numpy}, expected {pin} with {paddle}", remedy)
-    else:
-        yield Finding("ok", "numpy", numpy)
+        status, text = "problem", f"{numpy}: float() of a tensor of one number fails in {this} ({facts['conversion']})"
+    yield Finding(status, "numpy", text, f"$ python -m pip install {pin}")
     names = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
     kinds = [f"{name} {version}" for name in names if (version := installed(name))]
     _, why = ask("import cv2; print(1)")
@@ -180,21 +161,18 @@ def driver() -> Finding:
 
 def gpus() -> Iterator[Finding]:
     """Each GPU, and whether this Paddle computes on it: tried in a process of its own."""
-    facts, _ = build()
     for number, gpu in enumerate(nvidia().gpus):
         capability = ".".join(map(str, gpu.capability))
         text = f"{gpu.name}, {gpu.memory / GIB:.0f} GiB, compute capability {capability}"
         figures = {"gpu": gpu.name, "memory": gpu.memory, "capability": capability}
-        name = f"gpu {number}"
-        if not facts or not has_cuda():
+        status: Status = "ok"
+        answer, remedy = "this Paddle computes on it", ""
+        if not has_cuda():
+            status, answer = "warning", "not used, this Paddle is built for CPUs"
             remedy = "$ python -m pip uninstall -y paddlepaddle && python -m pip install 'passl_densecl[gpu]'"
-            yield Finding("warning", name, f"{text}: not used, this Paddle is built for CPUs", remedy, figures)
-            continue
-        error, why = ask(COMPUTE, FLAGS_selected_gpus=str(number))
-        if why or error:
-            yield Finding("problem", name, f"{text}: the first kernels fail: {why or error}", "", figures)
-        else:
-            yield Finding("ok", name, f"{text}: this Paddle computes on it", "", figures)
+        elif any(found := ask(COMPUTE, FLAGS_selected_gpus=str(number))):
+            status, answer = "problem", f"the first kernels fail: {found[1] or found[0]}"
+        yield Finding(status, f"gpu {number}", f"{text}: {answer}", remedy, figures)
 
 
 def cuda_libraries() -> Finding:
@@ -238,65 +216,46 @@ def can_open(name: str, versioned: bool) -> bool:
 def cores() -> Finding:
     from passl_densecl.data.workers import available_cores
 
-    count, driven = available_cores(), max(1, len(nvidia().gpus))
-    text = f"{quantity(count, 'core')} may be used"
-    if nvidia().gpus and count < 8 * driven:
-        remedy = "data loading may be slower than the GPU: --self-test measures it; densecl data pack makes it faster"
-        return Finding("warning", "cores", f"{text}, for {quantity(driven, 'GPU')}", remedy)
-    return Finding("ok", "cores", text)
+    count, gpus = available_cores(), len(nvidia().gpus)
+    text = f"{quantity(count, 'core')} may be used" + (f", for {quantity(gpus, 'GPU')}" if gpus else "")
+    remedy = "data loading may be slower than the GPU: --self-test measures it; densecl data pack makes it faster"
+    return Finding("ok" if count >= 8 * gpus else "warning", "cores", text, remedy)
 
 
 def memory() -> Finding:
     with open("/proc/meminfo", encoding="ascii") as file:
         fields = {name: int(value.split()[0]) * 1024 for name, value in (line.split(":", 1) for line in file)}
-    total, free = fields["MemTotal"], fields["MemAvailable"]
-    text = f"{megabytes(free)} of {megabytes(total)} are free"
-    if free >= 4 * GIB:
-        return Finding("ok", "memory", text)
-    return Finding(
-        "warning", "memory", text, "the published recipe takes more: smaller micro_batch_size, fewer workers"
+    free, text = (
+        fields["MemAvailable"],
+        f"{megabytes(fields['MemAvailable'])} of {megabytes(fields['MemTotal'])} are free",
     )
+    remedy = "the published recipe takes more: a smaller micro_batch_size, fewer workers"
+    return Finding("ok" if free >= 4 * GIB else "warning", "memory", text, remedy)
 
 
 def shared_memory() -> Finding:
-    try:
-        size = os.statvfs("/dev/shm")
-    except OSError:
-        return Finding("warning", "/dev/shm", "there is none", "start the container with --shm-size=1g")
-    total = size.f_blocks * size.f_frsize
-    text = f"{megabytes(total)}; data workers use none of it"
-    if total >= GIB:
-        return Finding("ok", "/dev/shm", text)
-    several = len(nvidia().gpus) > 1
+    total = os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else 0
+    status: Status = "ok" if total >= GIB else "problem" if len(nvidia().gpus) > 1 else "warning"
     remedy = "enough for one device; several GPUs exchange data there (NCCL): start the container with --shm-size=1g"
-    return Finding("problem" if several else "warning", "/dev/shm", text, remedy)
+    return Finding(status, "/dev/shm", f"{megabytes(total)}; data workers use none of it", remedy)
 
 
 def disk() -> Finding:
     free = shutil.disk_usage(".").free
-    text = f"{megabytes(free)} free in this folder"
-    if free >= 5 * GIB:
-        return Finding("ok", "disk", text)
-    return Finding(
-        "warning", "disk", text, "three checkpoints of the published recipe take 1.2 GB; set output_dir, or free some"
-    )
+    remedy = "three checkpoints of the published recipe take 1.2 GB: set output_dir, or free some"
+    return Finding("ok" if free >= 5 * GIB else "warning", "disk", f"{megabytes(free)} free in this folder", remedy)
 
 
 def open_files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    text = f"at most {soft:,} at once"
-    if soft >= 1024:
-        return Finding("ok", "open files", text)
-    return Finding("warning", "open files", text, f"$ ulimit -n {min(4096, hard)}")
+    remedy = f"$ ulimit -n {min(4096, hard)}"
+    return Finding("ok" if soft >= 1024 else "warning", "open files", f"at most {soft:,} at once", remedy)
 
 
 def mkl() -> Iterator[Finding]:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        if "AuthenticAMD" not in file.read(8192):
-            return
-    value = os.environ.get("MKL_DEBUG_CPU_TYPE")
-    if value == "5":
-        yield Finding("ok", "MKL", "AMD processor: MKL_DEBUG_CPU_TYPE=5 makes Paddle's CPU kernels fast")
-    else:
-        remedy = "unset it: passl_densecl sets 5, with which Paddle's CPU kernels are three times as fast on AMD"
-        yield Finding("warning", "MKL", f"AMD processor, but MKL_DEBUG_CPU_TYPE is {value}", remedy)
+        if "AuthenticAMD" in file.read(8192):
+            value = os.environ.get("MKL_DEBUG_CPU_TYPE")
+            remedy = "unset it: passl_densecl sets 5, with which Paddle's CPU kernels are three times as fast on AMD"
+            text = f"AMD processor, MKL_DEBUG_CPU_TYPE is {value}"
+            yield Finding("ok" if value == "5" else "warning", "MKL", text, remedy)

@@ -24,7 +24,8 @@ WIDTH = 118
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer of one check. `figures` are for doctor.json; no text names a person, a host or a folder of theirs."""
+    """The answer of one check. The remedy counts unless it is ok; a line of it that begins with $ is a command.
+    `figures` are for doctor.json. No text names a person, a host or a folder of theirs."""
 
     status: Status
     name: str
@@ -33,7 +34,7 @@ class Finding:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """One line; the remedy below it. A line of the remedy that begins with $ is a command and stays whole."""
+        """One line, and the remedy below it."""
         indent = " " * 24
         lines = textwrap.wrap(self.found, WIDTH - 24, break_long_words=False, break_on_hyphens=False)
         for line in self.remedy.splitlines():
@@ -42,7 +43,8 @@ class Finding:
         return f"{self.status:<8} {self.name:<15}" + f"\n{indent}".join(lines)
 
     def without_private(self) -> Finding:
-        return Finding(self.status, self.name, without_private(self.found), without_private(self.remedy), self.figures)
+        remedy = "" if self.status == "ok" else without_private(self.remedy)
+        return Finding(self.status, self.name, without_private(self.found), remedy, self.figures)
 
 
 def without_private(text: str) -> str:

@@ -28,6 +28,7 @@ from passl_densecl.doctor.several import config_of, start, train_steps
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.models.losses import info_nce
 from passl_densecl.tensors import to_tensor
+from passl_densecl.text import quantity
 from passl_densecl.weights.files import read_arrays
 
 SMALL = ("model.depth=18", "model.hidden_dim=64", "model.out_dim=32", "loggers=[]", "report=false", "log_every_steps=1")
@@ -86,13 +87,8 @@ def reference_steps(plan: Plan) -> Iterator[Finding]:
     first, later = _largest(found[:1], expected[:1]), _largest(found, expected)
     text = f"losses of {plan.steps} steps differ from the original's by {first:.1e} at first, {later:.1e} at most"
     good = first <= limits[0] and later <= limits[1]
-    yield Finding(
-        "ok" if good else "problem",
-        "reference",
-        text,
-        "" if good else f"expected at most {limits[0]:g} and {limits[1]:g}: do not train here; report this page",
-        {"losses": found},
-    )
+    remedy = f"expected at most {limits[0]:g} and {limits[1]:g}: do not train here, and report this page"
+    yield Finding("ok" if good else "problem", "reference", text, remedy, {"losses": found})
     if plan.gpus:
         paddle.set_device("cpu")
         try:
@@ -114,9 +110,8 @@ def exact_losses(plan: Plan) -> Finding:
     found, _ = info_nce(tensors[0], tensors[1], tensors[2], 0.07)
     error = abs(float(found) - right)
     text = f"the contrastive loss differs from float64 by {error:.1e}"
-    if error < 2e-5:
-        return Finding("ok", "exact losses", text, figures={"error": error})
-    return Finding("warning", "exact losses", f"{text}: its products run in TF32", "$ export NVIDIA_TF32_OVERRIDE=0")
+    remedy = "its products run in TF32:\n$ export NVIDIA_TF32_OVERRIDE=0"
+    return Finding("ok" if error < 2e-5 else "warning", "exact losses", text, remedy, {"error": error})
 
 
 def mixed_precision(plan: Plan) -> Iterator[Finding]:
@@ -182,12 +177,11 @@ def resumed_run(plan: Plan) -> Finding:
     resumed = _run(plan.config("resumed"), resume=str(whole / "checkpoints" / "epoch_0001"))
     ends = [read_arrays(run / "checkpoints" / "epoch_0002" / "model.pdparams") for run in (whole, resumed)]
     same = sum(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])
+    text = f"a resumed run ends with the same bits in {same} of {len(ends[0])} arrays"
     if same == len(ends[0]):
-        return Finding("ok", "resume", f"a resumed run ends with the same bits ({same} arrays)")
+        return Finding("ok", "resume", text)
     close = all(np.allclose(ends[0][name], ends[1][name], rtol=1e-2, atol=1e-3) for name in ends[0])
-    text = (
-        f"{len(ends[0]) - same} of {len(ends[0])} arrays differ in bits after a resume, {'little' if close else 'much'}"
-    )
+    text += f"; the others differ {'little' if close else 'much'}"
     return Finding("ok" if close and plan.gpus else "problem", "resume", text)  # GPU kernels add in any order
 
 
@@ -197,7 +191,8 @@ def speed(plan: Plan) -> Iterator[Finding]:
     if plan.gpus:
         _write_images(plan.folder / "images", 256, 375)
         sizes = ["model.depth=50", "model.hidden_dim=2048", "model.out_dim=128", "data.transforms.0.size=224"]
-        sizes += ["batch_size=64", "micro_batch_size=32", "epochs=8", "model.queue_len=256", "data.num_workers=auto"]
+        sizes += ["batch_size=64", "micro_batch_size=32", "epochs=8", "model.queue_len=256"]
+        sizes += ["data.num_workers=auto", "log_every_steps=4", "checkpoint.every_epochs=8"]
         config = plan.config("speed", *sizes)
         _run(config)
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -218,8 +213,5 @@ def speed(plan: Plan) -> Iterator[Finding]:
     needed = math.ceil(rate / max(0.05, 1 - waited) / each_core)
     text = f"one process reads and augments {each_core:,.0f} images/s of this size: {needed} feed this device"
     figures = {"images_per_second_and_worker": each_core, "workers": needed, "cores_of_a_device": cores}
-    if needed <= cores:
-        yield Finding("ok", "loader", text, figures=figures)
-    else:
-        remedy = "smaller images on disk: densecl data pack --shorter-side 256"
-        yield Finding("warning", "loader", f"{text}, which has {cores} cores", remedy, figures)
+    remedy = f"it has {quantity(cores, 'core')}; smaller images on disk help: densecl data pack --shorter-side 256"
+    yield Finding("ok" if needed <= cores else "warning", "loader", text, remedy, figures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import platform
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from passl_densecl.cli.main import main
 from passl_densecl.distributed.driver import Driver, Gpu
 from passl_densecl.doctor import checks, findings
 from passl_densecl.doctor.findings import Finding, ask, each
@@ -133,17 +131,3 @@ def test_nothing_private_is_on_the_page(monkeypatch, tmp_path):
     monkeypatch.setattr(getpass, "getuser", lambda: "secret-user")
     text = f"{Path.home()}/x {sys.prefix}/lib {Path.cwd()}/y on secret-host of secret-user"
     assert findings.without_private(text) == "~/x PYTHON/lib ./y on HOST of USER"
-
-
-def test_the_page_and_its_json(tmp_path, capsys):
-    file = tmp_path / "doctor.json"
-    code = main(["doctor", "--json", str(file)])
-    printed = capsys.readouterr().out
-    document = json.loads(file.read_text(encoding="utf-8"))
-    assert {"python", "paddle", "numpy", "opencv", "driver", "memory", "disk"} <= {
-        f["name"] for f in document["checks"]
-    }
-    assert code == int(any(finding["status"] == "problem" for finding in document["checks"]))
-    for finding in document["checks"]:
-        assert finding["name"] in printed
-        assert finding["status"] in ("ok", "warning", "problem")
