@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What computes on Paddle's own choice of device, which is a GPU where there is one.
 TESTS = ["tests/models", "tests/distributed", "tests/engine/test_amp.py", "tests/engine/test_guard.py"]
 TESTS += ["tests/engine/test_resume.py", "tests/engine/test_distributed.py", "tests/evaluation", "tests/doctor"]
-SMALL_TESTS = ["tests/models/test_queue.py"]
+SMALL_TESTS = ["tests/test_schedules.py"]
 SMALL_STEP = ["--depth", "18", "--size", "32", "--batch", "2", "--queue-len", "128", "--rounds", "1"]
 
 
