@@ -7,8 +7,8 @@ loader    batches from worker processes: against one core without them, and whet
 memory    of one GPU in a pre-training step, by arithmetic
 device    a step on a GPU (or the CPU): DenseCL against MoCo-v2 in every precision, its memory, sizes of chunks
 
-All but the last two are measured on the CPU. Each table says its clock: CPU time of the process where one thread computes
-(other programs disturb it little), wall time where waiting is part of the answer.
+All but the last two are measured on the CPU. Each table says its clock: CPU time of the process where one thread
+computes (other programs disturb it little), wall time where waiting is part of the answer.
 """
 
 from __future__ import annotations
