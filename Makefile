@@ -100,6 +100,10 @@ fuzz: install    ## hostile configs, overrides, weights, packs and lists, ten th
 soak: install    ## an hour of training: memory and open files of every process, ten resumes (MINUTES=...)
 	$(RUN) tests/reliability/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 
+.PHONY: test-gpu
+test-gpu:        ## tests, self-test and benchmarks with PYTHON=... that has a Paddle for GPUs, as a page gpu.md (DATA=DIR)
+	$(PYTHON) -m tests.gpu $(if $(DATA),--data $(DATA))
+
 lint: install    ## style, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .

@@ -5,9 +5,10 @@ loss      the contrastive loss and its gradient: against concatenating all logit
 step      one training step: DenseCL against MoCo-v2; also several processes, plain torch, where the time goes
 loader    batches from worker processes: against one core without them, and whether memory stays flat
 memory    of one GPU in a pre-training step, by arithmetic
+device    a step on a GPU (or the CPU): DenseCL against MoCo-v2 in every precision, its memory, sizes of chunks
 
-Everything is measured on the CPU. Each table says its clock: CPU time of the process where one thread computes (other
-programs disturb it little), wall time where waiting is part of the answer.
+All but the last two are measured on the CPU. Each table says its clock: CPU time of the process where one thread
+computes (other programs disturb it little), wall time where waiting is part of the answer.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import sys
 from pathlib import Path
 
 import passl_densecl
-from benchmarks import data, loader, loss, memory, step
+from benchmarks import data, device, loader, loss, memory, step
 from benchmarks.measure import machine
 from passl_densecl.cli.command import Parser, check_outputs, command
 
-VERBS = {"data": data, "loss": loss, "step": step, "loader": loader, "memory": memory}
+VERBS = {"data": data, "loss": loss, "step": step, "loader": loader, "memory": memory, "device": device}
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

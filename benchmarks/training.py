@@ -16,10 +16,12 @@ import paddle
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
+from passl_densecl.distributed.device import set_device
 from passl_densecl.engine.learner import Learner
 from passl_densecl.engine.pretrain import build_model, encode_keys, forward_backward
 from passl_densecl.models import densecl
 from passl_densecl.models.batch_norm import ChainedStatistics
+from passl_densecl.reliability.log import peak_memory_mb
 from passl_densecl.tensors import to_tensor
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "densecl" / "densecl_r50.yaml"
@@ -29,9 +31,18 @@ class Step:
     """A call is one optimizer step: `micro_batches` of `batch` images, shared by the processes there are."""
 
     def __init__(
-        self, depth: int, size: int, batch: int, queue_len: int, *, dense: bool = True, micro_batches: int = 1
+        self,
+        depth: int,
+        size: int,
+        batch: int,
+        queue_len: int,
+        *,
+        dense: bool = True,
+        micro_batches: int = 1,
+        device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
-        paddle.set_device("cpu")
+        set_device(device)
         process_group.start()
         config = load_config(
             RECIPE,
@@ -41,6 +52,7 @@ class Step:
                 f"batch_size={batch * micro_batches}",
                 f"micro_batch_size={batch}",
                 f"model.loss_lambda={0.5 if dense else 0}",
+                *([] if precision == "float32" else ["amp.enabled=true", f"amp.dtype={precision}"]),
             ],
         )
         assert isinstance(config, PretrainConfig)
@@ -57,7 +69,7 @@ class Step:
         with self._statistics.step():
             keys = encode_keys(self._config, self.model, self._key, self._done)
             losses = forward_backward(self._config, self._learner, self._query, keys, self._config.model.loss_lambda)
-        self.optimizer.step()
+        self._learner.step()
         self.optimizer.clear_grad()
         self.model.enqueue(keys)
         self._done += 1
@@ -70,6 +82,14 @@ def pair(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Callabl
         "densecl": Step(depth, size, batch, queue_len, dense=True),
         "moco_v2": Step(depth, size, batch, queue_len, dense=False),
     }
+
+
+def on_device(
+    depth: int, size: int, batch: int, queue_len: int, dense: bool, device: str, precision: str
+) -> dict[str, Callable[[], float]]:
+    """One of them alone on a device, and the most memory, in MiB, that it has taken."""
+    step = Step(depth, size, batch, queue_len, dense=dense, device=device, precision=precision)
+    return {"step": step, "peak memory": peak_memory_mb}
 
 
 def shared(depth: int, size: int, batch: int, queue_len: int, micro_batches: int) -> dict[str, Callable[[], float]]:

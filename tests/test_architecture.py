@@ -21,7 +21,7 @@ LAYERS = [
     {"evaluation", "export", "integrations", "reliability"},
     {"visualize"},
     {"engine"},  # which evaluates while it trains, and writes a report at its end
-    {"api"},
+    {"api", "doctor"},
     {"cli"},
     {"__main__"},
     {"benchmarks"},

@@ -294,7 +294,7 @@ def _choose_device(device: str | None) -> None:
         raise InputError(f"device {device!r}: expected 'cpu', 'gpu' or 'gpu:1'")
     import paddle
 
-    from passl_densecl.reliability.log import set_device
+    from passl_densecl.distributed.device import set_device
 
     set_device(kind)
     if number:

@@ -287,10 +287,10 @@ def processes(config: PretrainConfig) -> int:
 
 def measure(weights: str, checkpoint: str, overrides: list[str], images: Images) -> dict[str, float]:
     """What needs no training, for the weights of a checkpoint or for `random` ones; runs in a process of its own."""
+    from passl_densecl.distributed.device import set_device
     from passl_densecl.evaluation.correspondence import ViewSampling, correspondence_accuracy
     from passl_densecl.evaluation.features import load_backbone, pooled_features
     from passl_densecl.evaluation.knn import knn_accuracy
-    from passl_densecl.reliability.log import set_device
 
     warnings.filterwarnings("ignore", message="When training, we now always track")  # BatchNorm, and it is meant to
     config = pretraining_config(overrides)

@@ -67,13 +67,12 @@ def parse_devices(text: str) -> Devices:
         raise InputError(f"--devices {printable(text)}: expected numbers of GPUs (0,1,2,3), all, cpu or cpu:N")
     import paddle
 
-    present = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
-    if not present:
-        built = "sees no GPU" if paddle.device.is_compiled_with_cuda() else "is built without CUDA"
-        raise InputError(
-            f"--devices {text}: this Paddle ({paddle.__version__}) {built}; install paddlepaddle-gpu and its driver, "
-            "or train on the CPU: --devices cpu:2"
-        )
+    from passl_densecl.distributed.device import gpu_problem
+
+    problem = gpu_problem()
+    if problem:
+        raise InputError(f"--devices {text}: {problem}, or train on the CPU: --devices cpu:2")
+    present = paddle.device.cuda.device_count()
     gpus = tuple(range(present)) if numbers is None else tuple(int(one) for one in numbers[1].split(","))
     if max(gpus) >= present or len(set(gpus)) < len(gpus):
         raise InputError(

@@ -47,6 +47,7 @@ VERBS = {  # verb → (module of passl_densecl.cli, name in it, what it does)
     "data pack": ("pack", "main", "pack a folder of images into one LMDB file"),
     "transfer prepare": ("transfer", "prepare", "weights and a config for a detector or segmenter"),
     "transfer check": ("transfer", "check", "compare a config with the published protocol"),
+    "doctor": ("doctor", "main", "is this machine ready to train? what is missing?"),
     "demo": ("demo", "main", "the whole way on real photographs, in minutes"),
 }
 GROUPS = {  # verbs of two words; and those that have moved, for the doors of a clone

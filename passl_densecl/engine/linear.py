@@ -20,6 +20,7 @@ from passl_densecl.data.loader import EvaluationLoader, LabeledLoader
 from passl_densecl.disk import make_writable, whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
+from passl_densecl.distributed.device import set_device
 from passl_densecl.engine.learner import Learner, amp_context
 from passl_densecl.engine.record import check_classes
 from passl_densecl.engine.run import NO_BEST, Resume, Run, open_run
@@ -28,7 +29,7 @@ from passl_densecl.errors import InputError, option
 from passl_densecl.models import LinearClassifier
 from passl_densecl.reliability.bad_images import BadImages
 from passl_densecl.reliability.checkpoint import Checkpoints
-from passl_densecl.reliability.log import SilentLog, set_device
+from passl_densecl.reliability.log import SilentLog
 from passl_densecl.reliability.pictures import first_views
 from passl_densecl.weights.files import weights_file
 from passl_densecl.weights.load import load_strict

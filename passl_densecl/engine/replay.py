@@ -15,6 +15,7 @@ import paddle
 
 from passl_densecl.config import PretrainConfig
 from passl_densecl.distributed import collectives as dist
+from passl_densecl.distributed.device import set_device
 from passl_densecl.engine.guard import BATCH, REPORT
 from passl_densecl.engine.learner import Learner, trained
 from passl_densecl.engine.pretrain import build_model, encode_keys, forward_backward, key_order
@@ -22,7 +23,6 @@ from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL
 from passl_densecl.reliability import checkpoint as checkpoint_files
 from passl_densecl.reliability.checkpoint import Checkpoint
-from passl_densecl.reliability.log import set_device
 from passl_densecl.tensors import to_tensor
 from passl_densecl.text import listed
 

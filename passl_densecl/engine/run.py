@@ -20,6 +20,7 @@ from passl_densecl.data.loader import choose_workers
 from passl_densecl.disk import whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
+from passl_densecl.distributed.device import amp_problem, set_device
 from passl_densecl.engine import record
 from passl_densecl.engine.learner import Learner, check_finite
 from passl_densecl.engine.record import Change
@@ -29,7 +30,7 @@ from passl_densecl.reliability import checkpoint as checkpoint_files
 from passl_densecl.reliability.bad_images import BadImages
 from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, Snapshot
 from passl_densecl.reliability.lock import locked
-from passl_densecl.reliability.log import SilentLog, Stopwatch, open_log, peak_memory_mb, set_device
+from passl_densecl.reliability.log import SilentLog, Stopwatch, open_log, peak_memory_mb
 from passl_densecl.reliability.signals import StopRequest
 from passl_densecl.reliability.watchdog import Watchdog, similarity
 from passl_densecl.transforms import Transform, output_size
@@ -163,10 +164,9 @@ class Run(Generic[C]):
 
     def warn_of_amp(self) -> None:
         """Warn when mixed precision is asked for on a device where Paddle ignores it."""
-        if self.config.amp.enabled and not paddle.get_device().startswith("gpu"):
-            self.log.line(
-                "warning", "amp.enabled: Paddle has mixed precision on GPUs only; this run is in float32 throughout"
-            )
+        problem = amp_problem(self.config.amp.dtype) if self.config.amp.enabled else None
+        if problem:
+            self.log.line("warning", problem)
 
     def begin(self, learner: Learner, images: ImageSet) -> None:
         """Everything is ready for the first step: leave in the run folder what a run that continues here would have.
@@ -358,13 +358,13 @@ def open_run(config: C, resume: Resume, *, refuse_new: str | None = None) -> Ite
         if start is None and refuse_new:
             raise InputError(refuse_new)
         changes = record.check_settings(start, config, accept_changes=resume.accept_changes) if start else []
-        set_device(config.device)
+        device_note = set_device(config.device)
         log = checkpoints.log = open_log(config, resumed=start is not None)
         run = Run(config, start, checkpoints, log)
         run.stop, run.overwrite, run.changes = stop, resume.overwrite, changes
         try:
-            if warning:
-                log.line("warning", warning)
+            for text in filter(None, (warning, device_note)):
+                log.line("warning", text)
             with process_group.running(config.dist_timeout):
                 yield run
             run.report()

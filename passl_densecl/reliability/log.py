@@ -306,20 +306,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def set_device(requested: str) -> None:
-    """Choose the device before anything is built; `auto` takes a GPU where this Paddle and this machine have one."""
-    gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    if requested == "gpu" and not gpu:
-        raise InputError(
-            "device: expected a GPU, but this Paddle sees none "
-            f"(built with CUDA: {paddle.device.is_compiled_with_cuda()}); install paddlepaddle-gpu, or set device: cpu"
-        )
-    if requested == "cpu" or not gpu:
-        paddle.set_device("cpu")
-    else:
-        paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")  # noqa: SIM112
-
-
 def peak_memory_mb() -> float:
     """Peak memory in MiB: of the device when it is a GPU, else of this process."""
     if paddle.get_device().startswith("gpu"):
