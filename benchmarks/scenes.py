@@ -115,7 +115,8 @@ def compare(args: argparse.Namespace) -> str:
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     rows: dict[str, dict[str, list[Figure]]] = {title: {} for title in METHODS.values()}
     found: dict[str, Any] = {}
-    for measure, title in MEASURES.items():
+    titles = {measure: MEASURES[measure] for measure in args.measures}
+    for measure, title in titles.items():
         judged = {method: [judge(args, measure, method, seed) for seed in seeds] for method in ("moco", "densecl")}
         judged = {"random": [judge(args, measure, "random", 0)], **judged}
         means = {method: joined(measure, [(one,) for one in each]) for method, each in judged.items()}
@@ -139,7 +140,7 @@ def compare(args: argparse.Namespace) -> str:
     text = json.dumps({**facts, "measures": found}, indent=1, ensure_ascii=False).replace("NaN", "null")
     (args.output / "scenes.json").write_text(text + "\n", encoding="utf-8")
     (args.output / "scenes.md").write_text(table, encoding="utf-8")
-    draw(rows, MEASURES, args.output / "scenes.png")
+    draw(rows, titles, args.output / "scenes.png")
     return table
 
 
@@ -153,6 +154,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=360, help="pixels of the probe (default: %(default)s)")
     parser.add_argument("--pair-size", type=int, default=192, help="and of the crops (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=404, help="of crops (default: %(default)s)")
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
     args = parser.parse_args(words)
     args.runs, args.data, args.output = (path.resolve() for path in (args.runs, args.data, args.output))
     args.output.mkdir(parents=True, exist_ok=True)
