@@ -160,15 +160,15 @@ def shown(figures: Sequence[Figure]) -> str:
     return f"{100 * statistics.fmean(values):.1f} ± {100 * error:.1f} %"
 
 
-def draw(rows: dict[str, dict[str, list[Figure]]], verbs: Sequence[str], output: Path) -> None:
+def draw(rows: dict[str, dict[str, list[Figure]]], titles: dict[str, str], output: Path) -> None:
     """One panel a measure, a point a seed, with a bar of one standard error over the images to either side."""
     from passl_densecl.visualize.style import MARKERS, SERIES, new_figure, save_figure, styled
 
     @styled
     def picture() -> Any:
-        made = new_figure(max(3.0 * len(verbs), 6.0), 1.2 + 0.42 * len(rows))
-        for panel, verb in enumerate(verbs):
-            axes = made.add_subplot(1, len(verbs), panel + 1)
+        made = new_figure(max(3.0 * len(titles), 6.0), 1.2 + 0.42 * len(rows))
+        for panel, (verb, title) in enumerate(titles.items()):
+            axes = made.add_subplot(1, len(titles), panel + 1)
             for line, values in enumerate(rows.values()):
                 axes.errorbar(
                     [100 * one.value for one in values[verb]],
@@ -180,7 +180,7 @@ def draw(rows: dict[str, dict[str, list[Figure]]], verbs: Sequence[str], output:
                 )
             axes.set_yticks(range(len(rows)), list(rows) if panel == 0 else [""] * len(rows))
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_title(MEASURES[verb])
+            axes.set_title(title)
             axes.set_xlabel("%")
             axes.grid(axis="x")
         save_figure(made, output)
@@ -219,7 +219,7 @@ def reproduce(args: argparse.Namespace) -> None:
     content = {"seeds": args.seeds, "epochs": args.epochs, "results": found}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     (args.output / f"{name}.json").write_text(text, encoding="utf-8")
-    draw(rows, verbs, args.output / f"{name}.png")
+    draw(rows, {verb: MEASURES[verb] for verb in verbs}, args.output / f"{name}.png")
     print(f"\n{table}\ntable    {args.output / name}.md, .json\npicture  {args.output / name}.png")
 
 

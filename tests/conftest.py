@@ -1,8 +1,7 @@
-"""Shared fixtures: reference data, small photographs, and the removal of temporary files."""
+"""Shared fixtures: small photographs, and the removal of temporary files."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -10,20 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
 # Shells start background jobs with SIGINT ignored, and the programs that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder `../shared` beside the repository (or $DENSECL_SHARED); tests that need it are skipped without it."""
-    folder = Path(os.environ.get("DENSECL_SHARED", ROOT.parent / "shared"))
-    if not (folder / "reference").is_dir():
-        pytest.skip(f"no reference data at {folder}")
-    return folder
 
 
 @pytest.fixture(scope="session")

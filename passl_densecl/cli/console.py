@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from passl_densecl.text import and_more
 
 Bar = Callable[..., None]
+_LINE_SECONDS = 30.0  # between lines of progress
 
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Bar]:
-    """A progress bar on the terminal, removed at the end.
+    """A progress bar on the terminal, removed at the end; where there is none, a line every half minute.
 
     Yields a function of (done, total) and an optional note; total may be None as long as it is unknown. The bar draws
     itself in that call, at most five times a second: a thread that draws would be copied into forked workers.
@@ -28,11 +30,18 @@ def progress(title: str) -> Iterator[Bar]:
     hidden = not console.is_terminal
     with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=hidden) as bars:
         task = bars.add_task(title, total=None, note="")
-        drawn = -math.inf
+        drawn = time.monotonic() if hidden else -math.inf
 
         def show(done: int, total: int | None, note: str = "") -> None:
             nonlocal drawn
-            if time.monotonic() - drawn > 0.2:
+            if hidden and time.monotonic() - drawn > _LINE_SECONDS:
+                print(
+                    f"{title}  {done:,}{f' of {total:,}' if total else ''}  {note}".rstrip(),
+                    file=sys.stderr,
+                    flush=True,
+                )
+                drawn = time.monotonic()
+            elif not hidden and time.monotonic() - drawn > 0.2:
                 bars.update(task, completed=done, total=total, note=note, refresh=True)
                 drawn = time.monotonic()
 

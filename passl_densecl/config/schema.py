@@ -147,6 +147,11 @@ class PretrainModelConfig(BackboneConfig):
     queue_len: Count | Literal["auto"] = Field(description="K, the number of negatives; auto fits it to the data set")
     temperature: float = Field(0.2, gt=0)
     momentum: float = Field(0.999, ge=0, lt=1, description="of the key encoder's moving average")
+    dense_negatives: Literal["image_mean", "cells"] = Field(
+        "image_mean",
+        description="what a key image leaves in the dense queue: the mean of its cells, as published; cells (an "
+        "extension): one cell, drawn at random",
+    )
     loss_lambda: float = Field(0.5, ge=0, le=1, description="weight of the dense loss; 0 is MoCo-v2")
     loss_lambda_warmup_steps: int = Field(0, ge=0, description="loss_lambda is 0 for this many steps")
     loss_lambda_warmup_epochs: int = Field(0, ge=0, description="the same in epochs; give one of the two")

@@ -116,8 +116,13 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
 
 def encode_keys(config: PretrainConfig, model: DenseCL, images: paddle.Tensor, step: int) -> Keys:
     """Move the key encoder, then encode this process's key views, uint8 (N, height, width, 3), of a step."""
-    order = key_order(config, step)
-    return model.encode_keys(images, micro_batch_size=config.micro_batch_size, order=order, amp=amp_context(config.amp))
+    return model.encode_keys(
+        images,
+        micro_batch_size=config.micro_batch_size,
+        order=key_order(config, step),
+        cells=cell_draws(config, step),
+        amp=amp_context(config.amp),
+    )
 
 
 def forward_backward(
@@ -142,6 +147,13 @@ def key_order(config: PretrainConfig, step: int) -> np.ndarray | None:
     if config.micro_batch_count == 1:
         return None
     return np.random.default_rng([config.seed, step, 0x5AFF1E]).permutation(config.batch_size)
+
+
+def cell_draws(config: PretrainConfig, step: int) -> np.ndarray | None:
+    """(whole batch,) from 0 to 1: which cell of each key image becomes a dense negative; None: the mean of them all."""
+    if config.model.dense_negatives == "image_mean":
+        return None
+    return np.random.default_rng([config.seed, step, 0xCE11]).random(config.batch_size)
 
 
 # ---------------------------------------------------------------- before the loop
@@ -237,7 +249,8 @@ def _describe(run: Run[PretrainConfig], model: DenseCL, queue_len: int, *, queue
     config, images = run.config, run.steps_per_epoch * run.config.batch_size
     weights = sum(int(np.prod(p.shape)) for p in model.parameters() if not _is_statistic(p))
     trained = sum(int(np.prod(p.shape)) for p in model.parameters() if not p.stop_gradient)
-    method = "DenseCL" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
+    cells = ", negatives: single cells" if config.model.dense_negatives == "cells" else ""
+    method = f"DenseCL{cells}" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
     auto = f" (auto, for {images:,} images)" if config.model.queue_len == "auto" else ""
     run.log.line(
         "model",

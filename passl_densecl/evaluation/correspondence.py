@@ -7,7 +7,7 @@ cell of the key view, by the cosine of the backbone's maps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import paddle
@@ -16,9 +16,11 @@ from passl_densecl import transforms
 from passl_densecl.data.datasets import ImageSet, Transforms, UndecodableImage
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, feature_maps
+from passl_densecl.evaluation.position import position_score
 from passl_densecl.models import match
 from passl_densecl.transforms import Crop, RandomResizedCrop
 
+_PLACE_VIEWS = 256  # whose maps are kept for the position score
 TOLERANCE = 1.0  # cells: allowed distance of a match from the true position along either axis
 
 PHOTOMETRIC: Transforms = (transforms.ColorJitter(), transforms.RandomGrayscale(), transforms.GaussianBlur())
@@ -110,6 +112,9 @@ class Correspondence:
     cells: int  # query cells whose true position lies in the other view
     pairs: int  # pairs of views with at least one such cell
     standard_error: float  # of share, over pairs: pairs were drawn at random, cells were not
+    place: float  # R² of a cell's row and column from its features, see `position_score`: the shortcut's strength
+    place_error: float  # standard error of that, over query views; both nan for fewer than four pairs
+    per_pair: tuple[tuple[int, int], ...] = field(default=(), repr=False)  # right and judged cells, to compare weights
 
 
 def correspondence_accuracy(
@@ -131,12 +136,15 @@ def correspondence_accuracy(
         InputError: no two views overlap, or no image can be decoded.
     """
     judged: list[np.ndarray] = []  # results of _judge, one per pair
+    maps: list[np.ndarray] = []  # of the first query views
     for start in range(0, pairs, batch_size):
         views, images = _draw_pairs(image_set, sampling, seed, range(pairs)[start : start + batch_size])
         if views:
             query_map, key_map = (feature_maps(backbone, np.stack(side)) for side in zip(*images, strict=True))
             matches = match(query_map.flatten(2), key_map.flatten(2)).numpy()  # (B, S)
             shapes = _shape(query_map), _shape(key_map)
+            if len(judged) < _PLACE_VIEWS:
+                maps.append(query_map.numpy())
             judged += [_judge(*pair, matched, *shapes) for pair, matched in zip(views, matches, strict=True)]
         if progress is not None:
             progress(min(start + batch_size, pairs), pairs)
@@ -147,7 +155,11 @@ def correspondence_accuracy(
     seen = int((counts[:, 3] > 0).sum())
     residuals = counts[:, 0] - right / cells * counts[:, 3]  # of a ratio of two sums over pairs
     error = np.sqrt(seen / max(seen - 1, 1) * np.square(residuals).sum()) / cells
-    return Correspondence(right / cells, chance / cells, same / cells, int(cells), seen, float(error))
+    views = np.concatenate(maps)
+    place = position_score(views) if len(views) >= 4 else (float("nan"), float("nan"))
+    per_pair = tuple((int(one[0]), int(one[3])) for one in counts)
+    shares = right / cells, chance / cells, same / cells
+    return Correspondence(*shares, int(cells), seen, float(error), *place, per_pair)
 
 
 def _draw_pairs(

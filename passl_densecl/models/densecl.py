@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import paddle
@@ -56,7 +56,7 @@ class Keys:
 
     local: Projections
     global_vector: paddle.Tensor  # (whole batch, D)
-    dense_mean: paddle.Tensor | None  # (whole batch, D)
+    dense_mean: paddle.Tensor | None  # (whole batch, D); with `cells` drawn: one cell of each image instead
 
 
 class Encoder(nn.Layer):
@@ -151,13 +151,15 @@ class DenseCL(nn.Layer):
         *,
         micro_batch_size: int,
         order: np.ndarray | None = None,
+        cells: np.ndarray | None = None,
         amp: AbstractContextManager | None = None,
     ) -> Keys:
         """This process's key images, uint8 (N, height, width, 3) → the keys of the step. Moves the key encoder first.
 
         `order` is a permutation of the whole batch (all processes) by which images are shuffled before they are encoded
         in micro-batches and put back afterwards, so that a query and its key never share one BatchNorm batch by
-        position. None leaves them in place.
+        position. None leaves them in place. `cells`, a number from 0 to 1 for every image of the whole batch, chooses
+        the cell that stands for the image in the dense queue; None: the mean of its cells does, as published.
         """
         forth = back = None
         if order is not None:  # in one copy and first: it waits for whatever the device has to do
@@ -170,6 +172,10 @@ class DenseCL(nn.Layer):
             for start in range(0, images.shape[0], micro_batch_size):
                 parts.append(self.key_encoder(normalize(images[start : start + micro_batch_size])))
         encoded = Projections.concat(parts)
+        if cells is not None and encoded.dense is not None:
+            own = (cells if order is None else cells[order])[dist.own_rows(len(cells))]
+            chosen = to_tensor((own * encoded.dense.shape[2]).astype("int64")[:, None])
+            encoded = replace(encoded, dense_mean=gather_matches(encoded.dense, chosen))
         global_vector = dist.gather_rows(encoded.global_vector)
         dense_mean = None if encoded.dense_mean is None else dist.gather_rows(encoded.dense_mean)
         if back is None:

@@ -192,6 +192,23 @@ def test_the_queues_store_global_keys_and_dense_means():
     np.testing.assert_array_equal(model.global_queue.keys.numpy()[4:], before[4:])
 
 
+def test_single_cells_in_the_place_of_dense_means():
+    """Image n leaves the cell that was drawn for image n, wherever the shuffle put it; nothing else changes."""
+    model, batch = frozen_keys(last_stride=1), images(6)
+    model.eval()
+    draws = np.array([0.0, 0.3, 0.5, 0.99, 0.7, 0.1])
+    plain = model.encode_keys(batch, micro_batch_size=2)
+    keys = model.encode_keys(batch, micro_batch_size=2, order=np.array([3, 0, 5, 1, 4, 2]), cells=draws)
+    dense = plain.local.dense.numpy()  # (6, D, S)
+    expected = dense[np.arange(6), :, (draws * dense.shape[2]).astype(int)]
+    assert dense.shape[2] == 16
+    np.testing.assert_allclose(keys.dense_mean.numpy(), expected, atol=1e-6)
+    for name in ("global_vector", "features", "dense"):
+        np.testing.assert_allclose(parts(keys.local)[name], parts(plain.local)[name], atol=1e-6, err_msg=name)
+    model.enqueue(keys)
+    np.testing.assert_array_equal(model.dense_queue.keys.numpy()[:6], keys.dense_mean.numpy())
+
+
 # ---------------------------------------------------------------- projections
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-
 import numpy as np
 import paddle
 import pytest
 
 from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.models import DenseCL, Keys, match
+from tests.reference import cases
 
 # (case, steps that are compared, tolerance of the losses)
 CASES = [("r18_default", 5, 1e-4), ("r18_grid3", 3, 1e-4), ("r50_lambda03", 1, 1e-4)]
@@ -30,15 +28,7 @@ def reference_name(name: str) -> str:
     return name.replace("._mean", ".running_mean").replace("._variance", ".running_var")
 
 
-@pytest.fixture
-def arrays(shared):
-    spec = importlib.util.spec_from_file_location("reference_arrays", shared / "reference" / "arrays.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def build(case: dict, arrays) -> DenseCL:
+def build(case: dict) -> DenseCL:
     model = DenseCL(
         BackboneSpec(case["depth"]),
         HeadSpec(hidden_dim=case["hid_channels"], out_dim=case["out_channels"], num_grid=case["num_grid"]),
@@ -52,24 +42,23 @@ def build(case: dict, arrays) -> DenseCL:
                 continue
             shape = list(parameter.shape)
             linear = len(shape) == 2
-            value = arrays.initial_weight(reference_name(name), tuple(shape[::-1] if linear else shape), case["seed"])
+            value = cases.weight(reference_name(name), tuple(shape[::-1] if linear else shape), case["seed"])
             parameter.set_value(value.T if linear else value)
     for queue, name in ((model.global_queue, "queue"), (model.dense_queue, "queue2")):
-        queue.keys.set_value(arrays.initial_queue(name, case["out_channels"], case["K"], case["seed"]).T)
+        queue.keys.set_value(cases.queue(name, case["out_channels"], case["K"], case["seed"]).T)
     return model
 
 
 @pytest.mark.parametrize(("name", "steps", "tolerance"), CASES)
-def test_training_steps_equal_the_original(shared, arrays, name, steps, tolerance):
-    reference = json.loads((shared / "reference" / f"{name}.json").read_text())
-    case = reference["case"]
-    model = build(case, arrays)
+def test_training_steps_equal_the_original(name, steps, tolerance):
+    case, expected_steps = cases.read_case(name)
+    model = build(case)
     model.train()
     optimizer = paddle.optimizer.Momentum(
         case["lr"], case["momentum"], parameters=model.query_encoder.parameters(), weight_decay=case["weight_decay"]
     )
-    for expected in reference["expected"][:steps]:
-        query_images, key_images = (paddle.to_tensor(arrays.images(case, expected["step"], view)) for view in "qk")
+    for expected in expected_steps[:steps]:
+        query_images, key_images = (paddle.to_tensor(cases.images(case, expected["step"], view)) for view in "qk")
         model.update_key_encoder()
         with paddle.no_grad():
             key = model.key_encoder(key_images)

@@ -17,6 +17,7 @@ from passl_densecl.errors import InputError, options_of_commands
 from passl_densecl.weights import backbone_names, backbone_shapes, depth_of, extract_backbone, find_encoder
 from passl_densecl.weights.tables import beside, unwrap
 from passl_densecl.weights.vocabulary import identity_shortcut, is_identity, translate, translations
+from tests.reference.cases import FOLDER as REFERENCE
 
 DEPTHS = (18, 34, 50, 101, 152)
 Arrays = dict[str, np.ndarray]
@@ -212,8 +213,9 @@ def test_detectron2_names_are_exactly_these(depth, blocks):
     assert len(expected) == {50: 265, 101: 520, 152: 775}[depth]
 
 
-def test_all_names_of_resnet50_are_those_that_the_engines_showed(shared):
-    rows = json.loads((shared / "reference" / "names_r50.json").read_text())
+def test_all_names_of_resnet50_are_those_that_the_engines_showed():
+    table = json.loads((REFERENCE / "names_r50.json").read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     columns = {"paddleclas": "ppcls", "paddledetection": "ppdet", "paddle": "paddle_vision"}
     for vocabulary in ("paddle", *COLUMNS):
         column = columns.get(vocabulary, vocabulary)

@@ -7,7 +7,7 @@ by --folds over the images, dealt out by a hash of their names, and every image 
 
 The head is fitted to convergence (L-BFGS on standardized features of single cells, penalty chosen on a quarter of the
 training images), logits are interpolated to the size of the mask, every labeled pixel counts. ± is the standard error
-over images.
+over images. Scenes reward features that tell place (sky above, road below): --with-place gives it to every network.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, default=3, help="without validation images")
     parser.add_argument("--splits", type=int, default=1, help="repeat with other folds")
     parser.add_argument("--size", type=int, default=512, help="pixels of the shorter side")
-    parser.add_argument("--cells", type=int, default=200_000, help="to train on, at most")
+    parser.add_argument("--cells", type=int, default=60_000, help="to train on, at most (default: %(default)s)")
+    parser.add_argument(
+        "--with-place", action="store_true", help="control: every head also gets the cells' coordinates"
+    )
     parser.add_argument("--picture", type=Path, metavar="F.png", help="images, truth and predictions side by side")
     parser.add_argument("--picture-images", type=int, default=4, metavar="N", help="in it")
 
@@ -150,12 +153,13 @@ def judge(
 
     Returns the predictions for the images of `shown`.
     """
-    from passl_densecl.evaluation.dense_probe import Probe, confusion, gather_cells, image_map
+    from passl_densecl.evaluation.dense_probe import Probe, confusion, gather_cells, image_map, with_place
 
     masks, rounds, predictions = judged.masks, judged.rounds, {}
 
     def look(index: int) -> tuple[np.ndarray, np.ndarray]:
-        return image_map(backbone, masks.image(index), args.size), masks.mask(index)
+        features = image_map(backbone, masks.image(index), args.size)
+        return with_place(features) if args.with_place else features, masks.mask(index)
 
     reader = look if len(rounds) == 1 else cached(look)
     found: dict[int, list[np.ndarray]] = {}
@@ -248,6 +252,7 @@ def report(args: argparse.Namespace, judged: Judged) -> tuple[str, dict[str, Any
             "iou": {masks.classes[number]: mean(column, lambda one, n=number: float(one.iou[n])) for number in order},
             "l2": judged.l2s.get(name),
             "confusion": groups[name][0].sum(axis=0).tolist() if name in groups else None,
+            "confusion_of_groups": groups[name][0].tolist() if name in groups else None,
         }
         for name, column in scores.items()
     }

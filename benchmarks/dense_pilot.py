@@ -1,0 +1,232 @@
+"""Why is the dense loss won by place? Short continuations of one checkpoint, the last one before the dense loss begins.
+
+    python -m benchmarks.dense_pilot CHECKPOINT --train DIR --val DIR --variants published cells inner geometry reflect
+
+Each variant takes the same steps on the same views from the same state; only the dense loss differs. Afterwards the
+query backbone is judged on crops of the images of --val: correspondences, and how well features tell place. One
+checkpoint is one seed: what comes out says where to look, not what is better. Finished variants are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import passl_densecl  # noqa: F401  (chooses the matrix kernels, which must come before Paddle)
+
+# isort: split
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from passl_densecl.cli.command import Parser, command
+from passl_densecl.config import PretrainConfig
+from passl_densecl.data.datasets import PairDataset, scan_images
+from passl_densecl.data.loader import epoch_order
+from passl_densecl.engine.learner import Learner
+from passl_densecl.engine.pretrain import encode_keys, forward_backward
+from passl_densecl.engine.record import recorded_settings
+from passl_densecl.evaluation.correspondence import View, ViewSampling, correspondence_accuracy, true_positions
+from passl_densecl.models import DenseCL, Keys, Losses, Projections, match
+from passl_densecl.models.losses import gather_matches, info_nce
+from passl_densecl.reliability import checkpoint as checkpoint_files
+from passl_densecl.tensors import to_tensor
+from passl_densecl.transforms import RandomHorizontalFlip, RandomResizedCrop, output_size
+
+VARIANTS = {
+    "moco": "λ stays 0",
+    "published": "matched by the backbone's features, negatives are means of images",
+    "cells": "negatives are single cells (model.dense_negatives: cells)",
+    "inner": "the cells on the border of the map take no part",
+    "geometry": "matched by the known geometry of the crops; cells outside the other crop take no part",
+    "geometry_cells": "both of these",
+    "dense_match": "matched by the dense vectors",
+    "reflect": "the last stage pads by reflection instead of zeros",
+}
+
+
+class Variant(DenseCL):
+    """DenseCL with another choice of positives; `kind` is one of VARIANTS."""
+
+    kind: str = "published"
+    geometry: Iterator[list[tuple[View, View]]]  # (query, key) views of each micro-batch to come
+
+    def losses(self, query: Projections, key: Projections, loss_lambda: float) -> Losses:
+        losses = super().losses(Projections(query.global_vector), key, 0.0)
+        assert query.dense is not None
+        assert key.dense is not None
+        assert self.dense_queue is not None
+        matches, used = self._positives(query, key)
+        rows = to_tensor(np.flatnonzero(used))
+        vectors = query.dense.transpose([0, 2, 1]).reshape([-1, query.dense.shape[1]])
+        positive = paddle.gather(gather_matches(key.dense, matches), rows)
+        dense_loss, dense_top1 = info_nce(
+            paddle.gather(vectors, rows), positive, self.dense_queue.keys, self.temperature
+        )
+        loss = (1 - loss_lambda) * losses["global_loss"] + loss_lambda * dense_loss
+        return losses | {"loss": loss, "dense_loss": dense_loss, "dense_top1": dense_top1}
+
+    def _positives(self, query: Projections, key: Projections) -> tuple[paddle.Tensor, np.ndarray]:
+        """(B, S) int64 matched key positions, and (B, S) bool: which query positions take part."""
+        views = next(self.geometry)
+        assert query.features is not None
+        assert key.features is not None
+        count, _, positions = query.features.shape
+        side = round(positions**0.5)
+        used = np.ones((count, positions), bool)
+        if self.kind == "inner":
+            inside = np.flatnonzero(_inner(side))
+            found = match(query.features, paddle.gather(key.features, to_tensor(inside), axis=2))
+            return paddle.gather(to_tensor(inside), found.flatten()).reshape(found.shape), used & _inner(side)
+        if self.kind.startswith("geometry"):
+            places, used = zip(*(true_positions(*pair, (side, side), (side, side)) for pair in views), strict=True)
+            cells = np.clip(np.rint(np.stack(places)), 0, side - 1).astype(np.int64)
+            return to_tensor(cells[..., 0] * side + cells[..., 1]), np.stack(used)
+        if self.kind == "dense_match":
+            assert query.dense is not None
+            assert key.dense is not None
+            return match(query.dense, key.dense), used
+        return match(query.features, key.features), used
+
+    def enqueue(self, keys: Keys) -> None:
+        if self.kind == "inner":  # the mean of unit vectors here, since those before normalization are gone
+            assert keys.local.dense is not None
+            inside = to_tensor(np.flatnonzero(_inner(round(keys.local.dense.shape[2] ** 0.5))))
+            keys = replace(keys, dense_mean=F.normalize(paddle.gather(keys.local.dense, inside, axis=2).mean(axis=2)))
+        super().enqueue(keys)
+
+
+def _inner(side: int) -> np.ndarray:
+    """(S,) bool: the cells that are not on the border."""
+    inside = np.zeros((side, side), bool)
+    inside[1:-1, 1:-1] = True
+    return inside.ravel()
+
+
+def build(config: PretrainConfig, kind: str, queue_len: int) -> Variant:
+    model = Variant(
+        config.model.backbone,
+        config.model.heads,
+        queue_len=queue_len,
+        temperature=config.model.temperature,
+        momentum=config.model.momentum,
+        seed=config.seed,
+    )
+    model.kind = kind
+    for encoder in (model.query_encoder, model.key_encoder) if kind == "reflect" else ():
+        for block in encoder.backbone.layer4:
+            for name, layer in list(block.named_children()):
+                if isinstance(layer, nn.Conv2D) and layer.weight.shape[2] == 3:
+                    outputs, inputs = layer.weight.shape[:2]
+                    stride = layer._stride
+                    padded = nn.Conv2D(inputs, outputs, 3, stride, 1, padding_mode="reflect", bias_attr=False)
+                    padded.weight = layer.weight
+                    block.add_sublayer(name, padded)
+    return model
+
+
+def views_of(dataset: PairDataset, epoch: int, index: int, height: int, width: int) -> tuple[View, View]:
+    """The geometry of the two views that `dataset[epoch, index]` holds: its draws, made again."""
+    crop, *others, flip = dataset.transforms
+    assert isinstance(crop, RandomResizedCrop)
+    assert isinstance(flip, RandomHorizontalFlip)
+    found = []
+    for view in (0, 1):
+        rng = np.random.default_rng([dataset.seed, epoch, index, view])
+        rectangle = crop.draw(rng, height, width)
+        blank = np.zeros((crop.size, crop.size, 3), np.uint8)
+        for transform in others:
+            transform(blank, rng)
+        found.append(View(rectangle, crop.size, bool(rng.random() < flip.p)))
+    return found[0], found[1]
+
+
+def train(config: PretrainConfig, checkpoint: str, kind: str, steps: int) -> tuple[Variant, list[dict[str, float]]]:
+    """The model after `steps` steps from the checkpoint, and the losses of every step."""
+    start = checkpoint_files.read(Path(checkpoint))
+    model = build(config, kind, len(start.model["global_queue.keys"]))
+    learner = Learner.build(model, config, start)
+    images = scan_images(**config.data.source())
+    dataset = PairDataset(images, config.data.transforms, config.seed)
+    per_epoch, size = len(images) // config.batch_size, config.micro_batch_size
+    history = []
+    for step in range(start.step, start.step + steps):
+        epoch, batch = divmod(step, per_epoch)
+        order = epoch_order(len(images), config.seed, epoch)[batch * config.batch_size :][: config.batch_size]
+        query, key = (
+            to_tensor(np.stack(side)) for side in zip(*(dataset[epoch, int(i)][:2] for i in order), strict=True)
+        )
+        geometry = [views_of(dataset, epoch, int(i), *images.decode(int(i)).shape[:2]) for i in order]
+        model.geometry = iter([geometry[at : at + size] for at in range(0, len(geometry), size)])
+        factor = config.schedule(step, steps_per_epoch=per_epoch, epochs=config.epochs)
+        learner.optimizer.set_lr(config.base_lr * factor)
+        keys = encode_keys(config, model, key, step)
+        losses = forward_backward(config, learner, query, keys, 0.0 if kind == "moco" else config.model.loss_lambda)
+        learner.step()
+        model.enqueue(keys)
+        learner.optimizer.clear_grad()
+        history.append({name: float(np.mean([float(one[name]) for one in losses])) for name in losses[0]})
+        if step % 10 == 0:
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in history[-1].items())
+            print(f"{kind:15} step {step}  {shown}", file=sys.stderr, flush=True)
+    model.eval()
+    return model, history
+
+
+def pilot(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of every variant, written to --json as soon as each is known."""
+    recorded = recorded_settings(checkpoint_files.read(Path(args.checkpoint)))
+    assert isinstance(recorded, PretrainConfig)
+    found = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    for kind in args.variants:
+        if kind in found:
+            continue
+        negatives = "cells" if "cells" in kind else "image_mean"
+        data = recorded.data.model_copy(update={"root": str(args.train)})
+        model = recorded.model.model_copy(update={"dense_negatives": negatives})
+        config = recorded.model_copy(update={"data": data, "model": model})
+        network, history = train(config, args.checkpoint, kind, args.steps)
+        sampling = ViewSampling(2 * output_size(config.data.transforms))
+        judged = correspondence_accuracy(
+            network.query_encoder.backbone, scan_images(str(args.val)), sampling, pairs=args.pairs
+        )
+        last = {name: float(np.mean([row[name] for row in history[-11:]])) for name in history[-1]} if history else {}
+        found[kind] = {"what": VARIANTS[kind], "steps": args.steps, "last_epoch": last, **asdict(judged)}
+        args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return found
+
+
+def shown(found: dict[str, Any]) -> str:
+    lines = ["| | dense loss | dense top-1 | correspondences | place R² |", "|---|---|---|---|---|"]
+    for kind, one in found.items():
+        last = one["last_epoch"]
+        losses = f"{last['dense_loss']:.2f} | {100 * last['dense_top1']:.0f} %" if last else "– | –"
+        lines.append(
+            f"| {kind}: {one['what']} | {losses} | {100 * one['share']:.1f} ± {100 * one['standard_error']:.1f} % "
+            f"| {one['place']:.3f} ± {one['place_error']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+@command
+def main(words: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of a run with a dense head, before the dense loss")
+    parser.add_argument("--train", type=Path, required=True, metavar="DIR", help="the images of that run")
+    parser.add_argument("--val", type=Path, required=True, metavar="DIR", help="other images, to judge on")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--steps", type=int, default=110, help="of each variant (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=404, help="of crops to judge on (default: %(default)s)")
+    parser.add_argument("--json", type=Path, required=True, metavar="F", help="the figures; what is in it is kept")
+    print(shown(pilot(parser.parse_args(words))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

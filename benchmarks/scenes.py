@@ -1,0 +1,166 @@
+"""Does the dense loss help where it should? Runs of two methods, several seeds, judged on images with masks.
+
+    python -m benchmarks.scenes --runs output/scenes --epoch 90 --data camvid --output output/scenes/judged
+
+--runs holds the run folders densecl_sSEED and moco_sSEED; a seed counts when both of its runs have a checkpoint of
+--epoch. --data holds train/, train_masks/, val/ and val_masks/. Each network is judged by the linear probe (also
+with every cell's coordinates given to it, the control), by correspondences and by how well its features tell place.
+What has been judged is kept: the same command goes on, and draws table and figure anew. ± joins the standard errors
+over seeds and over images; differences are paired over both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.reproduce import Figure, draw, say_and_run
+from passl_densecl.cli.command import Parser, command
+from passl_densecl.errors import InputError
+from passl_densecl.evaluation.dense_probe import DenseScores, jackknife
+
+RANDOM = ("--depth", "18", "--stem-stride", "4", "--last-stride", "1")  # as configs/small/reproduce_r18.yaml
+METHODS = {"random": "random weights", "moco": "MoCo-v2", "densecl": "DenseCL"}
+MEASURES = {
+    "dense": "probe mIoU, %",
+    "dense_with_place": "probe mIoU, place given, %",
+    "correspondence": "correspondences, %",
+    "place": "place R², %",
+}
+
+
+class Judged(NamedTuple):
+    """One network by one measure: the figure, from 0 to 1, and what it is made of."""
+
+    value: float
+    groups: np.ndarray  # (images, …): what `score` turns into the figure when summed over images
+    score: Callable[[np.ndarray], float]
+
+
+def seeds_of(args: argparse.Namespace) -> list[int]:
+    found = {
+        method: {
+            int(path.parts[-3].rsplit("_s", 1)[1])
+            for path in args.runs.glob(f"{method}_s*/checkpoints/epoch_{args.epoch:04d}")
+        }
+        for method in ("moco", "densecl")
+    }
+    seeds = sorted(found["moco"] & found["densecl"])
+    if not seeds:
+        raise InputError(f"{args.runs}: no seed has epoch {args.epoch} of both methods, found {found}")
+    return seeds
+
+
+def judge(args: argparse.Namespace, measure: str, method: str, seed: int) -> Judged:
+    """From the JSON of an evaluation, which is made unless it is there."""
+    verb = "correspondence" if measure == "place" else measure
+    name = f"{verb}_random" if method == "random" else f"{verb}_{method}_s{seed}_e{args.epoch:04d}"
+    path = args.output / f"{name}.json"
+    if not path.is_file():
+        weights = [args.runs / f"{method}_s{seed}" / "checkpoints" / f"epoch_{args.epoch:04d}"]
+        if method == "random":  # one for all seeds, of the runs' own kind
+            weights = ["random", *RANDOM]
+        folders = {"images": "train", "masks": "train_masks", "val-images": "val", "val-masks": "val_masks"}
+        words = [word for option, folder in folders.items() for word in (f"--{option}", args.data / folder)]
+        words += ["--size", args.size, *(["--with-place"] if measure == "dense_with_place" else [])]
+        if verb == "correspondence":
+            words = ["--images", args.data / "val", "--size", args.pair_size, "--count", args.pairs]
+        say_and_run(["tools/evaluate.py", verb.split("_")[0], "--weights", *weights, *words, "--json", path])
+    content = json.loads(path.read_text(encoding="utf-8"))
+    *_, result = content["results"].values()  # a baseline comes first
+    if measure == "place":
+        return Judged(result["place"], np.array([[result["place"], result["place_error"]]]), lambda one: float(one[0]))
+    if verb != "correspondence":
+        groups = np.array(result["confusion_of_groups"])
+        return Judged(result["miou"][0], groups, lambda one: DenseScores.of(one).miou)
+    per_image = np.zeros((content["images"], 2))  # pairs are drawn from the images in turn
+    np.add.at(per_image, np.arange(len(result["per_pair"])) % len(per_image), np.array(result["per_pair"]))
+    return Judged(result["share"], per_image, lambda one: float(one[0] / one[1]))
+
+
+def joined(measure: str, per_seed: list[tuple[Judged, ...]]) -> tuple[float, float, float]:
+    """Mean over the seeds of a figure, or of the second minus the first; its errors over seeds and over images."""
+    values = [each[-1].value - (each[0].value if len(each) == 2 else 0.0) for each in per_seed]
+    over_seeds = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    if measure == "place":  # its errors over images are not paired, and the same images serve all seeds
+        errors = [one.groups[0, 1] for each in per_seed for one in each]
+        return float(np.mean(values)), over_seeds, float(np.sqrt(np.square(errors).sum() / len(per_seed)))
+    groups = np.stack(
+        [np.stack([one.groups for one in each], axis=1) for each in per_seed], axis=1
+    )  # (G, seeds, 1|2, …)
+    score = per_seed[0][0].score
+
+    def statistic(total: np.ndarray) -> float:
+        return float(np.mean([score(each[-1]) - (score(each[0]) if len(each) == 2 else 0.0) for each in total]))
+
+    return statistic(groups.sum(axis=0)), over_seeds, jackknife(groups, statistic)
+
+
+def shown(mean: float, over_seeds: float, over_images: float, sign: str = "") -> str:
+    error = math.hypot(0.0 if math.isnan(over_seeds) else over_seeds, over_images)
+    return f"{100 * mean:{sign}.2f} ± {100 * error:.2f}"
+
+
+def compare(args: argparse.Namespace) -> str:
+    """Judges what is not yet judged and writes table, figures and picture. Returns the table."""
+    seeds = seeds_of(args)
+    columns = [*METHODS.values(), "DenseCL − MoCo-v2"]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    rows: dict[str, dict[str, list[Figure]]] = {title: {} for title in METHODS.values()}
+    found: dict[str, Any] = {}
+    titles = {measure: MEASURES[measure] for measure in args.measures}
+    for measure, title in titles.items():
+        judged = {method: [judge(args, measure, method, seed) for seed in seeds] for method in ("moco", "densecl")}
+        judged = {"random": [judge(args, measure, "random", 0)], **judged}
+        means = {method: joined(measure, [(one,) for one in each]) for method, each in judged.items()}
+        gain = joined(measure, list(zip(judged["moco"], judged["densecl"], strict=True)))
+        cells = [*(shown(*one) for one in means.values()), shown(*gain, "+")]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        for method, each in judged.items():
+            points = [Figure(one.value, joined(measure, [(one,)])[2]) for one in each]
+            rows[METHODS[method]][measure] = points
+        names = ("mean", "error_over_seeds", "error_over_images")
+        found[title] = {
+            **{METHODS[method]: dict(zip(names, one, strict=True)) for method, one in means.items()},
+            columns[-1]: dict(zip(names, gain, strict=True)),
+            "seeds": {METHODS[method]: [one.value for one in each] for method, each in judged.items()},
+        }
+    note = f"epoch {args.epoch}, seeds {', '.join(map(str, seeds))}; ± one standard error, over seeds and images"
+    if len(seeds) == 1:
+        note = f"epoch {args.epoch}, **one seed** ({seeds[0]}): ± is over images only and says nothing of other seeds"
+    table = "\n".join([*lines, "", f"({note})", ""])
+    facts = {"epoch": args.epoch, "seeds": seeds, "size": args.size, "pair_size": args.pair_size, "pairs": args.pairs}
+    text = json.dumps({**facts, "measures": found}, indent=1, ensure_ascii=False).replace("NaN", "null")
+    (args.output / "scenes.json").write_text(text + "\n", encoding="utf-8")
+    (args.output / "scenes.md").write_text(table, encoding="utf-8")
+    draw(rows, titles, args.output / "scenes.png")
+    return table
+
+
+@command
+def main(words: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="run folders METHOD_sSEED")
+    parser.add_argument("--epoch", type=int, required=True, help="whose checkpoints are judged")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="train, train_masks, val, val_masks")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the figures; kept")
+    parser.add_argument("--size", type=int, default=360, help="pixels of the probe (default: %(default)s)")
+    parser.add_argument("--pair-size", type=int, default=192, help="and of the crops (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=404, help="of crops (default: %(default)s)")
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
+    args = parser.parse_args(words)
+    args.runs, args.data, args.output = (path.resolve() for path in (args.runs, args.data, args.output))
+    args.output.mkdir(parents=True, exist_ok=True)
+    print(f"\n{compare(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

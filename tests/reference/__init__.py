@@ -1,0 +1,1 @@
+"""Figures of other implementations that the tests compare with, see README.md."""
