@@ -59,7 +59,7 @@ def page(text: str, folder: Path, repository: str) -> str:
 
 def cell(text: object) -> str:
     """Text for a cell of a table."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
 
 
 # ---------------------------------------------------------------- the configuration
