@@ -1,8 +1,8 @@
 """What mkdocs does before it builds the site (mkdocs.yml names this file): a copy of the pages, completed.
 
-The pages lie in `docs/` as GitHub shows them: `x.md` and `x_cn.md`, with links between them. The site's copy has the
-READMEs as its first pages, the names that mkdocs-static-i18n wants (`x.zh.md`), links out of `docs/` as addresses of the
-repository, and in place of `<!-- generated: NAME -->` what the code says of itself.
+The pages lie in `docs/` as GitHub shows them: `x.md` and `x_cn.md`, with links between them. In the site's copy the
+READMEs are the first pages, the Chinese pages have the names that mkdocs-static-i18n wants (`x.zh.md`), links out of
+`docs/` are addresses of the repository, and `<!-- generated: NAME -->` is replaced by what the code says of itself.
 """
 
 from __future__ import annotations
