@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def page(text: str, folder: Path, repository: str) -> str:
 
     text = re.sub(r"^\[(English|简体中文)\]\([^)]*\)\n\n", "", text, count=1, flags=re.MULTILINE)
     text = re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", target, text)
+    # A line break between two Chinese characters would be shown as a space.
+    text = re.sub(r"(?<=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])\n *(?=[\u4e00-\u9fff\uff08A-Za-z])", "", text)
     return re.sub(r"<!-- generated: (\w+) -->", lambda match: "\n".join(GENERATED[match[1]]()), text)
 
 
@@ -141,9 +144,10 @@ def commands() -> Iterator[str]:
     for name in VERBS:
         verb = verb_of(name)
         parser = verb.parser(f"densecl {name}")
-        about, *more = re.split(r"\n\n(?=\S+ {2,}| )", str(parser.description or ""))
-        yield from ["", f"## densecl {name}", "", " ".join(about.split()), ""]
-        yield from ["```text", "\n\n".join(more).strip("\n"), "```", ""] if more else []
+        yield from ["", f"## densecl {name}", ""]
+        for paragraph in textwrap.dedent(str(parser.description or "")).strip().split("\n\n"):
+            is_table = re.search(r"^\S+ {2,}|^ ", paragraph, re.MULTILINE)  # as the parser's own help has it
+            yield from ["```text", paragraph, "```", ""] if is_table else [" ".join(paragraph.split()), ""]
         formatter, rows = parser._get_formatter(), []
         for action in parser._actions:
             if action.help == argparse.SUPPRESS or action.dest in ("help", "_places"):
