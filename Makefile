@@ -131,7 +131,8 @@ docs: install    ## this project's pages as a site in build/site, strictly: a br
 
 notebook: install  ## execute docs/notebooks/first_run.ipynb and keep its outputs: minutes
 	$(RUN) -m pip install --quiet -e ".[demo,notebook]"
-	$(RUN) -m nbconvert --to notebook --execute --inplace docs/notebooks/first_run.ipynb
+	$(RUN) -m nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False docs/notebooks/first_run.ipynb
 
 clean:           ## remove the environment and what the demo wrote
 	rm -rf $(VENV) $(TOOLBOXES) $(DETECTRON2) $(GPU) $(DEMO_OUTPUT) output/downstream output/detectron2 log .pytest_cache .ruff_cache
