@@ -219,12 +219,14 @@ class SGDConfig(Section):
 
 
 class AmpConfig(Section):
-    enabled: bool = Field(False, description="mixed precision: the encoders run in dtype, the losses in float32")
-    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="float16 adds loss scaling")
+    enabled: bool = Field(
+        default=False, description="mixed precision: the encoders run in dtype, the losses in float32"
+    )
+    dtype: Literal["bfloat16", "float16"] = Field(default="bfloat16", description="float16 adds loss scaling")
 
 
 class CheckpointConfig(Section):
-    every_epochs: Count = Field(1, description="a checkpoint every so many epochs")
+    every_epochs: Count = Field(default=1, description="a checkpoint every so many epochs")
     every_steps: Count | None = Field(default=None, description="also within an epoch, every so many steps")
     keep: Count = Field(default=3, description="how many of the newest stay")
 
