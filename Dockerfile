@@ -7,7 +7,7 @@ FROM python:3.12-slim-bookworm AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY . /src
 RUN pip install --no-cache-dir "/src[cpu,demo,lmdb]"
-WORKDIR /work
+WORKDIR /app
 ENTRYPOINT ["densecl"]
 CMD ["--help"]
 
@@ -17,6 +17,6 @@ FROM nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04 AS gpu
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 python3 python3-pip && rm -rf /var/lib/apt/lists/*
 COPY . /src
 RUN python3 -m pip install --no-cache-dir "/src[gpu,demo,lmdb]"
-WORKDIR /work
+WORKDIR /app
 ENTRYPOINT ["densecl"]
 CMD ["--help"]
