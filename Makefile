@@ -31,7 +31,7 @@ install: $(VENV)/.installed  ## the environment: paddlepaddle (CPU), this packag
 $(VENV)/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet -r requirements.txt -e ".[dev,docs]"
 	@touch $@
 
 demo: install    ## pre-train, extract, evaluate, draw: minutes on two cores (DATA=DIR for your own folder)
@@ -128,6 +128,15 @@ benchmark: install  ## speed and memory against baselines, on the CPU (DATA=DIR 
 reproduce: install  ## random weights, MoCo-v2 and DenseCL at one budget: hours (DATA=DIR with train/ and val/, ABLATION=lambda|grid)
 	$(if $(DATA),,$(error say which images: make reproduce DATA=DIR, with DIR/train/CLASS/... and DIR/val/CLASS/...))
 	$(RUN) tools/reproduce.py --data $(DATA) $(if $(ABLATION),--ablation $(ABLATION)) $(if $(DENSE),--dense "$(DENSE)")
+
+.PHONY: docs notebook
+docs: install    ## this project's pages as a site in build/site, strictly: a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
+
+notebook: install  ## execute docs/notebooks/first_run.ipynb and keep its outputs: minutes
+	$(RUN) -m pip install --quiet -e ".[demo,notebook]"
+	$(RUN) -m nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False docs/notebooks/first_run.ipynb
 
 clean:           ## remove the environment and what the demo wrote
 	rm -rf $(VENV) $(TOOLBOXES) $(DETECTRON2) $(GPU) $(DEMO_OUTPUT) output/downstream output/detectron2 log .pytest_cache .ruff_cache

@@ -699,11 +699,6 @@ def test_the_quick_start_runs_and_prints_what_the_page_says(photos, tmp_path, mo
             assert line == example.replace("72", "5")
 
 
-@pytest.mark.parametrize(("readme", "page"), [("README.md", PAGES[0]), ("README_cn.md", PAGES[1])])
-def test_the_readmes_show_the_same_quick_start(readme, page):
-    assert blocks(page, "python")[0] in blocks(readme, "python")
-
-
 def test_the_other_blocks_of_the_page_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for code in blocks(PAGES[0], "python")[1:]:

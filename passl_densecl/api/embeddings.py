@@ -169,7 +169,7 @@ def write(embeddings: Embeddings, path: Path) -> None:
     - ``.parquet``: the same with all numbers in the column ``feature``; the card is in the schema's metadata.
 
     Raises:
-        InputError: as :func:`check_format`, or the file cannot be written.
+        InputError: as `check_format`, or the file cannot be written.
     """
     check_format(path)
     with whole_file(path) as file:

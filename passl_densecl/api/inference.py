@@ -78,7 +78,7 @@ class ImageClassificationInferencer(_Inferencer):
     - ``pred_scores``: (classes,) float32, the softmax over all classes.
 
     Args:
-        model: a ``LinearClassifier``, or what :func:`~passl_densecl.get_model` loads as one.
+        model: a ``LinearClassifier``, or what `get_model` loads as one.
         pretrained, device, prefix: for ``get_model``.
         classes: names that replace the model's own.
         size: of the center crop in pixels; None: as in the model's evaluation.
@@ -117,7 +117,7 @@ class ImageClassificationInferencer(_Inferencer):
     def __call__(
         self, inputs: Any, batch_size: int = 32, *, num_workers: int = 0, show_progress: bool | None = None
     ) -> list[dict[str, Any]]:
-        """One dict per image of `inputs` (see :func:`~passl_densecl.api.images.collect`), in their order.
+        """One dict per image of `inputs` (see `collect`), in their order.
 
         Args:
             num_workers: processes that decode; 0 decodes in this one.
@@ -147,7 +147,7 @@ class ImageClassificationInferencer(_Inferencer):
 def inference_model(model: nn.Layer | str | os.PathLike[str], image: Any, **options: Any) -> dict[str, Any]:
     """The class of one image: ``pred_label``, ``pred_score``, ``pred_class`` and ``pred_scores``.
 
-    For many images use one :class:`ImageClassificationInferencer` with the list. `options` are its options.
+    For many images use one `ImageClassificationInferencer` with the list. `options` are its options.
 
     Raises:
         InputError: as there, or more than one image.
@@ -169,7 +169,7 @@ class FeatureExtractor(_Inferencer):
     - ``"global"``: (N, D) unit vectors of the global projection head,
     - ``"dense"``: (N, D, H, W), a unit vector of the dense projection head per cell.
 
-    The last two need a pre-training model. Arguments as for :class:`ImageClassificationInferencer`.
+    The last two need a pre-training model. Arguments as for `ImageClassificationInferencer`.
     """
 
     _title = "features"
@@ -184,7 +184,7 @@ class FeatureExtractor(_Inferencer):
         num_workers: int = 0,
         show_progress: bool | None = None,
     ) -> np.ndarray:
-        """Features of `inputs` (see :func:`~passl_densecl.api.images.collect`), in their order.
+        """Features of `inputs` (see `collect`), in their order.
 
         Args:
             encoder: which encoder of a pre-training model.

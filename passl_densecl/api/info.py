@@ -17,7 +17,7 @@ PUBLISHED_SIZE = 224
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts about a model from :func:`~passl_densecl.get_model`, which sets it as ``model.info``."""
+    """Facts about a model from `get_model`, which sets it as ``model.info``."""
 
     kind: Kind
     source: str  # the file of weights, or a description of untrained ones
@@ -40,7 +40,7 @@ class ModelInfo:
 
 
 def checked_view(size: int) -> tuple[Transform, ...]:
-    """As :func:`center_view`. Raises InputError when `size` is not a whole number from 8 to 8192."""
+    """As `center_view`. Raises InputError when `size` is not a whole number from 8 to 8192."""
     if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 8192:
         raise InputError(f"size {size!r}: expected a whole number of pixels from 8 to 8192, such as {PUBLISHED_SIZE}")
     return center_view(size)

@@ -54,7 +54,7 @@ class _Stated:
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """Names of published models that :func:`get_model` downloads; with `pattern` ("*coco*") those that match it."""
+    """Names of published models that `get_model` downloads; with `pattern` ("*coco*") those that match it."""
     return zoo.list_models(pattern)
 
 
@@ -70,7 +70,7 @@ def get_model(
     classes: Sequence[str] | int | None = None,
     seed: int = 0,
 ) -> Model:
-    """A model in eval mode, with its facts in ``model.info`` (:class:`ModelInfo`).
+    """A model in eval mode, with its facts in ``model.info`` (`ModelInfo`).
 
     Args:
         model: determines the type of the result; a path that exists takes precedence over a name.
@@ -79,8 +79,8 @@ def get_model(
             - the same of linear evaluation, or any ResNet with ``fc``: ``LinearClassifier``
             - another file with a ResNet (extracted, PASSL's, …): a ``paddle.vision`` ResNet without pooling and ``fc``
             - YAML file, or result of ``load_config``: the model of the config
-            - name of :func:`list_models`: the model in the published file
-            - "hf:OWNER/NAME[/FILE][@REVISION]": the model in a repository of the Hugging Face Hub, by its file
+            - name of `list_models`: the model in the published file
+            - ``hf:OWNER/NAME[/FILE][@REVISION]``: the model in a repository of the Hugging Face Hub, by its file
             - "random": an untrained ResNet of `depth`, initialized with `seed`
         pretrained: of a config: False leaves the model untrained (initialized with the config's seed), True loads the
             newest checkpoint of its run, a path loads that checkpoint, which must fit exactly. Of a name: True

@@ -145,7 +145,7 @@ class PretrainModelConfig(BackboneConfig):
     out_dim: Count = Field(128, description="D, the length of a projected vector")
     num_grid: Count | None = Field(None, description="pool the map to this many cells a side; null keeps it whole")
     queue_len: Count | Literal["auto"] = Field(description="K, the number of negatives; auto fits it to the data set")
-    temperature: float = Field(0.2, gt=0)
+    temperature: float = Field(0.2, gt=0, description="τ, by which similarities are divided")
     momentum: float = Field(0.999, ge=0, lt=1, description="of the key encoder's moving average")
     dense_negatives: Literal["image_mean", "cells"] = Field(
         "image_mean",
@@ -193,7 +193,9 @@ class LabeledImagesConfig(ImagesConfig):
 
 
 class LoadingConfig(Section):
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes that load images; 0 loads in the training process; auto counts the cores"
+    )
     max_bad_share: float = Field(
         0.1,
         ge=0,
@@ -207,27 +209,29 @@ class PretrainDataConfig(LoadingConfig, ImagesConfig):
 
 
 class LinearDataConfig(LoadingConfig):
-    train: LabeledImagesConfig
-    val: LabeledImagesConfig
-    train_transforms: Transforms
-    val_transforms: Transforms
+    train: LabeledImagesConfig = Field(description="images to train the classifier on")
+    val: LabeledImagesConfig = Field(description="images to evaluate it on")
+    train_transforms: Transforms = Field(description="augmentations of training images")
+    val_transforms: Transforms = Field(description="resizing and cropping of validation images")
 
 
 class SGDConfig(Section):
     name: Literal["SGD"] = "SGD"
     lr: float = Field(gt=0, le=1e6, description="learning rate for reference_batch_size")
     reference_batch_size: Count = Field(256, description="lr is scaled by batch_size over this")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0001, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of the gradients")
+    weight_decay: float = Field(0.0001, ge=0, description="L2 penalty on the weights")
 
 
 class AmpConfig(Section):
-    enabled: bool = False
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    enabled: bool = Field(
+        default=False, description="mixed precision: the encoders run in dtype, the losses in float32"
+    )
+    dtype: Literal["bfloat16", "float16"] = Field(default="bfloat16", description="float16 adds loss scaling")
 
 
 class CheckpointConfig(Section):
-    every_epochs: Count = 1
+    every_epochs: Count = Field(default=1, description="a checkpoint every so many epochs")
     every_steps: Count | None = Field(default=None, description="also within an epoch, every so many steps")
     keep: Count = Field(default=3, description="how many of the newest stay")
 
@@ -239,16 +243,16 @@ class RunConfig(Section):
     name: Annotated[str, AfterValidator(_a_folder_name)] = Field(
         min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir"
     )
-    output_dir: PathText = "output"
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    output_dir: PathText = Field("output", description="folder of all runs")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentations")
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU where there is one")
     batch_size: Count = Field(description="images of one optimizer step, over all devices")
-    epochs: Count
+    epochs: Count = Field(description="passes over the images")
     optimizer: SGDConfig
-    schedule: Schedule
+    schedule: Schedule = Field(description="of the learning rate")
     amp: AmpConfig = Field(default_factory=AmpConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    log_every_steps: Count = 10
+    log_every_steps: Count = Field(10, description="a line of the log every so many steps")
     loggers: Annotated[tuple[Literal["visualdl", "tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = Field(
         ("visualdl",), description="what shows the run's numbers and pictures, beside metrics.jsonl; [] for none"
     )
@@ -292,12 +296,12 @@ class EvaluationConfig(Section):
 
     train: PathText = Field(description="labeled images (one folder a class, or a pack of them): the bank")
     val: PathText = Field(description="labeled images to classify")
-    every_epochs: Count = 1
+    every_epochs: Count = Field(1, description="also before the first and after the last epoch")
     size: Annotated[int, Field(ge=32)] | None = Field(
         None, description="pixels of the center crop; null takes the size of the training views"
     )
     k: Count = Field(20, description="neighbors")
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, gt=0, description="of the neighbors' votes")
     batch_size: Count = Field(64, description="images of one process at a time")
 
 
