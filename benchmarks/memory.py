@@ -66,12 +66,12 @@ def kept_numbers(encoder: Encoder, size: int) -> int:
     """
     kept = [3 * size**2]
 
-    def keep(layer: nn.Layer, inputs: tuple[paddle.Tensor], output: paddle.Tensor) -> None:
+    def keep(layer: nn.Layer, inputs: Any, output: paddle.Tensor) -> None:
         kept.append(math.prod((inputs[0] if isinstance(layer, nn.BatchNorm2D) else output).shape))
 
     for layer in encoder.sublayers():
         if isinstance(layer, (nn.BatchNorm2D, nn.ReLU, nn.MaxPool2D)):
-            layer.register_forward_post_hook(keep)
+            layer.register_forward_post_hook(keep)  # type: ignore[arg-type]  # its type says that the hook returns
     encoder.eval()
     with paddle.no_grad():
         encoder(paddle.zeros([1, 3, size, size]))
