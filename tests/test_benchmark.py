@@ -298,7 +298,7 @@ def test_too_few_images_for_a_batch(photos):
 def test_every_command_of_the_page_is_accepted():
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     commands = [shlex.split(line) for line in re.findall(r"^python tools/benchmark\.py .+$", page, re.MULTILINE)]
-    assert {command[2] for command in commands} == {"data", "loss", "step", "loader", "memory"}
+    assert {command[2] for command in commands} == {"data", "loss", "step", "loader", "memory", "device"}
     for verb in {command[2] for command in commands}:
         known = set(re.findall(r"--[\w-]+", call(verb, "--help").stdout))
         used = {word for command in commands if command[2] == verb for word in command if word.startswith("--")}
