@@ -157,7 +157,7 @@ class Guard:
         if self._row_began < done:
             return (
                 f"All steps since {self._row_began:,} were like that, so the weights had diverged by then: continue "
-                f"from a checkpoint well before it ({option('resume')} and its path; the newest is {newest}) with {how}"
+                f"from a checkpoint well before it ({option('resume', 'PATH')}; the newest is {newest}) with {how}"
             )
         return f"Continue from {newest} ({option('resume', 'auto')}) with {how}"
 

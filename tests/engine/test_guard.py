@@ -229,7 +229,7 @@ def test_too_many_end_the_run_and_a_resumed_one_equals_one_that_never_saw_them(d
     )
     assert message.endswith(
         "All steps since 7 were like that, so the weights had diverged by then: continue from a checkpoint well before "
-        f"it (--resume PATH; the newest is {run}/checkpoints/epoch_0001) with a lower optimizer.lr (the rate is "
+        f"it (resume='PATH'; the newest is {run}/checkpoints/epoch_0001) with a lower optimizer.lr (the rate is "
         f"{config.base_lr * config.schedule(8, steps_per_epoch=5, epochs=2):g} now)"
     )
     start = checkpoint_files.read(run)

@@ -118,7 +118,7 @@ def test_a_run_is_replaced_only_with_overwrite_and_only_when_the_new_one_can_sta
     before = arrays(run, "epoch_0001")
     (run / "notes.txt").write_text("mine")
     (run / ".checkpoints.tmp" / "epoch_0009").mkdir(parents=True)  # from an --overwrite that was killed
-    message = r"already holds a run \(epoch_0001\); continue it with --resume, .*--overwrite"
+    message = r"already holds a run \(epoch_0001\); continue it with resume, .* with overwrite"
     with pytest.raises(InputError, match=message):
         pretrain(load_config(finished, ["device=cpu"]))
     with pytest.raises(InputError, match="not both"):

@@ -84,7 +84,7 @@ def test_without_scikit_learn_the_line_that_installs_it_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InputError, match="pip install scikit-learn; or use --method pca"):
+    with pytest.raises(InputError, match="pip install scikit-learn; or use method='pca'"):
         lay_out(two_groups()[0], "tsne")
     assert lay_out(two_groups()[0], "pca").labels[0].endswith("of the variance")
 

@@ -189,7 +189,7 @@ def test_parts_that_cannot_be_made_say_why_and_take_no_other_with_them(run_dir, 
         "Features as colors",
         "Neighbors and embedding",
     ]
-    assert "Pass the images with --images DIR" in page
+    assert "Pass the images with images" in page
     assert "no checkpoint yet" in page
     assert "hidden_dim: 32" in page
 
