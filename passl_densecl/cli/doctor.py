@@ -59,18 +59,24 @@ def examine(args: argparse.Namespace) -> Iterator[tuple[str, Finding]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every finding as it comes, and write them all to the JSON file after each part."""
-    found: dict[str, list[Finding]] = {"checks": []}
+    """Print every finding as it comes, and write all of them so far to the JSON file, because a later check may crash.
+
+    A file that cannot be written is named at the end; the answer does not depend on it.
+    """
+    found, unwritten = {"checks": list[Finding]()}, ""
     print(f"passl_densecl {passl_densecl.__version__}", flush=True)
     for part, finding in examine(args):
         found.setdefault(part, []).append(finding)
         print(finding.text(), flush=True)
         content = {name: [vars(one) for one in findings] for name, findings in found.items()}
         document = {"passl_densecl": passl_densecl.__version__, **content}
-        args.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            args.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            unwritten = f"{args.json} cannot be written: {error.strerror}"
     everything = [one.status for findings in found.values() for one in findings]
     problems, warnings = everything.count("problem"), everything.count("warning")
-    print(f"{quantity(problems, 'problem')}, {quantity(warnings, 'warning')}; wrote {args.json}")
+    print(f"{quantity(problems, 'problem')}, {quantity(warnings, 'warning')}; {unwritten or f'wrote {args.json}'}")
     return int(problems > 0)
 
 

@@ -17,7 +17,7 @@ from passl_densecl.distributed.driver import read_driver
 from passl_densecl.errors import InputError
 from passl_densecl.tensors import to_tensor
 
-INDEX_3X = "python -m pip install paddlepaddle-gpu -i https://www.paddlepaddle.org.cn/packages/stable/cu126/"
+PADDLE_3 = "install Paddle 3 for GPUs as https://www.paddlepaddle.org.cn/install/quick shows"
 _LEAST = {"float16": (7, 0), "bfloat16": (8, 0)}  # compute capability below which Paddle turns mixed precision off
 _proven: set[int] = set()  # GPUs that have computed in this process
 
@@ -120,7 +120,7 @@ def explain(message: str, capability: tuple[int, int]) -> str:
         message.startswith("it computed")
     ):
         newer = capability >= (8, 9)
-        remedy = f"install Paddle 3: {INDEX_3X}" if newer else "it needs another build of Paddle, or another GPU"
+        remedy = PADDLE_3 if newer else "it needs another build of Paddle, or another GPU"
         return f"{build} has no code for {shown}; {remedy}"
     if re.search(r"out of memory|ResourceExhausted", message, re.IGNORECASE):
         return "it has no free memory: another program uses it (nvidia-smi lists them)"

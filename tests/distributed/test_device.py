@@ -142,7 +142,7 @@ def test_the_cpu_of_a_machine_with_gpus_joins_with_gloo(machine):
 @pytest.mark.parametrize(
     ("failure", "gpu", "said"),
     [
-        (NO_KERNEL, H100, r"has no code for compute capability 9\.0; install Paddle 3: python -m pip install"),
+        (NO_KERNEL, H100, r"has no code for compute capability 9\.0; install Paddle 3 for GPUs as https"),
         (NO_KERNEL, Gpu("Tesla P100", 2**34, (6, 0)), r"no code for compute capability 6\.0; it needs another build"),
         ("it computed 0 and 0 instead of 972 twice", H100, r"has no code for compute capability 9\.0"),
         (NO_CUDNN, T4, r"the library libcudnn\.so that Paddle .+ for CUDA 11\.8 opens is missing"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from passl_densecl.cli.main import main
 from passl_densecl.distributed.driver import Driver, Gpu
 from passl_densecl.doctor import checks, findings
 from passl_densecl.doctor.findings import Finding, ask, each
@@ -131,3 +132,14 @@ def test_nothing_private_is_on_the_page(monkeypatch, tmp_path):
     monkeypatch.setattr(getpass, "getuser", lambda: "secret-user")
     text = f"{Path.home()}/x {sys.prefix}/lib {Path.cwd()}/y on secret-host of secret-user"
     assert findings.without_private(text) == "~/x PYTHON/lib ./y on HOST of USER"
+
+
+def test_a_file_that_cannot_be_written_does_not_cost_the_answer(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        checks, "inspect", lambda: iter([Finding("ok", "one", "fine"), Finding("problem", "two", "bad")])
+    )
+    assert main(["doctor", "--json", str(tmp_path / "missing" / "doctor.json")]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[1:3]] == ["ok", "problem"]
+    assert printed[3].startswith("1 problem, 0 warnings; ")
+    assert printed[3].endswith("doctor.json cannot be written: No such file or directory")
