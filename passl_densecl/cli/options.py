@@ -54,7 +54,7 @@ def find_images(args: argparse.Namespace, weights: Sequence[str] = ()) -> ImageS
         labeled=args.labeled,
         labels=args.labels,
         extensions=args.extensions,
-        sixteen_bit=args.sixteen_bit or sixteen_bit_of(weights),
+        sixteen_bit=args.sixteen_bit or sixteen_bit_for(weights),
     )
 
 
@@ -126,7 +126,7 @@ def size_of(size: int | None, weights: Sequence[str | Path]) -> int:
     return chosen
 
 
-def sixteen_bit_of(weights: Sequence[str | Path]) -> SixteenBit:
+def sixteen_bit_for(weights: Sequence[str | Path]) -> SixteenBit:
     """How the runs of the weights read images with 16 bits a value; the upper 8 bits where none is recorded.
 
     Raises InputError when they read them differently.

@@ -19,7 +19,7 @@ from passl_densecl.cli.options import (
     add_weights_options,
     at_least,
     backbone_options,
-    sixteen_bit_of,
+    sixteen_bit_for,
     size_of,
 )
 from passl_densecl.config import PretrainConfig
@@ -145,7 +145,7 @@ def draw_match(args: argparse.Namespace) -> None:
     from passl_densecl.evaluation.correspondence import PHOTOMETRIC  # Paddle takes seconds; a wrong option should not
     from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
 
-    reading = sixteen_bit_of([args.weights])
+    reading = sixteen_bit_for([args.weights])
     first = decode(str(first_path), reading)
     views = None
     if second_path is None:
@@ -176,7 +176,7 @@ def draw_heat(args: argparse.Namespace) -> None:
     """
     check_backbone_options(args)
     one_or_two(args.images)
-    reading = sixteen_bit_of([args.weights])
+    reading = sixteen_bit_for([args.weights])
     pictures = [decode(str(path), reading) for path in args.images]
     height, width = pictures[0].shape[:2]
     x, y = args.point or (width // 2, height // 2)
@@ -202,7 +202,7 @@ def draw_pca(args: argparse.Namespace) -> None:
     """
     check_backbone_options(args)
     at_least(0, margin=args.margin)
-    reading = sixteen_bit_of([args.weights])
+    reading = sixteen_bit_for([args.weights])
     pictures = [decode(str(path), reading) for path in args.images]
     from passl_densecl.evaluation.features import feature_map
     from passl_densecl.visualize.pca import draw_colors, map_colors
@@ -234,7 +234,7 @@ def draw_folder(args: argparse.Namespace) -> None:
 
         if find_spec("sklearn") is None:
             raise InputError("t-SNE needs scikit-learn: pip install scikit-learn; or take --method pca")
-    images = scan_images(args.images, sixteen_bit=sixteen_bit_of([args.weights]))
+    images = scan_images(args.images, sixteen_bit=sixteen_bit_for([args.weights]))
     from passl_densecl.visualize.embedding import draw_embedding, lay_out, neighbor_agreement, pooled_sample
 
     args.features = "backbone"

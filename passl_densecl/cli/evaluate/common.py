@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import passl_densecl
 from passl_densecl.cli.console import progress
-from passl_densecl.cli.options import at_least, backbone_options, sixteen_bit_of
+from passl_densecl.cli.options import at_least, backbone_options, sixteen_bit_for
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import CenterCrop, Resize
@@ -94,7 +94,7 @@ def labeled(args: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
     """The images of --train and --val."""
     from passl_densecl.data.datasets import check_decodable, scan_images
 
-    reading = sixteen_bit_of(args.weights)
+    reading = sixteen_bit_for(args.weights)
     train = scan_images(args.train, labeled=True, sixteen_bit=reading)
     val = scan_images(args.val, labeled=True, classes=train.classes, sixteen_bit=reading)
     for images in (train, val):

@@ -31,13 +31,13 @@ def add_options(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    from passl_densecl.cli.options import sixteen_bit_of
+    from passl_densecl.cli.options import sixteen_bit_for
     from passl_densecl.data.datasets import check_decodable, scan_images
 
     if not 0 < args.scale[0] <= args.scale[1] <= 1:
         low, high = args.scale
         raise InputError(f"--scale {low:g} {high:g}: expected two shares from 0 to 1, the smaller first")
-    images = scan_images(args.images, sixteen_bit=sixteen_bit_of(args.weights))
+    images = scan_images(args.images, sixteen_bit=sixteen_bit_for(args.weights))
     check_decodable(images)
     from passl_densecl.evaluation.correspondence import PHOTOMETRIC, ViewSampling, correspondence_accuracy
 
