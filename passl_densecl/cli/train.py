@@ -15,7 +15,7 @@ from pathlib import Path
 from passl_densecl.cli.command import Parser, Verb
 from passl_densecl.cli.options import add_override_option
 from passl_densecl.config import Config, LinearConfig, PretrainConfig, dump_config, load_config, path_text
-from passl_densecl.config.mistakes import OTHER_NAMES, known_keys
+from passl_densecl.config.invalid import OTHER_NAMES, known_keys
 from passl_densecl.config.packaged import find_config
 from passl_densecl.errors import InputError, printable
 from passl_densecl.reliability.loggers import check_loggers

@@ -162,7 +162,7 @@ def parse_config(tree: dict[str, Any], *, source: str = "config", problems: Iter
             config = cls.model_validate(tree)
             found += config.problems()
         except ValidationError as error:
-            from passl_densecl.config.mistakes import explained  # a config without mistakes needs none of it
+            from passl_densecl.config.invalid import explained  # a valid config needs none of it
 
             found += explained(cls, error)
     if found or config is None:

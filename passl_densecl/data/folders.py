@@ -67,7 +67,7 @@ def scan_images(
     if packed is not None:
         images = _from_pack(root, packed, list_file, labeled, classes, labels)
     elif not os.path.isdir(root):
-        from passl_densecl.data.mistakes import no_such_folder
+        from passl_densecl.data.invalid import no_such_folder
 
         raise InputError(no_such_folder(root))
     elif list_file is not None:

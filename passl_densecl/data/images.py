@@ -245,7 +245,7 @@ def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
 
 
 def _undecodable(data: bytes, path: str) -> UndecodableImage:
-    from passl_densecl.data.mistakes import what_it_is  # images that decode need none of it
+    from passl_densecl.data.invalid import what_it_is  # images that decode need none of it
 
     return UndecodableImage(path, what_it_is(data))
 

@@ -1,4 +1,4 @@
-"""How much of a map is place: can a linear function tell where in the view a cell lies?
+"""How much of a feature map is position: can a linear function tell where in the view a cell lies?
 
 Zero padding tells a convolutional network its place, whatever the image shows. A contrastive loss over cells can be won
 by place alone; then this score rises and correspondences fall.

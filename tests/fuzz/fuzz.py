@@ -342,14 +342,14 @@ class Reader:
 
 # Modules that read cases, by target: imported before the guard is armed.
 _WEIGHTS = "convert hub info read torch_files safetensors_files"
-_LISTS = "data.lists data.mistakes integrations.prepare engine.pretrain evaluation.masks evaluation.multilabel "
+_LISTS = "data.lists data.invalid integrations.prepare engine.pretrain evaluation.masks evaluation.multilabel "
 _LISTS += "weights.zoo"
 READERS = {
-    "configs": ("config.mistakes", "integrations.yaml_files"),
-    "overrides": ("config.mistakes",),
-    "resumes": ("config.mistakes", "engine.record", "weights.recorded"),
-    "weights": ("config.mistakes", *(f"weights.{name}" for name in _WEIGHTS.split())),
-    "packs": ("data.datasets", "data.lists", "data.mistakes"),
+    "configs": ("config.invalid", "integrations.yaml_files"),
+    "overrides": ("config.invalid",),
+    "resumes": ("config.invalid", "engine.record", "weights.recorded"),
+    "weights": ("config.invalid", *(f"weights.{name}" for name in _WEIGHTS.split())),
+    "packs": ("data.datasets", "data.lists", "data.invalid"),
     "lists": (*_LISTS.split(), *(f"visualize.{name}" for name in ("report", "schedule", "views"))),
 }
 _CODECS = "ascii latin1 unicode_escape raw_unicode_escape utf-8-sig cp437 "

@@ -1,4 +1,4 @@
-"""What to say of a file that is no image, and of a path that is no folder."""
+"""Messages for invalid input: a file that is no image, a path that is no folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to say of the mistakes in a config: for each wrong key what was expected, what stands there, what is meant."""
+"""Messages for invalid configs: for each wrong key what was expected, what stands there, what is meant."""
 
 from __future__ import annotations
 
