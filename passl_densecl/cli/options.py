@@ -38,7 +38,7 @@ def add_list_options(parser: argparse.ArgumentParser) -> None:
     labeled = "with labels: DIR/CLASS/image.jpg, or after the paths in F"
     parser.add_argument("--list-file", metavar="F", help="only the images that this text file lists, in its order")
     parser.add_argument("--labeled", action="store_true", help=labeled)
-    labels = "how the labels of F read"
+    labels = "how to read the labels of F"
     extensions = "any: files without a known ending too, judged by their first bytes"
     sixteen = "of 16 bits the upper 8, or each image's own range (default: as the run of the weights, else high_byte)"
     parser.add_argument("--labels", choices=("auto", "names", "numbers"), default="auto", help=labels)
@@ -59,7 +59,7 @@ def find_images(args: argparse.Namespace, weights: Sequence[str] = ()) -> ImageS
 
 
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:
-    dtype = "of the numbers in the new file; toolboxes take float32"
+    dtype = "type of the numbers in the new file; toolboxes take float32"
     parser.add_argument("--dtype", choices=("float32", "float16", "float64"), default="float32", help=dtype)
 
 
@@ -85,7 +85,7 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """The encoder, and what a weight file may not record: `backbone_options` reads it."""
     add_encoder_option(parser)
     for name, choices, published in (("--stem-stride", (4, 2, 1), 4), ("--last-stride", (2, 1), 2)):
-        help = f"of the backbone (default: as the weights' run or card says, else {published})"
+        help = f"of the backbone (default: as the weights' run or identity card says, else {published})"
         parser.add_argument(name, type=int, choices=choices, help=help)
 
 
@@ -97,8 +97,8 @@ def add_weights_options(
     nargs: dict[str, Any] = {"nargs": "+"} if several else {}
     parser.add_place("--weights", required=required, metavar="W", help=WEIGHTS + note, **nargs)
     add_backbone_options(parser)
-    parser.add_argument("--depth", type=int, choices=DEPTHS, help=f"of random weights{depth}")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and all random draws")
+    parser.add_argument("--depth", type=int, choices=DEPTHS, help=f"depth of random weights{depth}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random weights and all random draws")
 
 
 def backbone_options(args: argparse.Namespace) -> BackboneOptions:

@@ -21,13 +21,13 @@ from passl_densecl.errors import InputError, printable
 from passl_densecl.reliability.loggers import check_loggers
 
 DEVICES = "0,1,2,3 or all GPUs, cpu, or cpu:2 for two processes on the CPU (default: the config's device)"
-NAME = "of the run, whose folder is output_dir/N (default: the config's)"
+NAME = "name of the run; its folder is output_dir/N (default: the config's)"
 RESUME = "continue from PATH, a run or checkpoint folder; without PATH, from the newest checkpoint of this config's run"
 OVERWRITE = (
     "start anew in a folder that holds a run: its checkpoints and metrics are removed when the first step is ready; "
     "train.log continues, and files that are not the run's stay"
 )
-ACCEPT = "with --resume: go on with another recipe than the checkpoint records; each change is logged old → new"
+ACCEPT = "with --resume: continue with another recipe than the checkpoint records; logs each change as old → new"
 PRETRAINED = "linear: weights of the frozen backbone, or 'random'; pretrain: a backbone that a new run starts from"
 LOAD = "linear: a trained classifier; pretrain: a whole training state that a new run starts from, at step 0"
 PREFIX = "what stands before conv1.weight in the file of --pretrained, if it holds several backbones (default: found)"

@@ -143,10 +143,10 @@ class BackboneConfig(Section):
 class PretrainModelConfig(BackboneConfig):
     hidden_dim: Count = Field(2048, description="width of the hidden layer of both projection heads")
     out_dim: Count = Field(128, description="D, the length of a projected vector")
-    num_grid: Count | None = Field(None, description="pool the map to this many cells a side; null keeps it whole")
+    num_grid: Count | None = Field(None, description="cells per side of the dense head's map; null keeps its size")
     queue_len: Count | Literal["auto"] = Field(description="K, the number of negatives; auto fits it to the data set")
     temperature: float = Field(0.2, gt=0, description="τ, by which similarities are divided")
-    momentum: float = Field(0.999, ge=0, lt=1, description="of the key encoder's moving average")
+    momentum: float = Field(0.999, ge=0, lt=1, description="m of the key encoder's moving average")
     dense_negatives: Literal["image_mean", "cells"] = Field(
         "image_mean",
         description="what a key image leaves in the dense queue: the mean of its cells, as published; cells (an "
@@ -188,7 +188,7 @@ class ImagesConfig(Section):
 
 class LabeledImagesConfig(ImagesConfig):
     labels: Literal["auto", "names", "numbers"] = Field(
-        "auto", description="how the labels of list_file read; auto: whichever fits all of them"
+        "auto", description="how to read the labels of list_file; auto: as whichever fits all of them"
     )
 
 
@@ -200,7 +200,7 @@ class LoadingConfig(Section):
         0.1,
         ge=0,
         le=1,
-        description="of an epoch's images may be undecodable (ten always may, unless it is 0); more stop the run",
+        description="share of an epoch's images that may be undecodable (ten always may, unless it is 0)",
     )
 
 
@@ -219,7 +219,7 @@ class SGDConfig(Section):
     name: Literal["SGD"] = "SGD"
     lr: float = Field(gt=0, le=1e6, description="learning rate for reference_batch_size")
     reference_batch_size: Count = Field(256, description="lr is scaled by batch_size over this")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of the gradients")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(0.0001, ge=0, description="L2 penalty on the weights")
 
 
@@ -231,9 +231,9 @@ class AmpConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_epochs: Count = Field(default=1, description="a checkpoint every so many epochs")
-    every_steps: Count | None = Field(default=None, description="also within an epoch, every so many steps")
-    keep: Count = Field(default=3, description="how many of the newest stay")
+    every_epochs: Count = Field(default=1, description="epochs from one checkpoint to the next")
+    every_steps: Count | None = Field(default=None, description="more checkpoints: steps from one to the next")
+    keep: Count = Field(default=3, description="number of newest checkpoints to keep")
 
 
 class RunConfig(Section):
@@ -244,17 +244,17 @@ class RunConfig(Section):
         min_length=1, pattern=r"^[^/\\\s]+$", description="the run's folder under output_dir"
     )
     output_dir: PathText = Field("output", description="folder of all runs")
-    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentations")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of initial weights, image order and augmentations")
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU where there is one")
     batch_size: Count = Field(description="images of one optimizer step, over all devices")
     epochs: Count = Field(description="passes over the images")
     optimizer: SGDConfig
-    schedule: Schedule = Field(description="of the learning rate")
+    schedule: Schedule = Field(description="learning-rate schedule")
     amp: AmpConfig = Field(default_factory=AmpConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    log_every_steps: Count = Field(10, description="a line of the log every so many steps")
+    log_every_steps: Count = Field(10, description="steps from one line of the log to the next")
     loggers: Annotated[tuple[Literal["visualdl", "tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = Field(
-        ("visualdl",), description="what shows the run's numbers and pictures, beside metrics.jsonl; [] for none"
+        ("visualdl",), description="where the run's numbers and pictures go, beside metrics.jsonl; [] for none"
     )
     report: bool = Field(True, description="write report.html into the run folder at the end of the run")
     dist_timeout: float = Field(
@@ -283,26 +283,26 @@ class GuardConfig(Section):
     3). One that float16's loss scaling skips by itself, to find its scale, does not count.
     """
 
-    max_nonfinite_steps: int = Field(default=10, ge=0, description="of the whole run; 0 stops at the first one")
+    max_nonfinite_steps: int = Field(default=10, ge=0, description="steps a run may skip; 0 stops at the first one")
     keep_dumps: int = Field(
         default=3,
         ge=0,
-        description="of so many, the first, the batch and the state before the step are kept, for --replay",
+        description="number of skipped steps (the first ones) whose batch and state are kept for --replay",
     )
 
 
 class EvaluationConfig(Section):
     """k-NN accuracy of the query encoder while it trains."""
 
-    train: PathText = Field(description="labeled images (one folder a class, or a pack of them): the bank")
+    train: PathText = Field(description="labeled images (one folder per class, or a pack of them): the bank")
     val: PathText = Field(description="labeled images to classify")
     every_epochs: Count = Field(1, description="also before the first and after the last epoch")
     size: Annotated[int, Field(ge=32)] | None = Field(
         None, description="pixels of the center crop; null takes the size of the training views"
     )
     k: Count = Field(20, description="neighbors")
-    temperature: float = Field(0.07, gt=0, description="of the neighbors' votes")
-    batch_size: Count = Field(64, description="images of one process at a time")
+    temperature: float = Field(0.07, gt=0, description="temperature of the neighbors' votes")
+    batch_size: Count = Field(64, description="images per forward pass of a process")
 
 
 class PretrainConfig(RunConfig):

@@ -19,7 +19,7 @@ def _verb(module: ModuleType, example: str) -> Verb:
 
     def add_options(parser: Parser) -> None:
         depth = " (default: as the first other weights)"
-        add_weights_options(parser, several=True, note=": a column each", depth=depth)
+        add_weights_options(parser, several=True, note="; one column each", depth=depth)
         module.add_options(parser)
         parser.add_argument("--json", metavar="F.json", type=Path, help="also write every figure there")
         parser.aliases["--output"] = "--json"

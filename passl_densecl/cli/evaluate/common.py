@@ -45,8 +45,8 @@ def add_sweep(parser: argparse.ArgumentParser, epochs: int) -> None:
     lrs, decays = "learning rates to choose from (default: 0.001 to 0.3)", "and weight decays (default: 0 to 0.01)"
     parser.add_argument("--lr", type=float, nargs="+", default=list(LRS), metavar="X", help=lrs)
     parser.add_argument("--weight-decay", type=float, nargs="+", default=list(WEIGHT_DECAYS), metavar="X", help=decays)
-    parser.add_argument("--epochs", type=int, default=epochs, help="over the cached features")
-    parser.add_argument("--batch-size", type=int, default=256, help="of the classifiers")
+    parser.add_argument("--epochs", type=int, default=epochs, help="epochs over the cached features")
+    parser.add_argument("--batch-size", type=int, default=256, help="batch size of the classifiers")
 
 
 LEAST = {

@@ -60,7 +60,7 @@ class Judged:
 def add_options(parser: argparse.ArgumentParser) -> None:
     voc = "a folder with JPEGImages, SegmentationClass, ImageSets"
     categories = "COCO's categories, with panoptic annotations if need be"
-    ignore = "values that are no class (default: 255)"
+    ignore = "mask values that are not classes (default: 255)"
     least = "leave out classes on fewer images (default: as many as there are folds, else 1)"
     splits, names = ("train", "val"), ("TRAIN", "VAL")
     parser.add_argument("--voc", type=Path, metavar="DIR", help=voc)
@@ -72,15 +72,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", action="store_true", help="supercategories are the classes")
     parser.add_argument("--ignore", type=int, nargs="+", default=[255], metavar="V", help=ignore)
     parser.add_argument("--min-images", type=int, metavar="N", help=least)
-    parser.add_argument("--folds", type=int, default=3, help="without validation images")
+    parser.add_argument("--folds", type=int, default=3, help="folds of cross-validation, without validation images")
     parser.add_argument("--splits", type=int, default=1, help="repeat with other folds")
     parser.add_argument("--size", type=int, default=512, help="pixels of the shorter side")
-    parser.add_argument("--cells", type=int, default=60_000, help="to train on, at most (default: %(default)s)")
+    parser.add_argument("--cells", type=int, default=60_000, help="cells to train on, at most (default: %(default)s)")
     parser.add_argument(
         "--with-place", action="store_true", help="control: every head also gets the cells' coordinates"
     )
     parser.add_argument("--picture", type=Path, metavar="F.png", help="images, truth and predictions side by side")
-    parser.add_argument("--picture-images", type=int, default=4, metavar="N", help="in it")
+    parser.add_argument("--picture-images", type=int, default=4, metavar="N", help="images in the picture")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

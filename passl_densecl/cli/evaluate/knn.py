@@ -25,7 +25,7 @@ from passl_densecl.errors import InputError
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "the bank")
     parser.add_argument("--k", type=int, nargs="+", help="neighbors (default: those of 10 20 100 200 that there are)")
-    parser.add_argument("--temperature", type=float, default=0.07, help="of the softmax over similarities, above 0")
+    parser.add_argument("--temperature", type=float, default=0.07, help="divides the similarities, above 0")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

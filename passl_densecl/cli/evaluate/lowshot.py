@@ -20,7 +20,7 @@ def add_options(parser: Parser) -> None:
     svm.add_options(parser)
     shots = "positives per class (default: 1 2 4 8 16 32 64 96)"
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 96], metavar="K", help=shots)
-    parser.add_argument("--samples", type=int, default=5, help="for each k")
+    parser.add_argument("--samples", type=int, default=5, help="samples for each k")
 
 
 def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

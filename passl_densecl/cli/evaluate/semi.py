@@ -31,14 +31,14 @@ from passl_densecl.transforms import RandomHorizontalFlip, RandomResizedCrop
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "of which a part is used")
-    parser.add_argument("--percent", type=float, default=1.0, help="of the training images")
+    parser.add_argument("--percent", type=float, default=1.0, help="share of the training images, in percent")
     parser.add_argument("--list", type=Path, metavar="F.txt", help="also write the (first seed's) part there")
     parser.add_argument("--list-only", action="store_true", help="train nothing")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: that of --seed")
     parser.add_argument("--epochs", type=int, help="default: 20, or as many as make 600 steps")
-    parser.add_argument("--batch-size", type=int, default=64, help="at the most")
-    parser.add_argument("--lr", type=float, default=0.01, help="of the backbone")
-    parser.add_argument("--head-lr", type=float, default=0.1, help="of the classifier")
+    parser.add_argument("--batch-size", type=int, default=64, help="largest batch")
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate of the backbone")
+    parser.add_argument("--head-lr", type=float, default=0.1, help="learning rate of the classifier")
     parser.add_argument("--weight-decay", type=float, default=1e-4, help="L2 penalty of all weights")
 
 
