@@ -13,10 +13,11 @@ import re
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 
@@ -31,7 +32,9 @@ COPY = tempfile.TemporaryDirectory(prefix="passl_densecl_site_")  # lives as lon
 @event_priority(100)  # before the plugins look at docs_dir
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     if Path(config.docs_dir) != Path(COPY.name):  # once: the second language is built from the same copy
-        shutil.copytree(config.docs_dir, COPY.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md", "*.py"))
+        shutil.copytree(
+            config.docs_dir, COPY.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.md", "*.py", "*.yaml")
+        )
         pages = {path.name: path for path in Path(config.docs_dir).glob("*.md")}
         pages |= {"index.md": ROOT / "README.md", "index_cn.md": ROOT / "README_cn.md"}
         for name, path in pages.items():
@@ -55,8 +58,11 @@ def page(text: str, folder: Path, repository: str) -> str:
 
     text = re.sub(r"^\[(English|简体中文)\]\([^)]*\)\n\n", "", text, count=1, flags=re.MULTILINE)
     text = re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", target, text)
-    # A line break between two Chinese characters would be shown as a space.
-    text = re.sub(r"(?<=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])\n *(?=[\u4e00-\u9fff\uff08A-Za-z])", "", text)
+    # A line break would be a space, which Chinese has neither between characters nor after punctuation.
+    text = re.sub(r"(?<=[\u4e00-\u9fff])\n *(?=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])", "", text)
+    text = re.sub(
+        r"(?<=[\u3000-\u303f\uff00-\uffef])\n *(?=[\u4e00-\u9fff\uff00-\uffefA-Za-z0-9\[“]|`(?!``))", "", text
+    )
     return re.sub(r"<!-- generated: (\w+) -->", lambda match: "\n".join(GENERATED[match[1]]()), text)
 
 
@@ -68,26 +74,29 @@ def cell(text: object) -> str:
 # ---------------------------------------------------------------- the configuration
 
 
-def configuration() -> Iterator[str]:
+Meaning = Callable[[str, str], str]  # of a key or the name of a transform or schedule, from its English description
+
+
+def configuration(meaning: Meaning = lambda _, english: english) -> Iterator[str]:
     """Every key of a config: type, default, meaning."""
     shown: set[str] = set()
     for task, config in (("pretrain", PretrainConfig), ("linear", LinearConfig)):
         schema = config.model_json_schema()
-        yield from ["", f"### `task: {task}`", "", *HEAD, *keys(schema, schema["$defs"], ""), ""]
+        yield from ["", f"### `task: {task}`", "", *HEAD, *keys(schema, schema["$defs"], "", meaning), ""]
         for title, choice in schema["$defs"].items():
             name = choice["properties"].get("name", {}).get("const")
             if name and name != "SGD" and title not in shown:
                 shown.add(title)
                 kind = "schedule" if name.islower() else "transform"
-                rows = list(keys(choice, schema["$defs"], "")) if len(choice["properties"]) > 1 else []
-                about = choice.get("description", "").replace("``", "`")
+                rows = list(keys(choice, schema["$defs"], "", meaning)) if len(choice["properties"]) > 1 else []
+                about = meaning(name, choice.get("description", "").replace("``", "`"))
                 yield from [f"#### {kind} `{name}`", "", about, "", *(HEAD if rows else []), *rows, ""]
 
 
 HEAD = ["| key | type | default | meaning |", "|---|---|---|---|"]
 
 
-def keys(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[str]:
+def keys(schema: dict[str, Any], definitions: dict[str, Any], prefix: str, meaning: Meaning) -> Iterator[str]:
     required = schema.get("required", [])
     for name, field in schema["properties"].items():
         if name in ("task", "name") and "const" in field:
@@ -97,9 +106,10 @@ def keys(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> It
         default = f"`{written(field['default'])}`" if "default" in field else "as below"
         if name in required:
             default = "**required**"
-        yield f"| `{prefix}{name}` | {cell(kind_of(field))} | {default} | {cell(field.get('description', ''))} |"
+        about = cell(meaning(f"{prefix}{name}", field.get("description", "")))
+        yield f"| `{prefix}{name}` | {cell(kind_of(field))} | {default} | {about} |"
         for section in sections:
-            yield from keys(section, definitions, f"{prefix}{name}.")
+            yield from keys(section, definitions, f"{prefix}{name}.", meaning)
 
 
 def written(value: object) -> str:
@@ -136,6 +146,42 @@ def kind_of(field: dict[str, Any]) -> str:
     return words
 
 
+def configuration_cn() -> Iterator[str]:
+    """The same in Chinese; KeyError where configuration_cn.yaml lacks a meaning."""
+    meanings = yaml.safe_load((ROOT / "docs" / "configuration_cn.yaml").read_text(encoding="utf-8"))
+
+    def meaning(key: str, english: str) -> str:
+        last = key.rpartition(".")[2]
+        return meanings.get(key) or (meanings[last] if english else meanings.get(last, ""))
+
+    for line in configuration(meaning):
+        for english, chinese in CHINESE:
+            line = re.sub(english, chinese, line)
+        yield line
+
+
+CHINESE = (
+    (re.escape(HEAD[0]), "| 配置项 | 类型 | 默认值 | 含义 |"),
+    (r"^#### transform", "#### 变换"),
+    (r"^#### schedule", "#### 学习率策略"),
+    (r"\bwhole number\b", "整数"),
+    (r"\bnumber\b", "数值"),
+    (r"\| text \|", "| 字符串 |"),
+    (r"\bpath\b", "路径"),
+    (r"\bsection\b", "一组配置项"),
+    (r"\bone of those below\b", "下列之一"),
+    (r"\blist of ", "列表："),
+    (r" from (\d+)", r" ≥ \1"),
+    (r" over (\d+)", r" > \1"),
+    (r" to (\d)", r" 且 ≤ \1"),
+    (r"(?<=[\u4e00-\u9fff]) or ", "或 "),
+    (r" or ", " 或 "),
+    (r"`, `", "`、`"),
+    (r"\*\*required\*\*", "**必填**"),
+    (r"\bas below\b", "见下"),
+)
+
+
 # ---------------------------------------------------------------- the command, the API
 
 
@@ -166,4 +212,4 @@ def api() -> Iterator[str]:
         yield from ["", f"::: {module}.{name}"]
 
 
-GENERATED = {"configuration": configuration, "commands": commands, "api": api}
+GENERATED = {"configuration": configuration, "configuration_cn": configuration_cn, "commands": commands, "api": api}
