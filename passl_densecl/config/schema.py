@@ -305,6 +305,13 @@ class EvaluationConfig(Section):
     batch_size: Count = Field(64, description="images per forward pass of a process")
 
 
+class MonitorConfig(Section):
+    """What the dense loss teaches: correspondences, or place. Of the query encoder, on crops of training images."""
+
+    images: int = Field(64, ge=8, description="training images, the same ones every time, each cropped twice")
+    every_epochs: Count = Field(1, description="also before the first and after the last epoch")
+
+
 class PretrainConfig(RunConfig):
     task: Literal["pretrain"]
     model: PretrainModelConfig
@@ -313,6 +320,9 @@ class PretrainConfig(RunConfig):
         32, description="images that one BatchNorm sees; gradients are summed over the rest"
     )
     evaluation: EvaluationConfig | None = Field(None, description="k-NN accuracy every few epochs; null for none")
+    monitor: MonitorConfig | None = Field(
+        None, description="correspondences and place R² every few epochs; null for none, {} for the defaults"
+    )
     guard: GuardConfig = Field(default_factory=GuardConfig)
 
     @property
@@ -320,16 +330,20 @@ class PretrainConfig(RunConfig):
         return self.batch_size // self.micro_batch_size
 
     @property
+    def map_side(self) -> int | None:
+        """Cells a side of the last stage's map; None where the views have no size, which the loader says."""
+        try:
+            size = output_size(self.data.transforms)
+        except InputError:
+            return None
+        return -(-size // (self.model.stem_stride * 4 * self.model.last_stride))
+
+    @property
     def batch_norm_values(self) -> int:
         """From how many values a channel BatchNorm takes its statistics where they are fewest, in the last stage:
         micro_batch_size × height × width of its map.
         """
-        try:
-            size = output_size(self.data.transforms)
-        except InputError:  # without a size there is no batch, which the loader says
-            return LEAST_BATCH_NORM_VALUES
-        side = -(-size // (self.model.stem_stride * 4 * self.model.last_stride))
-        return self.micro_batch_size * side**2
+        return self.micro_batch_size * self.map_side**2 if self.map_side else LEAST_BATCH_NORM_VALUES
 
     def batch_norm_warning(self) -> str | None:
         """What to say when BatchNorm's statistics would be mostly noise."""
@@ -347,6 +361,9 @@ class PretrainConfig(RunConfig):
         found = []
         if self.batch_norm_values == 1:
             found.append(("micro_batch_size", self.batch_norm_warning() or ""))
+        if self.monitor is not None and self.map_side == 1:
+            remedy = "set larger views (data.transforms), model.last_stride 1 or monitor null"
+            found.append(("monitor", f"the last stage's map is one cell, which has no place; {remedy}"))
         if self.batch_size % self.micro_batch_size:
             low = [d for d in range(1, math.isqrt(self.batch_size) + 1) if self.batch_size % d == 0]
             fitting = [*low, *(self.batch_size // d for d in low)]

@@ -29,7 +29,7 @@ _BAD = -1  # in place of a label
 class OnlineKNN:
     """Evaluates every few epochs, before the first and after the last one."""
 
-    selects_best = False
+    selects_best, key = False, "knn_top1"
 
     def __init__(self, run: Run[PretrainConfig], num_workers: int) -> None:
         """Finds the images at once, so that a wrong folder is known before hours of training.
@@ -61,8 +61,7 @@ class OnlineKNN:
 
     def due(self, done: int) -> bool:
         """Whether the weights after `done` steps are to be evaluated."""
-        epoch, within = divmod(done, self._run.steps_per_epoch)
-        return within == 0 and (epoch % self._config.every_epochs == 0 or epoch == self._run.config.epochs)
+        return self._run.ends_epochs(done, self._config.every_epochs)
 
     def run(self, model: DenseCL, done: int) -> float:
         """Evaluate the query encoder after `done` steps, log it, and return the share of right answers (0 to 1).

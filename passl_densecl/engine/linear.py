@@ -181,7 +181,7 @@ class _ConsoleLog(SilentLog):
 class Validation:
     """Accuracy on the validation set at the end of each epoch; the best epoch's checkpoint stays."""
 
-    selects_best = True
+    selects_best, key = True, "val_top1"
 
     def __init__(self, run: Run[LinearConfig], val_set: ImageSet, workers: int) -> None:
         self._run, self._val_set, self._workers = run, val_set, workers

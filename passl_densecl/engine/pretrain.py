@@ -61,7 +61,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
     if warning:
         log.line("warning", warning)
     run.check_start()
-    run.evaluation = _evaluation(run, workers)
+    run.evaluation, run.monitor = _evaluation(run, workers), _monitor(run, images)
     model = build_model(config, queue_len)
     if run.start is None and (load, pretrained) != (None, None):
         log.line("weights", _load(config, model, load, pretrained, prefix))
@@ -199,6 +199,14 @@ def _evaluation(run: Run[PretrainConfig], workers: int) -> Evaluation | None:
     from passl_densecl.engine.knn import OnlineKNN
 
     return OnlineKNN(run, workers)
+
+
+def _monitor(run: Run[PretrainConfig], images: ImageSet) -> Evaluation | None:
+    if run.config.monitor is None:
+        return None
+    from passl_densecl.engine.monitor import Monitor
+
+    return Monitor(run, images)
 
 
 def check_image_count(images: ImageSet, config: PretrainConfig) -> int:

@@ -18,7 +18,7 @@ from passl_densecl.weights.files import read_card, weights_file
 _NETWORK = ("task", "model.depth", "model.stem_stride", "model.last_stride", "model.hidden_dim", "model.out_dim",
             "model.num_grid", "model.queue_len", "model.dense")  # fmt: skip
 _PLUMBING = ("name", "device", "checkpoint.", "log_every_steps", "guard.", "dist_timeout", "evaluation",
-             "data.num_workers", "data.max_bad_share", "loggers", "report")  # fmt: skip
+             "monitor", "data.num_workers", "data.max_bad_share", "loggers", "report")  # fmt: skip
 _FOLDERS = ("root", "list_file")
 
 

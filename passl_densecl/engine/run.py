@@ -53,13 +53,14 @@ class Evaluation(Protocol):
     written; otherwise after, so that a run killed in it continues with the checkpoint."""
 
     selects_best: bool
+    key: str  # of its figure in metrics.jsonl
 
     def due(self, done: int) -> bool:
         """Whether the weights after `done` steps are to be evaluated."""
         ...
 
     def run(self, model: Any, done: int) -> float:
-        """Evaluate, log, and return top-1 accuracy (0 to 1). All processes call it together."""
+        """Evaluate, log, and return the figure (0 to 1). All processes call it together."""
         ...
 
 
@@ -87,6 +88,7 @@ class Run(Generic[C]):
         self.parents: tuple = ()  # the files that the weights came from
         self.facts: dict[str, Any] = {}  # what a checkpoint's state.json says beside the run's own counters
         self.evaluation: Evaluation | None = None
+        self.monitor: Evaluation | None = None
         self.guard: StepGuard | None = None
         self.watchdog: Watchdog | None = None
         self.best: dict[str, Any] = dict(NO_BEST)  # the best epoch so far, where the evaluation selects one
@@ -193,8 +195,9 @@ class Run(Generic[C]):
                 self.checkpoints.clear()
             self.log.rewind(self.start.step if self.start else -1)
             self.checkpoints.tidy(self.first_step, self.best["name"] or None)
-        if self.evaluation is not None and not selects and self._not_evaluated(self.first_step):
-            self.evaluation.run(learner.model, self.first_step)
+        for each in (self.evaluation, self.monitor):
+            if each is not None and not each.selects_best and self._not_evaluated(each, self.first_step):
+                each.run(learner.model, self.first_step)
         self.stopwatch = Stopwatch()
 
     def _keep_config(self) -> None:
@@ -211,10 +214,9 @@ class Run(Generic[C]):
     def _kept_config(self, step: int) -> Path:
         return self.config.run_dir / f"config_from_step_{step:08d}.yaml"
 
-    def _not_evaluated(self, done: int) -> bool:
+    def _not_evaluated(self, evaluation: Evaluation, done: int) -> bool:
         """Whether an evaluation is due after `done` steps and the run's metrics lack it; the same in every process."""
-        assert self.evaluation is not None
-        return self.evaluation.due(done) and not dist.any_process(self.log.recorded("knn_top1", done))
+        return evaluation.due(done) and not dist.any_process(done in self.log.recorded(evaluation.key))
 
     # ------------------------------------------------------------ after each step
 
@@ -247,9 +249,8 @@ class Run(Generic[C]):
             self.bad_images.collect(self._epoch(done), self.steps_per_epoch * config.batch_size, ends=ends)
         if log_due and losses:
             self._log_step(done, losses, facts, keys)
-        evaluating = self.evaluation is not None and self.evaluation.due(done)
         before = self.best
-        if self.evaluation and evaluating and self.evaluation.selects_best:
+        if self.evaluation and self.evaluation.selects_best and self.evaluation.due(done):
             top1 = self.evaluation.run(self.learner.model, done)
             if top1 > before["top1"]:
                 self.best = {"epoch": self._epoch(done), "top1": top1, "name": f"epoch_{self._epoch(done):04d}"}
@@ -266,10 +267,16 @@ class Run(Generic[C]):
             self.log.line("stopped", f"on request, at step {done:,}; saved {name}; continue with {option('resume')}")
             self.stopped = True
             return True
-        if self.evaluation and evaluating and not self.evaluation.selects_best:
-            self.evaluation.run(self.learner.model, done)
-            self.stopwatch.skip()
+        for each in (self.evaluation, self.monitor):
+            if each is not None and not each.selects_best and each.due(done):
+                each.run(self.learner.model, done)
+                self.stopwatch.skip()
         return False
+
+    def ends_epochs(self, done: int, every: int) -> bool:
+        """Whether `done` steps end an epoch that `every` divides, or the last one; so does 0."""
+        epoch, within = divmod(done, self.steps_per_epoch)
+        return within == 0 and (epoch % every == 0 or epoch == self.config.epochs)
 
     def _epoch(self, done: int) -> int:
         """The epoch, from 1, that the last of `done` steps belongs to."""

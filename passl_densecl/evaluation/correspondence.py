@@ -16,7 +16,7 @@ from passl_densecl import transforms
 from passl_densecl.data.datasets import ImageSet, Transforms, UndecodableImage
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, feature_maps
-from passl_densecl.evaluation.position import position_score
+from passl_densecl.evaluation.position import L2, position_score
 from passl_densecl.models import match
 from passl_densecl.transforms import Crop, RandomResizedCrop
 
@@ -125,12 +125,13 @@ def correspondence_accuracy(
     pairs: int = 256,
     seed: int = 0,
     batch_size: int = 32,
+    place_l2: float = L2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Correspondence:
     """How often the most similar cell of the other view is the right one, over `pairs` pairs of random views.
 
     Images are taken in turn. Pair n draws from (seed, n), so the pairs do not depend on the backbone. An image that
-    cannot be decoded gives no pair.
+    cannot be decoded gives no pair. `place_l2` is the penalty of the position score.
 
     Raises:
         InputError: no two views overlap, or no image can be decoded.
@@ -156,7 +157,7 @@ def correspondence_accuracy(
     residuals = counts[:, 0] - right / cells * counts[:, 3]  # of a ratio of two sums over pairs
     error = np.sqrt(seen / max(seen - 1, 1) * np.square(residuals).sum()) / cells
     views = np.concatenate(maps)
-    place = position_score(views) if len(views) >= 4 else (float("nan"), float("nan"))
+    place = position_score(views, place_l2) if len(views) >= 4 else (float("nan"), float("nan"))
     per_pair = tuple((int(one[0]), int(one[3])) for one in counts)
     shares = right / cells, chance / cells, same / cells
     return Correspondence(*shares, int(cells), seen, float(error), *place, per_pair)

@@ -10,7 +10,7 @@ import numpy as np
 
 from passl_densecl.evaluation.linear import standardization
 
-_L2 = 1e-3  # on standardized features, per cell
+L2 = 1e-3  # on standardized features, per cell
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
@@ -22,11 +22,12 @@ def coordinates(height: int, width: int) -> np.ndarray:
     return np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def position_score(maps: np.ndarray) -> tuple[float, float]:
+def position_score(maps: np.ndarray, l2: float = L2) -> tuple[float, float]:
     """(N, C, H, W) of N views, N ≥ 4 → R² of place from features, and its standard error over images.
 
     A ridge regression of row and column, fitted to the first half of the views and judged on the second: 1 is exact,
-    0 as good as the middle of the map. Views should be random crops: in whole photographs what is seen tells place too.
+    0 as good as the middle of the map. Few cells, less than about ten times C, need a stronger penalty `l2`. Views
+    should be random crops: in whole photographs what is seen tells place too.
     """
     count, channels, height, width = maps.shape
     cells = np.ascontiguousarray(maps.reshape(count, channels, -1).transpose(0, 2, 1))  # (N, S, C)
@@ -34,7 +35,7 @@ def position_score(maps: np.ndarray) -> tuple[float, float]:
     train = cells[:half].reshape(-1, channels)
     mean, deviation = standardization(train)
     train = (train - mean) / deviation
-    gram = (train.T @ train).astype(np.float64) + _L2 * len(train) * np.eye(channels)
+    gram = (train.T @ train).astype(np.float64) + l2 * len(train) * np.eye(channels)
     weight = np.linalg.solve(gram, train.T.astype(np.float64) @ np.tile(place, (half, 1)))
     found = ((cells[half:] - mean) / deviation) @ weight  # (N − half, S, 2)
     errors = np.square(found - place).sum(axis=(1, 2)) / np.square(place).sum()  # one per view; R² is 1 − their mean

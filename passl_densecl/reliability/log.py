@@ -58,9 +58,9 @@ class SilentLog:
         whose records continue after the same step.
         """
 
-    def recorded(self, key: str, step: int) -> bool:
-        """Whether metrics.jsonl has this number for this step."""
-        return False
+    def recorded(self, key: str) -> dict[int, dict[str, Any]]:
+        """The objects of metrics.jsonl that have this number, by step."""
+        return {}
 
     def sync(self) -> None:
         """Write everything logged so far to the disk, as far as the disk takes it."""
@@ -158,12 +158,12 @@ class RunLog(SilentLog):
         if self._loggers is not None:
             self._loggers.open(step, self.line)
 
-    def recorded(self, key: str, step: int) -> bool:
+    def recorded(self, key: str) -> dict[int, dict[str, Any]]:
         try:
             lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-            return any(key in values and values["step"] == step for values in map(parse_json, lines))
+            return {one["step"]: one for one in (parse_json(line) for line in lines if f'"{key}"' in line)}
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return {}
 
     def sync(self) -> None:
         for file in (self._file, self._metrics):

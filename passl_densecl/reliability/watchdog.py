@@ -25,6 +25,8 @@ PATIENCE_STEPS, PATIENCE_FILLINGS = 500, 5
 # A share of the time. Below one half the device is the bottleneck; five readings in a row, because the first ones of a
 # run, and those beside other work on the machine, are not reliable.
 WAITING, WAITING_READINGS = 0.5, 5
+# Top-1 of the dense head: above 0.9 within an epoch where place tells positives from negatives, 0.5 where it does not.
+WON_AT = 0.9
 _FEWEST_READINGS = 5
 
 
@@ -53,10 +55,13 @@ class Watchdog:
         self._past: dict[str, deque[tuple[int, float]]] = {}
         self._waited: deque[float] = deque(maxlen=WAITING_READINGS)
         self._warned: set[str] = set()
+        self._dense_top1 = 0.0  # of the last logged step
+        self._below = 0  # monitored epochs in a row with the dense loss won and worse correspondences than before it
 
     def check(self, values: Mapping[str, float]) -> None:
         """Check the values of one logged step."""
         step, loss_lambda = int(values["step"]), values["loss_lambda"]
+        self._dense_top1 = values.get("dense_top1", 0.0)
         untrained = {"global": loss_lambda == 1, "dense": loss_lambda == 0}
         for name, loss in values.items():
             term = name.removesuffix("_loss")
@@ -70,6 +75,13 @@ class Watchdog:
         self._waited.append(values["data_share"])
         if len(self._waited) == WAITING_READINGS and min(self._waited) > WAITING:
             self._warn("waiting", self._waiting())
+
+    def check_place(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
+        """Compare what the monitor measured while the dense loss is trained with the last measurement before that."""
+        below = self._dense_top1 >= WON_AT and now["correspondence_accuracy"] < before["correspondence_accuracy"]
+        self._below = self._below + 1 if below else 0
+        if self._below > 1:  # one epoch may be chance
+            self._warn("place", self._place(now, before))
 
     def _stays_above(self, name: str, step: int, value: float, limit: float) -> bool:
         """Whether the mean over the last `_patience` steps reaches the limit, once that many have passed."""
@@ -97,6 +109,16 @@ class Watchdog:
             f"the {term} loss has been at chance (ln(K+1) = {chance:.2f}) for {self._patience:,} steps with a full "
             "queue: it does not distinguish images. The learning rate is far too high or too low (optimizer.lr), or "
             "the two views of an image have nothing in common: densecl plot views shows them"
+        )
+
+    def _place(self, now: Mapping[str, float], before: Mapping[str, float]) -> str:
+        return (
+            f"the dense loss seems to be won by place: its top-1 is {self._dense_top1:.0%}, but of the cells of two "
+            f"crops {now['correspondence_accuracy']:.1%} match rightly, {before['correspondence_accuracy']:.1%} before "
+            f"the dense loss began (step {before['step']:,}); a cell's features tell its place with R² "
+            f"{now['place_r2']:.2f}, {before['place_r2']:.2f} then. The encoder may be learning where a cell lies, not "
+            "what it shows. In another run try model.dense_negatives=cells, or a larger map (larger crops in "
+            "data.transforms, model.last_stride 1)"
         )
 
     def _waiting(self) -> str:

@@ -36,8 +36,10 @@ _SPEED = (
     Panel("images_per_second", "Speed", "images/s"),
     Panel("data_share", "Time spent waiting for data", _PERCENT, 100),
 )
-_SHARES = ("top1", "top5", "miou", "accuracy")  # endings of metrics that are shares from 0 to 1
+_SHARES = ("top1", "top5", "miou", "accuracy", "_r2")  # endings of metrics that are shares from 0 to 1
 _WORDS = {"train": "Training", "val": "Validation", "knn": "k-NN", "top1": "top-1", "top5": "top-5", "miou": "mIoU"}
+_WORDS |= {"r2": "R²"}
+EVALUATED = ("knn_", "val_", "correspondence_", "place_")  # beginnings of what is measured of checkpoints
 
 
 def panels_of(runs: list[RecordedRun]) -> list[Panel]:

@@ -22,6 +22,7 @@ from passl_densecl.text import and_more, duration, megabytes, printable
 from passl_densecl.transforms import CenterCrop, RandomResizedCrop, Resize
 from passl_densecl.visualize import page
 from passl_densecl.visualize.curves import (
+    EVALUATED,
     cost_figures,
     draw_panel,
     has_errors,
@@ -184,7 +185,7 @@ class _Report:
 
     def checkpoints(self) -> Iterator[str]:
         figures = []
-        panels = [panel for panel in panels_of([self.run]) if panel.key.startswith(("knn_", "val_"))]
+        panels = [panel for panel in panels_of([self.run]) if panel.key.startswith(EVALUATED)]
         for panel in panels:
             drawn = draw_panel(panel, [self.run])
             caption = "Bars: one standard error." if has_errors(self.run, panel) else ""
@@ -201,13 +202,13 @@ class _Report:
             yield from page.grid(figures)
         elif isinstance(self.run.config, PretrainConfig):
             yield page.note(
-                "Nothing is recorded. With the section evaluation: in its config, a run measures k-NN while it trains. "
+                "Nothing is recorded. With the sections evaluation: and monitor: in its config a run measures itself. "
                 f"Correspondences of its checkpoints: densecl eval correspondence --images DIR --weights "
                 f"{self.run.path}/checkpoints/epoch_* --output {self.run.path}/correspondence.json"
             )
 
     def curves(self) -> Iterator[str]:
-        panels = [panel for panel in panels_of([self.run]) if not panel.key.startswith(("knn_", "val_"))]
+        panels = [panel for panel in panels_of([self.run]) if not panel.key.startswith(EVALUATED)]
         if not panels:
             raise InputError("nothing is logged yet")
         figures = []

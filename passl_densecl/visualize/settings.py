@@ -11,7 +11,7 @@ from passl_densecl.config.packaged import packaged_configs
 _NAMES = ("name", "output_dir")  # which always differ
 # Settings that say where and how comfortably a run goes, not what it does: a base is not chosen by them.
 _PLACES = ("data.root", "data.list_file", "data.train.", "data.val.", "data.num_workers", "evaluation", "checkpoint.")
-_PLACES += ("device", "seed", "log_every_steps", "guard.", "dist_timeout", "report")
+_PLACES += ("device", "seed", "log_every_steps", "guard.", "dist_timeout", "report", "monitor")
 _ABSENT = "–"
 
 

@@ -41,8 +41,11 @@ def alone(tmp_path_factory, photos):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_micro_batches_without_changing_the_result(alone, tmp_path, photos, processes):
-    train(write_config(tmp_path, photos, **SETTINGS), processes=processes, launcher=True)
-    ours = metrics(tmp_path / "run")
+    monitor = {"images": 8, "every_epochs": 3}  # of the first process alone
+    train(write_config(tmp_path, photos, **SETTINGS, monitor=monitor), processes=processes, launcher=True)
+    logged = metrics(tmp_path / "run")
+    assert [line["step"] for line in logged if "place_r2" in line] == [0, 3]
+    ours = [line for line in logged if "loss" in line]
     assert len(ours) == 3
     for line, expected in zip(ours, metrics(alone), strict=True):
         for key in ("global_loss", "dense_loss"):

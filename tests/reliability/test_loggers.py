@@ -296,8 +296,9 @@ def test_pictures_that_cannot_be_made_are_a_warning(tmp_path):
 
 def test_tags():
     expected = "loss/total loss/dense loss/chance knn/top1 knn/seconds val/top5 top1/train similarity/global "
-    expected += "speed/data_share training/lr training/queue_fill"
+    expected += "speed/data_share training/lr training/queue_fill correspondence/accuracy place/r2"
     names = "loss dense_loss chance knn_top1 seconds val_top5 train_top1 global_similarity data_share lr queue_fill"
+    names += " correspondence_accuracy place_r2"
     assert [tag_of(name) for name in names.split()] == expected.split()
     assert [tag_of(tag) for tag in expected.split()] == expected.split()
 

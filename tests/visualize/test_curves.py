@@ -126,12 +126,12 @@ def test_runs_are_compared_with_a_look_for_each(run_dir, tmp_path):
 
 def test_linear_evaluation_and_unknown_accuracies_are_drawn(tmp_path):
     rows = [
-        {"step": n, "epoch": n, "loss": 2.0, "train_top1": 0.3, "val_top1": n / 10, "knn_top1": 0.4, "odd": 1.0}
+        {"step": n, "loss": 2.0, "train_top1": 0.3, "val_top1": n / 10, "knn_top1": 0.4, "place_r2": 0.9, "odd": 1.0}
         for n in range(1, 6)
     ]
     write_metrics(tmp_path, rows)
     run = read_run(tmp_path)
-    assert [panel.key for panel in panels_of([run])] == ["loss", "train_top1", "val_top1", "knn_top1"]
+    assert [panel.key for panel in panels_of([run])] == ["loss", "train_top1", "val_top1", "knn_top1", "place_r2"]
     figures = dict(key_figures(run))
     assert figures["Validation top-1"] == "50.0 %, best 50.0 %"
     assert figures["k-NN top-1"] == "40.0 %, best 40.0 %"

@@ -108,7 +108,7 @@ def tag_of(name: str) -> str:
     if name == "seconds":  # of an evaluation
         return "knn/seconds"
     first, _, last = name.partition("_")
-    if first in ("knn", "val"):
+    if first in ("knn", "val", "correspondence", "place"):
         return f"{first}/{last}"
     if last in ("loss", "top1", "similarity"):
         return f"{last}/{first}"
