@@ -4,7 +4,8 @@
 
 --runs holds the run folders densecl_sSEED and moco_sSEED; a seed counts when both of its runs have a checkpoint of
 --epoch. --data holds train/, train_masks/, val/ and val_masks/. Each network is judged by the linear probe (also
-with every cell's coordinates given to it, the control), by correspondences and by how well its features tell place.
+with every cell's coordinates given to it, the control), by a fine-tuned segmenter (benchmarks/segmenter.py: minutes for
+each network), by correspondences and by how well its features tell place.
 What has been judged is kept: the same command goes on, and draws table and figure anew. ± joins the standard errors
 over seeds and over images; differences are paired over both.
 """
@@ -31,6 +32,7 @@ METHODS = {"random": "random weights", "moco": "MoCo-v2", "densecl": "DenseCL"}
 MEASURES = {
     "dense": "probe mIoU, %",
     "dense_with_place": "probe mIoU, place given, %",
+    "segmenter": "fine-tuned mIoU, %",
     "correspondence": "correspondences, %",
     "place": "place R², %",
 }
@@ -70,9 +72,12 @@ def judge(args: argparse.Namespace, measure: str, method: str, seed: int) -> Jud
         folders = {"images": "train", "masks": "train_masks", "val-images": "val", "val-masks": "val_masks"}
         words = [word for option, folder in folders.items() for word in (f"--{option}", args.data / folder)]
         words += ["--size", args.size, *(["--with-place"] if measure == "dense_with_place" else [])]
+        tool = ["tools/evaluate.py", verb.split("_")[0]]
         if verb == "correspondence":
             words = ["--images", args.data / "val", "--size", args.pair_size, "--count", args.pairs]
-        say_and_run(["tools/evaluate.py", verb.split("_")[0], "--weights", *weights, *words, "--json", path])
+        if verb == "segmenter":
+            tool, words = ["-m", "benchmarks.segmenter"], ["--data", args.data]
+        say_and_run([*tool, "--weights", *weights, *words, "--json", path])
     content = json.loads(path.read_text(encoding="utf-8"))
     *_, result = content["results"].values()  # a baseline comes first
     if measure == "place":

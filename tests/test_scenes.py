@@ -19,6 +19,7 @@ def write(path, shares: np.ndarray, place: float) -> None:
     for name, result in (
         ("dense", dense),
         ("dense_with_place", dense),
+        ("segmenter", dense),
         ("correspondence", pairs | {"place": place, "place_error": 0.003}),
     ):
         content = {"images": 10, "results": {"baseline": {}, "network": result}}
