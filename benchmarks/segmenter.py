@@ -11,6 +11,7 @@ holds the confusion of every image, so that differences can be paired. engine/fi
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -62,9 +63,8 @@ class Segmenter(nn.Layer):
         return self.head(self.backbone(images))
 
 
-def crop(masks: MaskSet, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def crop(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A random part of an image, uint8 (HEIGHT, WIDTH, 3), and its mask, int64 (HEIGHT, WIDTH), flipped or not."""
-    image, mask = masks.image(index), masks.mask(index)
     scale = rng.uniform(*SCALES)
     height, width = (round(side * scale) for side in mask.shape)
     top, left = (int(rng.integers(0, most - side + 1)) for most, side in zip(mask.shape, (height, width), strict=True))
@@ -83,13 +83,14 @@ def train(model: Segmenter, masks: MaskSet, count: int, args: argparse.Namespace
         (lr, paddle.optimizer.Momentum(lr, MOMENTUM, list(weights.values()), weight_decay=args.weight_decay))
         for lr, weights in groups
     ]
+    read = functools.cache(lambda index: (masks.image(index), masks.mask(index)))  # some hundred images fit in memory
     per_epoch, began, said = count // args.batch_size, time.monotonic(), 0.0
     model.train()
     for step in range(steps := per_epoch * args.epochs):
         epoch, batch = divmod(step, per_epoch)
         order = np.random.default_rng([args.seed, epoch]).permutation(count)[batch * args.batch_size :].tolist()
         chosen = order[: args.batch_size]
-        views = [crop(masks, index, np.random.default_rng([args.seed, epoch, index])) for index in chosen]
+        views = [crop(*read(index), np.random.default_rng([args.seed, epoch, index])) for index in chosen]
         images, targets = (to_tensor(np.stack(side)) for side in zip(*views, strict=True))
         logits = F.interpolate(model(normalize(images)), [HEIGHT, WIDTH], mode="bilinear", align_corners=True)
         loss = F.cross_entropy(logits, targets, axis=1, ignore_index=-1)
@@ -101,8 +102,7 @@ def train(model: Segmenter, masks: MaskSet, count: int, args: argparse.Namespace
             optimizer.clear_grad()
         if time.monotonic() - said > 30 or step + 1 == steps:
             said = time.monotonic()
-            shown = f"{title}  step {step + 1}/{steps}  loss {float(loss):.3f}  {said - began:.0f} s"
-            print(shown, file=sys.stderr, flush=True)
+            print(f"{title}  step {step + 1}/{steps}  loss {float(loss):.3f}  {said - began:.0f} s", file=sys.stderr)
     model.eval()
 
 
