@@ -22,7 +22,6 @@ __all__ = [
     "EXTENSIONS",
     "WHY",
     "ImageSet",
-    "LabeledDataset",
     "PairDataset",
     "Transforms",
     "UndecodableImage",
@@ -38,7 +37,7 @@ _TRIES = 20
 Transforms = Sequence[Callable[[np.ndarray, np.random.Generator], np.ndarray]]
 
 
-class _Dataset:
+class Dataset:
     """Transformed images of a set; all draws come from ``seed``, the epoch, the index and the view.
 
     An image that cannot be decoded is always replaced by the same one, some way along the set: each of a hundred bad
@@ -56,7 +55,7 @@ class _Dataset:
     def __len__(self) -> int:
         return len(self.image_set)
 
-    def _views_or_others(self, epoch: int, index: int, count: int) -> tuple[list[np.ndarray], int, np.ndarray]:
+    def views_or_others(self, epoch: int, index: int, count: int) -> tuple[list[np.ndarray], int, np.ndarray]:
         """``count`` views of the image or of the first of its stand-ins that decodes, which one that is, and why not
         the image (empty where it is the image)."""
         seeds = [[self.seed, epoch, index, view] for view in range(count)]
@@ -76,7 +75,7 @@ class _Dataset:
         )
 
 
-class PairDataset(_Dataset):
+class PairDataset(Dataset):
     """Two views of every image, for pre-training.
 
     ``dataset[epoch, index]`` → (query, key, index, why): two uint8 H×W×3 arrays, an int64 number and a text. ``why`` is
@@ -85,23 +84,8 @@ class PairDataset(_Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.int64, np.ndarray]:
         epoch, index = key
-        (query, key_view), _, why = self._views_or_others(epoch, index, 2)
+        (query, key_view), _, why = self.views_or_others(epoch, index, 2)
         return query, key_view, np.int64(index), why
-
-
-class LabeledDataset(_Dataset):
-    """One view of every image and its label, for linear evaluation, k-NN and the like.
-
-    ``dataset[epoch, index]`` → (image, label, index, why): a uint8 H×W×3 array, two int64 numbers and a text. ``label``
-    is -1 when the set has no labels. An image that cannot be decoded is replaced together with its label; ``why`` then
-    says why, else it is empty. With deterministic transforms use epoch 0 throughout.
-    """
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.ndarray]:
-        epoch, index = key
-        (image,), used, why = self._views_or_others(epoch, index, 1)
-        label = -1 if self.image_set.labels is None else self.image_set.labels[used]
-        return image, np.int64(label), np.int64(index), why
 
 
 def _stand_ins(index: int, count: int) -> Iterator[int]:

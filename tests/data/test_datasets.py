@@ -18,7 +18,6 @@ from passl_densecl.data import datasets
 from passl_densecl.data.datasets import (
     EXTENSIONS,
     WHY,
-    LabeledDataset,
     PairDataset,
     UndecodableImage,
     check_decodable,
@@ -26,6 +25,7 @@ from passl_densecl.data.datasets import (
     scan_images,
 )
 from passl_densecl.data.images import decode_bytes, looks_like_image
+from passl_densecl.data.labeled import LabeledDataset
 from passl_densecl.data.packing import pack_images
 from passl_densecl.errors import InputError, RunError
 from tests.data.damaged import tiff
