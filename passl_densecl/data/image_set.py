@@ -114,11 +114,7 @@ class ImageSet:
 
     def describe(self) -> str:
         """One line for the log: "12,418 images under photos (11,902 jpg, 516 png)"."""
-        ends = self._offsets.tolist()
-        endings = Counter(self._blob[start:end].rpartition(b".")[1:] for start, end in pairwise(ends))
-        kinds: Counter[str] = Counter()
-        for (dot, ending), count in endings.items():  # few, so that a million names take no seconds
-            kinds[extension(b"name" + dot + ending) if dot and b"/" not in ending else ""] += count
+        kinds = Counter(extension(self._blob[start:end]) for start, end in pairwise(self._offsets.tolist()))
         classes = ""
         if self.labels is not None:
             present = len(np.unique(self.labels))
@@ -142,22 +138,20 @@ def check_decodable(image_set: ImageSet, sample: int = 16) -> None:
     for index in spread(len(image_set), sample):
         try:
             image_set.decode(index)
+            return
         except UndecodableImage as failure:
             failures.append(failure)
-        else:
-            return
-    if failures:
-        named = "".join(f"\n  {failure}" for failure in failures[:3])
-        raise InputError(
-            f"no image could be decoded {image_set.source}; tried {len(failures):,} of {len(image_set):,}:" + named
-        )
+    named = "".join(f"\n  {failure}" for failure in failures[:3])
+    raise InputError(
+        f"no image could be decoded {image_set.source}; tried {len(failures):,} of {len(image_set):,}:{named}"
+    )
 
 
 def sixteen_bit_note(image_set: ImageSet, most: int = 8, among: int = 256) -> str | None:
     """What the log should say where some of ``most`` images have 16 bits a value; None where none has."""
-    paths = ((index, image_set.relative_path(index)) for index in spread(len(image_set), among))
-    chosen = [index for index, path in paths if COUNTED_AS.get(extension(path)) not in _EIGHT_BIT][:most]
-    brightest = [value for value in (_brightest(image_set, index) for index in chosen) if value is not None]
+    indices = spread(len(image_set), among)
+    chosen = [i for i in indices if COUNTED_AS.get(extension(image_set.relative_path(i))) not in _EIGHT_BIT][:most]
+    brightest = [value for index in chosen if (value := _brightest(image_set, index)) is not None]
     if not brightest:
         return None
     says = describe_sixteen_bit(image_set.sixteen_bit, max(brightest))

@@ -331,13 +331,6 @@ def test_folder_without_images_says_what_it_holds(tmp_path):
         scan_images(tmp_path / "split")
 
 
-def test_too_few_images(tmp_path):
-    write_all(tmp_path, "a.png", "b.png")
-    assert len(scan_images(tmp_path, minimum=2)) == 2
-    with refused("2 images", "at least 3"):
-        scan_images(tmp_path, minimum=3)
-
-
 def test_unreadable_folder(tmp_path, monkeypatch):
     write_all(tmp_path, "a.png", "locked/b.png")
     scandir = os.scandir
