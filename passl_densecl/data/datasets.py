@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,9 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.image_set)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        raise NotImplementedError
 
     def views_or_others(self, epoch: int, index: int, count: int) -> tuple[list[np.ndarray], int, np.ndarray]:
         """``count`` views of the image or of the first of its stand-ins that decodes, which one that is, and why not

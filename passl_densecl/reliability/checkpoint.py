@@ -7,11 +7,13 @@ is complete; only then an older one is removed. Checksums show later damage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +100,13 @@ class Checkpoints:
         except OSError as error:
             self._failures += 1
             size = sum(array.nbytes for array in (*arrays.values(), *snapshot.optimizer.values()))
-            message = f"checkpoint {self.folder / name} cannot be written: {self._why(error, size)}"
-            if must or self._failures > TOLERATED:
-                which = "It was the last one of this run" if must else f"It is number {self._failures} in a row"
-                ways = "Make room there, then continue with --resume auto"
-                raise RunError(f"{message}. {which}; {self._kept()}. {ways}") from error
-            self.log.line(
-                "warning",
-                f"{message}; training continues and the next one is tried ({self._failures} failed in a row, the run "
-                f"stops at {TOLERATED + 1}); {self._kept()}",
+            message = (
+                f"checkpoint {self.folder / name} cannot be written: {error.strerror or error} (it needs "
+                f"{megabytes(size)}{self._free()}; {self._failures} failed in a row); {self._kept()}"
             )
+            if must or self._failures > TOLERATED:
+                raise RunError(f"{message}. Make room there, then continue with --resume auto") from error
+            self.log.line("warning", f"{message}; training continues, and the run stops at {TOLERATED + 1} in a row")
             return None
         self._failures = 0
         try:
@@ -127,9 +126,8 @@ class Checkpoints:
 
     def set_aside(self, old: Path, suffix: str) -> Path:
         """Rename one so that it is ignored from now on, and nothing overwrites it. Raises OSError."""
-        taken = {path.name for path in self.folder.iterdir()}
-        names = (f"{old.name}{suffix}{number}" for number in ["", *(f".{index}" for index in range(2, len(taken) + 3))])
-        aside = old.with_name(next(name for name in names if name not in taken))
+        names = (f"{old.name}{suffix}{number}" for number in chain([""], (f".{n}" for n in count(2))))
+        aside = next(path for path in map(old.with_name, names) if not path.exists())
         os.replace(old, aside)
         sync_folder(self.folder)
         return aside
@@ -180,21 +178,16 @@ class Checkpoints:
         self._prepare()
         temporary.mkdir()
         card, state = snapshot.card, {"format": FORMAT, "step": snapshot.step, **snapshot.state, "checksums": CHECKSUMS}
-        parts: dict[str, Callable[[HashedFile], object]] = {
-            MODEL: lambda file: dump_pickle(file, model, card=card),
-            OPTIMIZER: lambda file: dump_pickle(
-                file, dict(snapshot.optimizer), card=card.replace(kind=OPTIMIZER_STATE)
-            ),
-            STATE: lambda file: file.write(json.dumps(state, indent=1).encode()),
-        }
-        written: dict[str, tuple[int, str]] = {}
         try:
-            for part, write in parts.items():
-                with HashedFile(temporary / part) as file:
-                    write(file)
-                written[part] = (file.size, file.sha256)
+            with HashedFile(temporary / MODEL) as model_file:
+                dump_pickle(model_file, model, card=card)
+            with HashedFile(temporary / OPTIMIZER) as optimizer_file:
+                dump_pickle(optimizer_file, dict(snapshot.optimizer), card=card.replace(kind=OPTIMIZER_STATE))
+            with HashedFile(temporary / STATE) as state_file:
+                state_file.write(json.dumps(state, indent=1).encode())
+            files = dict(zip(FILES, (model_file, optimizer_file, state_file), strict=True))
             with HashedFile(temporary / CHECKSUMS) as file:
-                file.write(checksum_text(written))
+                file.write(checksum_text({part: (one.size, one.sha256) for part, one in files.items()}))
             sync_folder(temporary)
             if final.exists():  # the same step again: the old one has another name until the new one is there
                 os.replace(final, final.with_name(name + REPLACED))
@@ -226,12 +219,11 @@ class Checkpoints:
         os.replace(old, doomed)
         shutil.rmtree(doomed)
 
-    def _why(self, error: OSError, size: int) -> str:
+    def _free(self) -> str:
         try:
-            free = f", {megabytes(shutil.disk_usage(self.folder).free)} free"
+            return f", {megabytes(shutil.disk_usage(self.folder).free)} free"
         except OSError:
-            free = ""
-        return f"{error.strerror or error} (it needs {megabytes(size)}{free})"
+            return ""
 
     def _kept(self) -> str:
         try:
@@ -361,12 +353,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _advice(path: Path) -> str:
     """Which checkpoint beside a damaged one to take."""
-    for other in reversed(complete(path.parent)):
-        if other == path:
-            continue
-        try:
-            _read(other)
-        except InputError:
-            continue
-        return f"the newest one that is whole is {other}: --resume {other}, or --resume auto"
+    with contextlib.suppress(InputError):
+        if found := read_newest(path.parent):
+            return f"the newest one that is whole is {found.path}: --resume {found.path}, or --resume auto"
     return "choose another checkpoint of the run: beside it there is no whole one"

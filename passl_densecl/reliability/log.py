@@ -82,7 +82,7 @@ class RunLog(SilentLog):
     def __init__(
         self, run_dir: Path, documents: Mapping[str, str] | None = None, loggers: Loggers | None = None
     ) -> None:
-        """`documents` are files of the run folder (name → text), written by `record`, and again when the folder is gone."""
+        """`documents`: files of the run folder (name → text), written by `record` and whenever the folder is gone."""
         self.run_dir = run_dir
         self._loggers = loggers
         self._documents = dict(documents or {})

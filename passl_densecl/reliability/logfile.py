@@ -35,7 +35,7 @@ class LogFile:
         if hasattr(os, "memfd_create"):  # in memory where the system can: there may be no folder that takes a file
             self._use(os.memfd_create(path.name))
         else:
-            self._use(os.dup(tempfile.TemporaryFile().fileno()))
+            self._use(os.dup(tempfile.TemporaryFile().fileno()))  # noqa: SIM115
 
     def settle(self) -> None:
         """Move to `path`, with everything written so far, by native code too. Raises OSError when it cannot."""
