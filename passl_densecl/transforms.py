@@ -117,16 +117,8 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 H×W×3 → uint8 size×size×3: the middle; where the image is smaller than ``size``, black is put around it."""
     height, width = image.shape[:2]
     if height < size or width < size:
-        missing_y, missing_x = max(size - height, 0), max(size - width, 0)
-        image = cv2.copyMakeBorder(
-            image,
-            missing_y // 2,
-            missing_y - missing_y // 2,
-            missing_x // 2,
-            missing_x - missing_x // 2,
-            cv2.BORDER_CONSTANT,
-            value=(0, 0, 0),
-        )
+        y, x = max(size - height, 0), max(size - width, 0)
+        image = cv2.copyMakeBorder(image, y // 2, y - y // 2, x // 2, x - x // 2, cv2.BORDER_CONSTANT)
         height, width = image.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.ascontiguousarray(image[top : top + size, left : left + size])
@@ -283,11 +275,8 @@ class RandomResizedCrop(_Transform):
                 top = int(rng.integers(0, height - crop_height + 1))
                 left = int(rng.integers(0, width - crop_width + 1))
                 return Crop(top, left, crop_height, crop_width)
-        crop_height, crop_width = height, width
-        if width / height < self.ratio[0]:
-            crop_height = min(height, max(1, round(width / self.ratio[0])))
-        elif width / height > self.ratio[1]:
-            crop_width = min(width, max(1, round(height * self.ratio[1])))
+        crop_height = min(height, max(1, round(width / self.ratio[0])))
+        crop_width = min(width, max(1, round(height * self.ratio[1])))
         return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -321,12 +310,7 @@ class ColorJitter(_Transform):
         return image
 
 
-_ADJUSTMENTS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    adjust_hue,
-)
+_ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 class RandomGrayscale(_Transform):
@@ -374,15 +358,13 @@ class Resize(_Transform):
         return None if size is None else self.size
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        longest = _LONGEST_STRIP * min(image.shape[:2])
+        top, left = (max(0, length - longest) // 2 for length in image.shape[:2])
+        image = image[top : top + longest, left : left + longest]
         height, width = image.shape[:2]
-        longest = _LONGEST_STRIP * min(height, width)
-        if max(height, width) > longest:
-            top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-            image = image[top : top + longest, left : left + longest]
-            height, width = image.shape[:2]
         if height <= width:
-            return resize(image, self.size, max(1, int(self.size * width / height)))
-        return resize(image, max(1, int(self.size * height / width)), self.size)
+            return resize(image, self.size, int(self.size * width / height))
+        return resize(image, int(self.size * height / width), self.size)
 
 
 class CenterCrop(_Transform):

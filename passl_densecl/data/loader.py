@@ -14,7 +14,6 @@ anonymous shared memory, which needs no room in /dev/shm and cannot outlive the 
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import signal
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -225,14 +224,10 @@ def choose_workers(requested: int | Literal["auto"], *, batch_bytes: int, world_
         batch_bytes: size of one batch of this process; every worker holds ``PREFETCH`` of them.
         world_size_local: training processes on this machine.
     """
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return 0, "no workers: this system cannot fork processes, images are loaded by the training process"
     cores = available_cores()
     count = max(1, min(_AUTO_MOST, cores // world_size_local)) if requested == "auto" else requested
     free = _available_memory()
-    fitting = count
-    if free is not None and count > 0:
-        fitting = min(count, free // 2 // world_size_local // max(1, PREFETCH * batch_bytes))
+    fitting = count if free is None else min(count, free // 2 // world_size_local // max(1, PREFETCH * batch_bytes))
     if fitting < count:
         why = (
             f"{count} would hold {count * PREFETCH} batches of {megabytes(batch_bytes)} each, more than half of the "

@@ -340,9 +340,7 @@ def test_a_run_on_a_disk_that_became_read_only_stops_and_goes_on(undisturbed, tm
         config = run_on(disk.path, photos, tmp_path, checkpoint={"every_epochs": 1, "keep": 1})
         # A file that is open for writing forbids a read-only file system; a read-only view of the folder does not care.
         disturbed(monkeypatch, {2: lambda: read_only(disk.path / "run" / "checkpoints")})
-        with pytest.raises(
-            RunError, match=r"epoch_0004 cannot be written: Read-only file system .* Make room there"
-        ):
+        with pytest.raises(RunError, match=r"epoch_0004 cannot be written: Read-only file system .* Make room there"):
             pretrain(config)
         writable(disk.path / "run" / "checkpoints")
         monkeypatch.undo()
