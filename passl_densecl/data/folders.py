@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from passl_densecl.data.image_set import ImageSet, sixteen_bit_note
+from passl_densecl.data.image_set import ImageSet, spread
 from passl_densecl.data.images import COUNTED_AS, SixteenBit, counted, extension, looks_like_image
 from passl_densecl.errors import InputError
 from passl_densecl.text import listed, printable, quantity
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"])
 _SYSTEM_FOLDERS = frozenset([b"@eaDir", b"#recycle", b"#snapshot", b"@Recycle", b"@Recently-Snapshot", b"@__thumb"])
 _SYSTEM_FOLDERS |= frozenset([b"$RECYCLE.BIN", b"System Volume Information", b"__MACOSX", b"lost+found"])
+_EIGHT_BIT = frozenset(["jpg", "webp", "gif", "bmp", "pbm", "avif"])
 _EXAMPLES = 20  # endings of which one file is looked into
 _LMDB_MAGIC = (0xBEEFC0DE).to_bytes(4, sys.byteorder)
 
@@ -71,8 +72,12 @@ def scan_images(
     else:
         images = images_of(root, _walk(root, extensions), labeled, classes)
     images = replace(images, sixteen_bit=sixteen_bit)
-    note = sixteen_bit_note(images)
-    return replace(images, _notes=(*images._notes, note)) if note else images
+    kinds = ((i, COUNTED_AS.get(extension(images.relative_path(i)))) for i in spread(len(images), 256))
+    if deep := [index for index, kind in kinds if kind not in _EIGHT_BIT]:
+        from passl_densecl.data.sixteen_bit import sixteen_bit_note
+
+        images = replace(images, _notes=(*images._notes, *sixteen_bit_note(images, deep[:8])))
+    return images
 
 
 @dataclass

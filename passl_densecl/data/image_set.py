@@ -11,22 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from passl_densecl.data.images import (
-    COUNTED_AS,
-    SixteenBit,
-    UndecodableImage,
-    checked_size,
-    counted,
-    decode_all_bits,
-    decode_bytes,
-    extension,
-    may_have_sixteen_bits,
-    read_file,
-)
+from passl_densecl.data.images import SixteenBit, UndecodableImage, counted, decode_bytes, extension, read_file
 from passl_densecl.errors import InputError
 from passl_densecl.text import plural, printable
-
-_EIGHT_BIT = frozenset(["jpg", "webp", "gif", "bmp", "pbm", "avif"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,39 +131,6 @@ def check_decodable(image_set: ImageSet, sample: int = 16) -> None:
     named = "".join(f"\n  {failure}" for failure in failures[:3])
     raise InputError(
         f"no image could be decoded {image_set.source}; tried {len(failures):,} of {len(image_set):,}:{named}"
-    )
-
-
-def sixteen_bit_note(image_set: ImageSet, most: int = 8, among: int = 256) -> str | None:
-    """What the log should say where some of ``most`` images have 16 bits a value; None where none has."""
-    indices = spread(len(image_set), among)
-    chosen = [i for i in indices if COUNTED_AS.get(extension(image_set.relative_path(i))) not in _EIGHT_BIT][:most]
-    brightest = [value for index in chosen if (value := _brightest(image_set, index)) is not None]
-    if not brightest:
-        return None
-    says = describe_sixteen_bit(image_set.sixteen_bit, max(brightest))
-    return f"{len(brightest)} of {len(chosen)} files looked at have 16 bits a value: {says}"
-
-
-def _brightest(image_set: ImageSet, index: int) -> int | None:
-    """The highest value of an image of 16 bits; None for others."""
-    try:
-        data, path = image_set.read(index), image_set.path(index)
-        if not may_have_sixteen_bits(data) or checked_size(data, path) is None:
-            return None
-        image = decode_all_bits(data, path)
-    except UndecodableImage:
-        return None
-    return int(image.max()) if image.itemsize > 1 else None
-
-
-def describe_sixteen_bit(sixteen_bit: SixteenBit, brightest: int) -> str:
-    """What becomes of images of 16 bits whose brightest value this is."""
-    if sixteen_bit == "stretch":
-        return "each image's darkest to brightest value becomes 0 to 255 (sixteen_bit: stretch)"
-    return (
-        f"the upper 8 count, so the brightest value {brightest:,} becomes {brightest >> 8}; sixteen_bit: stretch would "
-        "make it 255"
     )
 
 

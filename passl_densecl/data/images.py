@@ -177,29 +177,21 @@ def checked_size(data: bytes, path: str) -> tuple[int, int] | None:
         raise UndecodableImage(
             path, f"too many pixels for an image ({width:,}×{height:,}; at most {MAX_PIXELS:,} in all are decoded)"
         )
-    turned = (
-        isinstance(image, JpegImageFile) and "exif" in image.info and _orientation(image.info["exif"]) in range(5, 9)
-    )
-    return (width, height) if turned else (height, width)
+    return (width, height) if isinstance(image, JpegImageFile) and _is_turned(image) else (height, width)
 
 
-def _orientation(data: bytes) -> object:
-    """Exif 2.3, 4.6: 1 to 8; from 5 on height and width change places. 1 when it is not given or cannot be read."""
+def _is_turned(image: JpegImageFile) -> bool:
+    """Whether its EXIF orientation exchanges height and width (Exif 2.3, 4.6: from 5 to 8)."""
     exif = Exif()
     try:
-        exif.load(data)
-        return exif.get(_ORIENTATION_TAG, 1)
-    except Exception:
-        return 1
+        exif.load(image.info["exif"])
+        return exif.get(_ORIENTATION_TAG) in range(5, 9)
+    except Exception:  # not given, or damaged
+        return False
 
 
 def decode_bytes(data: bytes, path: str, sixteen_bit: SixteenBit = "high_byte") -> np.ndarray:
-    """The bytes of an image file → uint8 H×W×3, as by :func:`decode`; ``path`` is only named in the error.
-
-    Raises:
-        UndecodableImage: cut short, no image, or of more than :data:`MAX_PIXELS` pixels.
-        RunError: the memory ran out.
-    """
+    """As :func:`decode`, of the bytes of an image file; ``path`` is only named in the error."""
     checked_size(data, path)
     return decode_pixels(data, path, sixteen_bit=sixteen_bit)
 
@@ -210,44 +202,27 @@ def decode_pixels(data: bytes, path: str, reduction: int = 1, sixteen_bit: Sixte
     With a ``reduction`` of 2, 4 or 8 both sides are so many times shorter (rounded up), which a JPEG decoder does at
     less cost than decoding all of it; use it for JPEG only.
     """
-    if sixteen_bit == "stretch" and may_have_sixteen_bits(data):
-        image = decode_all_bits(data, path)
-        return image if image.dtype == np.uint8 else cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
-    image = _decoded(data, path, (_READ_RGB or cv2.IMREAD_COLOR) | _REDUCED[reduction])
+    if sixteen_bit == "stretch":
+        from passl_densecl.data.sixteen_bit import stretched
+
+        if (image := stretched(data, path)) is not None:
+            return image
+    image = decoded(data, path, (_READ_RGB or cv2.IMREAD_COLOR) | _REDUCED[reduction])
     return image if _READ_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def may_have_sixteen_bits(data: bytes) -> bool:
-    """Whether the format allows for 16 bits a value; of a PNG, whether it has them."""
-    if data.startswith(b"\x89PNG"):
-        return data[24:25] == b"\x10"
-    return data.startswith((b"II", b"MM", b"P", b"\0\0\0\x0c"))
-
-
-def decode_all_bits(data: bytes, path: str) -> np.ndarray:
-    """As :func:`decode_bytes`, but uint16 where the file has 16 bits (int16 where they are signed)."""
-    # In BGR: OpenCV 5.0 ignores IMREAD_COLOR_RGB for TIFF of 16 bits.
-    image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if image.dtype.itemsize > 2:
-        raise _undecodable(data, path)
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
+def decoded(data: bytes, path: str, flags: int) -> np.ndarray:
+    """What OpenCV makes of the bytes, of 8 or 16 bits. Raises as :func:`decode_bytes`."""
     try:
         with memory_is_named(path):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise UndecodableImage(path, f"refused by OpenCV ({error.err})") from error
-    if image is None:
-        raise _undecodable(data, path)
+    if image is None or image.dtype.itemsize > 2:
+        from passl_densecl.data.invalid import what_it_is  # images that decode need none of it
+
+        raise UndecodableImage(path, what_it_is(data))
     return image
-
-
-def _undecodable(data: bytes, path: str) -> UndecodableImage:
-    from passl_densecl.data.invalid import what_it_is  # images that decode need none of it
-
-    return UndecodableImage(path, what_it_is(data))
 
 
 def looks_like_image(start: bytes) -> bool:
