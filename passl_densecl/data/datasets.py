@@ -12,24 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from passl_densecl.data.folders import scan_images
-from passl_densecl.data.image_set import ImageSet, check_decodable
-from passl_densecl.data.images import EXTENSIONS, UndecodableImage, checked_size, decode, decode_pixels, memory_is_named
+from passl_densecl.data.folders import scan_images  # noqa: F401
+from passl_densecl.data.image_set import ImageSet, check_decodable  # noqa: F401
+from passl_densecl.data.images import EXTENSIONS, UndecodableImage, checked_size, decode, decode_pixels, memory_is_named  # noqa: F401
 from passl_densecl.errors import RunError
 from passl_densecl.text import one_line
 from passl_densecl.transforms import RandomResizedCrop, apply, resized_crop
-
-__all__ = [
-    "EXTENSIONS",
-    "WHY",
-    "ImageSet",
-    "PairDataset",
-    "Transforms",
-    "UndecodableImage",
-    "check_decodable",
-    "decode",
-    "scan_images",
-]
 
 WHY = np.dtype("S240")
 """Bytes of UTF-8 that say why an image could not be decoded; empty for one that could."""
@@ -70,8 +58,9 @@ class Dataset:
                     views = _views(self.image_set, used, self.transforms, seeds)
             except UndecodableImage as failure:
                 first = first or failure
-            else:
-                return views, used, _as_array(first.reason if first else "")
+                continue
+            why = first.reason if first else ""  # cut to what every sample of a batch has room for
+            return views, used, np.array(why.encode("utf-8", "backslashreplace")[: WHY.itemsize], WHY)
         root = one_line(self.image_set.root)
         raise RunError(
             f"{first}; nor can any of {min(_TRIES, len(self)) - 1} others in its place be decoded. Is the disk with "
@@ -101,11 +90,6 @@ def _stand_ins(index: int, count: int) -> Iterator[int]:
     while math.gcd(stride, count) > 1:
         stride += 1
     return ((index + number * stride) % count for number in range(min(_TRIES, count)))
-
-
-def _as_array(why: str) -> np.ndarray:
-    """A text that every sample of a batch has room for; see WHY."""
-    return np.array(why.encode("utf-8", "backslashreplace")[: WHY.itemsize], WHY)
 
 
 def _views(image_set: ImageSet, index: int, transforms: Transforms, seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:

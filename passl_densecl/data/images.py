@@ -50,12 +50,8 @@ MAX_BYTES = 2**31 - 1
 """A longer file is not read: OpenCV counts in 32 bits."""
 
 _READ_RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # from OpenCV 4.11 on: without a pass over the pixels to swap channels
-_REDUCED = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # the reduction's bits only; gray is a bit of its own
+# The reduction's bits only; gray is a bit of its own.
+_REDUCED = {1: 0, **{factor: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{factor}") for factor in (2, 4, 8)}}
 _ORIENTATION_TAG = 0x0112
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -88,11 +84,9 @@ def counted(kinds: Counter[str]) -> str:
     for kind, count in kinds.items():
         merged[COUNTED_AS.get(kind, "." + kind if kind else "extensionless")] += count
     ordered = sorted(merged.items(), key=lambda item: (-item[1], item[0]))
-    most = 5 if len(ordered) <= 5 else 4
-    shown = [f"{count:,} {printable(kind)}" for kind, count in ordered[:most]]
-    if len(ordered) > most:
-        shown.append(f"{sum(count for _, count in ordered[4:]):,} others")
-    return ", ".join(shown)
+    if len(ordered) > 5:
+        ordered[4:] = [("others", sum(count for _, count in ordered[4:]))]
+    return ", ".join(f"{count:,} {printable(kind)}" for kind, count in ordered)
 
 
 class UndecodableImage(InputError):

@@ -384,10 +384,10 @@ def find_start(
         raise InputError(
             f"give {option('resume')} (continue the run) or {option('overwrite')} (start it anew), not both"
         )
-    if resume == "auto":
-        return checkpoint_files.read_newest(checkpoints.folder)
     if resume is not None:
-        return checkpoint_files.read(Path(resume))
+        from passl_densecl.reliability import restore  # a new run reads no checkpoint
+
+        return restore.read_newest(checkpoints.folder) if resume == "auto" else restore.read(Path(resume))
     present, metrics = checkpoints.present(), run_dir / "metrics.jsonl"
     begun = "no checkpoint yet" if metrics.is_file() and metrics.stat().st_size else None
     if present:

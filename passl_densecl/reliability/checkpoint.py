@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the newest kept, found again, and recognized when they are damaged.
+"""Checkpoints: written whole or not at all, the newest kept, and recognized when they are damaged.
 
 `checkpoints/epoch_0010/` (or `step_00001234/` within an epoch) holds `model.pdparams`, `optimizer.pdopt`, `state.json`
 and `checksums.json`. It is written under a temporary name, synced and renamed, so a folder without `.tmp` in its name
@@ -7,12 +7,11 @@ is complete; only then an older one is removed. Checksums show later damage.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,12 @@ from passl_densecl.weights.checkpoints import (
     STATE,
     SUPERSEDED,
     by_age,
-    check_content,
     check_size,
     checkpoints_in,
     checksum_text,
     checksums,
     recorded_step,
 )
-from passl_densecl.weights.files import read_arrays
 from passl_densecl.weights.writing import dump_pickle
 
 FORMAT = 1  # of state.json; a checkpoint with a larger number is refused
@@ -235,52 +232,7 @@ class Checkpoints:
 
 def complete(folder: Path) -> list[Path]:
     """The checkpoints in a folder that lack nothing, oldest step first: all files, of the sizes that were written."""
-    return by_age(path for path in checkpoints_in(folder) if _lacks(path) is None)
-
-
-def read(path: Path) -> Checkpoint:
-    """Read a checkpoint folder, or the newest one in a run folder that is whole.
-
-    Raises:
-        InputError: nothing there, or damaged; names the file, what was expected, and the newest one that is whole.
-    """
-    if not path.exists():
-        raise InputError(f"checkpoint {str(path)!r}: no such folder")
-    if path.is_file():
-        path = path.parent
-    folder = path if path.name == "checkpoints" else path / "checkpoints"
-    if folder.is_dir():
-        newest = read_newest(folder)
-        if newest is None:
-            raise InputError(f"run folder {str(path)!r} holds no checkpoint")
-        return newest
-    try:
-        return _read(path)
-    except InputError as error:
-        _raise_refusal(error)
-        raise InputError(f"checkpoint {str(path)!r}: {error}; {_advice(path)}") from None
-
-
-def read_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in a folder that is whole and undamaged; None when there is none at all.
-
-    Raises:
-        InputError: there are checkpoints, and all are damaged; or one cannot be read for want of permission.
-    """
-    damaged = [(path, why) for path in checkpoints_in(folder) if (why := _lacks(path))]
-    for path in reversed(complete(folder)):
-        try:
-            return replace(_read(path), damaged=tuple(damaged))
-        except InputError as error:
-            _raise_refusal(error)
-            damaged.append((path, str(error)))
-    if damaged:
-        reasons = "".join(f"\n  {path.name}  {why}" for path, why in damaged)
-        raise InputError(
-            f"{folder}: none of the {len(damaged)} checkpoints is whole, and a run is not silently started "
-            f"again:{reasons}\nrestore one from a copy, or start another run with -o name=NAME"
-        )
-    return None
+    return by_age(path for path in checkpoints_in(folder) if lacks(path) is None)
 
 
 def report_start(start: Checkpoint | None, checkpoints: Checkpoints) -> None:
@@ -308,39 +260,29 @@ def bytes_of(model: paddle.nn.Layer) -> int:
     return sum(int(np.prod(tensor.shape)) * tensor.element_size() for tensor in saved)
 
 
-def _read(path: Path) -> Checkpoint:
-    """One folder, every byte of it compared with the checksums. Raises InputError naming the file."""
-    if why := _lacks(path):
-        raise InputError(why)
-    for part in FILES:
-        check_content(path / part)
-    state = _state(path)
-    step = state.pop("step")
-    verified = state.pop("checksums", None) is not None
-    model, optimizer = (read_arrays(path / part, checked=True) for part in (MODEL, OPTIMIZER))
-    return Checkpoint(path, step, model, optimizer, state, verified)
-
-
-def _lacks(path: Path) -> str | None:
+def lacks(path: Path) -> str | None:
     """What can be seen to be wrong with a checkpoint without reading its arrays."""
     try:
         for part in FILES:
             check_size(path / part)
-        if "checksums" in _state(path) and checksums(path) is None:
+        if "checksums" in read_state(path) and checksums(path) is None:
             return f"{path / CHECKSUMS} is missing"
     except InputError as error:
-        _raise_refusal(error)
+        raise_refusal(error)
         return str(error)
     return None
 
 
-def _raise_refusal(error: InputError) -> None:
-    """What may not be read, or is of a newer version, is not damaged: to go on from an older one would be wrong."""
+def raise_refusal(error: InputError) -> None:
+    """Raise it again unless it says damage: to go on from an older checkpoint because the newest may not be read, or is
+    of a newer version, would be wrong.
+    """
     if isinstance(error, NewerFormat) or isinstance(error.__cause__, PermissionError):
         raise error
 
 
-def _state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint's state.json says. Raises InputError."""
     try:
         state = parse_json((path / STATE).read_text(encoding="utf-8"))
         if type(state["step"]) is not int or not 0 <= state["step"] < 2**53:
@@ -349,11 +291,3 @@ def _state(path: Path) -> dict[str, Any]:
         raise InputError(f"{path / STATE} is damaged ({type(error).__name__}: {error!s:.100})") from error
     check_format(str(path / STATE), state.pop("format", 1), FORMAT)
     return state
-
-
-def _advice(path: Path) -> str:
-    """Which checkpoint beside a damaged one to take."""
-    with contextlib.suppress(InputError):
-        if found := read_newest(path.parent):
-            return f"the newest one that is whole is {found.path}: --resume {found.path}, or --resume auto"
-    return "choose another checkpoint of the run: beside it there is no whole one"

@@ -86,6 +86,8 @@ class RunLog(SilentLog):
         self.run_dir = run_dir
         self._loggers = loggers
         self._documents = dict(documents or {})
+        sys.stdout.flush()
+        sys.stderr.flush()
         self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
         self._file = LogFile(run_dir / "train.log", on_open=self._redirect)
         self._metrics = LogFile(run_dir / "metrics.jsonl")
@@ -171,6 +173,9 @@ class RunLog(SilentLog):
                 self._print(f"warning  {file.path}: the last {n:,} lines could not be written: {file.problem}")
         self._metrics.close()
         faulthandler.disable()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         out, err, sys.stdout, sys.stderr, warnings.showwarning = self._saved
         for saved, number in ((out, 1), (err, 2)):
             os.dup2(saved, number)

@@ -20,9 +20,10 @@ from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.reliability import logfile
-from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot, read_newest
+from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot
 from passl_densecl.reliability.log import RunLog
 from passl_densecl.reliability.logfile import LogFile
+from passl_densecl.reliability.restore import read_newest
 from passl_densecl.weights import Card
 from passl_densecl.weights.card import PRETRAINING
 from passl_densecl.weights.checkpoints import MODEL, OPTIMIZER, STATE
