@@ -188,7 +188,10 @@ class Run(Generic[C]):
         if dist.is_main():
             self._keep_config()
             self.log.record()
-            checkpoint_files.report_start(self.start, self.checkpoints)
+            if self.start is not None:
+                from passl_densecl.reliability.restore import report_start
+
+                report_start(self.start, self.checkpoints)
             if self.overwrite:
                 self.checkpoints.clear()
             self.log.rewind(self.start.step if self.start else -1)

@@ -28,7 +28,6 @@ from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
 from passl_densecl.weights.card import Card
 from passl_densecl.weights.checkpoints import (
     CHECKSUMS,
-    DAMAGED,
     FILES,
     MODEL,
     OPTIMIZER,
@@ -233,25 +232,6 @@ class Checkpoints:
 def complete(folder: Path) -> list[Path]:
     """The checkpoints in a folder that lack nothing, oldest step first: all files, of the sizes that were written."""
     return by_age(path for path in checkpoints_in(folder) if lacks(path) is None)
-
-
-def report_start(start: Checkpoint | None, checkpoints: Checkpoints) -> None:
-    """Log which damaged checkpoints were skipped, and set those of this run aside. All processes have read by now."""
-    if start is None or not dist.is_main():
-        return
-    log = checkpoints.log
-    if not start.verified:
-        log.line(
-            "note", f"{start.path} was written by an older version, without checksums: damage to it may go unnoticed"
-        )
-    for path, why in start.damaged:
-        kept = ""
-        if path.parent == checkpoints.folder:
-            try:
-                kept = f" and kept as {checkpoints.set_aside(path, DAMAGED).name}; delete it at will"
-            except OSError as error:
-                kept = f"; it cannot be renamed ({error.strerror})"
-        log.line("warning", f"{why}; checkpoint {path.name} is skipped{kept}")
 
 
 def bytes_of(model: paddle.nn.Layer) -> int:

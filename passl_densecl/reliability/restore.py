@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from passl_densecl.errors import InputError
-from passl_densecl.reliability.checkpoint import Checkpoint, complete, lacks, raise_refusal, read_state
-from passl_densecl.weights.checkpoints import FILES, MODEL, OPTIMIZER, check_content, checkpoints_in
+from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, complete, lacks, raise_refusal, read_state
+from passl_densecl.weights.checkpoints import DAMAGED, FILES, MODEL, OPTIMIZER, check_content, checkpoints_in
 from passl_densecl.weights.files import read_arrays
 
 
@@ -55,6 +55,25 @@ def read_newest(folder: Path) -> Checkpoint | None:
             f"again:{reasons}\nrestore one from a copy, or start another run with -o name=NAME"
         )
     return None
+
+
+def report_start(start: Checkpoint, checkpoints: Checkpoints) -> None:
+    """Log which damaged checkpoints were skipped, and set those of this run aside; the main process does, when all have
+    read.
+    """
+    log = checkpoints.log
+    if not start.verified:
+        log.line(
+            "note", f"{start.path} was written by an older version, without checksums: damage to it may go unnoticed"
+        )
+    for path, why in start.damaged:
+        kept = ""
+        if path.parent == checkpoints.folder:
+            try:
+                kept = f" and kept as {checkpoints.set_aside(path, DAMAGED).name}; delete it at will"
+            except OSError as error:
+                kept = f"; it cannot be renamed ({error.strerror})"
+        log.line("warning", f"{why}; checkpoint {path.name} is skipped{kept}")
 
 
 def _read(path: Path) -> Checkpoint:
