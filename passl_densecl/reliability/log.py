@@ -33,9 +33,6 @@ from passl_densecl.text import duration
 if TYPE_CHECKING:
     from passl_densecl.reliability.loggers import Loggers
 
-# Numbers of metrics.jsonl that differ between two identical runs.
-TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
-
 
 class SilentLog:
     """Drops everything: the log of every process but the main one."""
