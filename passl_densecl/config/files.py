@@ -31,15 +31,15 @@ def check_aliases(root: yaml.Node | None) -> None:
 
     def size(node: yaml.Node) -> int:
         if id(node) not in sizes:
-            sizes[id(node)] = _MOST_VALUES  # until it is known: an alias of what it stands in has no end
+            sizes[id(node)] = 0  # until it is known
             parts = () if isinstance(node, yaml.ScalarNode) else node.value
             sizes[id(node)] = 1 + sum(
                 size(one) for part in parts for one in (part if isinstance(part, tuple) else [part])
             )
-            if sizes[id(node)] > _MOST_VALUES:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"aliases that unfold to more than {_MOST_VALUES:,} values", node.start_mark
-                )
+        if not 0 < sizes[id(node)] <= _MOST_VALUES:
+            much = f"aliases that unfold to more than {_MOST_VALUES:,} values"
+            problem = much if sizes[id(node)] else "an alias of what it stands in"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return sizes[id(node)]
 
     if root is not None:
