@@ -9,8 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from passl_densecl.config.files import TASKS, parse_yaml
-from passl_densecl.config.schema import models_in
+from passl_densecl.config.dialect import parse_yaml
+from passl_densecl.config.schema import TASKS, models_in
 
 
 def apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]]:

@@ -360,6 +360,7 @@ class LinearConfig(RunConfig):
 
 
 Config = PretrainConfig | LinearConfig
+TASKS: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.images import COUNTED_AS, UndecodableImage, checked_size, extension, header
-from passl_densecl.data.sixteen_bit import decode_all_bits
+from passl_densecl.data.images import COUNTED_AS, UndecodableImage, checked_size, decode_all_bits, extension, header
 from passl_densecl.data.workers import Death, in_processes
 from passl_densecl.errors import RunError
 

@@ -196,16 +196,28 @@ def decode_pixels(data: bytes, path: str, reduction: int = 1, sixteen_bit: Sixte
     With a ``reduction`` of 2, 4 or 8 both sides are so many times shorter (rounded up), which a JPEG decoder does at
     less cost than decoding all of it; use it for JPEG only.
     """
-    if sixteen_bit == "stretch":
-        from passl_densecl.data.sixteen_bit import stretched
-
-        if (image := stretched(data, path)) is not None:
-            return image
-    image = decoded(data, path, (_READ_RGB or cv2.IMREAD_COLOR) | _REDUCED[reduction])
+    if sixteen_bit == "stretch" and may_have_sixteen_bits(data):
+        image = decode_all_bits(data, path)
+        return image if image.dtype == np.uint8 else cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
+    image = _decoded(data, path, (_READ_RGB or cv2.IMREAD_COLOR) | _REDUCED[reduction])
     return image if _READ_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def decoded(data: bytes, path: str, flags: int) -> np.ndarray:
+def decode_all_bits(data: bytes, path: str) -> np.ndarray:
+    """As :func:`decode_bytes`, but uint16 where the file has 16 bits (int16 if signed)."""
+    # In BGR: OpenCV 5.0 ignores IMREAD_COLOR_RGB for TIFF of 16 bits.
+    image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def may_have_sixteen_bits(data: bytes) -> bool:
+    """Whether the format allows for 16 bits a value; of a PNG, whether it has them."""
+    if data.startswith(b"\x89PNG"):
+        return data[24:25] == b"\x10"
+    return data.startswith((b"II", b"MM", b"P", b"\0\0\0\x0c"))
+
+
+def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
     """What OpenCV makes of the bytes, of 8 or 16 bits. Raises as :func:`decode_bytes`."""
     try:
         with memory_is_named(path):

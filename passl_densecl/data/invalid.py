@@ -7,11 +7,7 @@ import os
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from passl_densecl.data.folders import Scan, is_image
-from passl_densecl.data.images import COUNTED_AS, counted
-from passl_densecl.text import closest, listed, plural, printable, quantity
-
-_ARCHIVES = frozenset(["zip", "tar", "gz", "tgz", "xz", "rar", "7z"])
+from passl_densecl.text import closest, printable, quantity
 
 _BITS, _STRIPS, _BANDS, _TILES, _SAMPLE_FORMAT = 258, 273, 277, 324, 339  # tags of TIFF
 _SOMETHING_ELSE = {
@@ -88,26 +84,3 @@ def _with_component(path: str, old: str, new: str) -> str:
     pieces = path.split(os.sep)
     last = len(pieces) - 1 - pieces[::-1].index(old) if old in pieces else None
     return new if last is None else os.sep.join([*pieces[:last], new, *pieces[last + 1 :]])
-
-
-def nothing_found(root: str, scan: Scan) -> str:
-    """What lies below ``root`` instead of images, and what to do."""
-    found = []
-    if scan.others:
-        found.append(f"{counted(scan.others)} {plural(scan.others.total(), 'file')}")
-    if scan.hidden:
-        found.append(f"{quantity(scan.hidden, 'hidden name')} (left out)")
-    if scan.broken_links:
-        found.append(f"{quantity(scan.broken_links, 'link')} to missing files")
-    if scan.folders:
-        names = [os.fsdecode(name) for name in scan.folders]
-        found.append(f"the {plural(len(names), 'folder')} {listed(names)}")
-    packed = not _ARCHIVES.isdisjoint(scan.others)
-    advice = "give a folder that holds " + ", ".join(sorted(set(COUNTED_AS.values())))
-    if any(map(is_image, scan.examples.values())):
-        advice = "some of them are images by their first bytes: set extensions: any"
-    elif not {"heic", "heif"}.isdisjoint(scan.others):
-        advice = "OpenCV does not decode HEIC: convert it to JPEG"
-    elif packed:
-        advice = "unpack the archive first"
-    return f"no images under {printable(root)!r}; found {' and '.join(found) or 'nothing at all'}; {advice}"

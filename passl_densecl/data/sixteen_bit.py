@@ -1,14 +1,11 @@
-"""Images of 16 bits a value: noticed in a set, and read."""
+"""Images of 16 bits a value: noticed in a set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
-import numpy as np
-
 from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.images import SixteenBit, UndecodableImage, checked_size, decoded
+from passl_densecl.data.images import SixteenBit, UndecodableImage, checked_size, decode_all_bits, may_have_sixteen_bits
 
 
 def sixteen_bit_note(image_set: ImageSet, indices: Sequence[int]) -> list[str]:
@@ -24,7 +21,7 @@ def _brightest(image_set: ImageSet, index: int) -> int | None:
     """The highest value of an image of 16 bits; None for others."""
     try:
         data, path = image_set.read(index), image_set.path(index)
-        if not _may_have_sixteen_bits(data) or checked_size(data, path) is None:
+        if not may_have_sixteen_bits(data) or checked_size(data, path) is None:
             return None
         image = decode_all_bits(data, path)
     except UndecodableImage:
@@ -40,27 +37,3 @@ def describe_sixteen_bit(sixteen_bit: SixteenBit, brightest: int) -> str:
         f"the upper 8 count, so the brightest value {brightest:,} becomes {brightest >> 8}; sixteen_bit: stretch would "
         "make it 255"
     )
-
-
-def stretched(data: bytes, path: str) -> np.ndarray | None:
-    """uint8 H×W×3, RGB, the darkest value 0 and the brightest 255; None for an image of 8 bits."""
-    if not _may_have_sixteen_bits(data):
-        return None
-    image = decode_all_bits(data, path)
-    if image.dtype == np.uint8:
-        return None
-    return cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
-
-
-def decode_all_bits(data: bytes, path: str) -> np.ndarray:
-    """As :func:`~passl_densecl.data.images.decode_bytes`, but uint16 where the file has 16 bits (int16 if signed)."""
-    # In BGR: OpenCV 5.0 ignores IMREAD_COLOR_RGB for TIFF of 16 bits.
-    image = decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def _may_have_sixteen_bits(data: bytes) -> bool:
-    """Whether the format allows for 16 bits a value; of a PNG, whether it has them."""
-    if data.startswith(b"\x89PNG"):
-        return data[24:25] == b"\x10"
-    return data.startswith((b"II", b"MM", b"P", b"\0\0\0\x0c"))
