@@ -35,7 +35,7 @@ from passl_densecl.engine.record import recorded_settings
 from passl_densecl.evaluation.correspondence import View, ViewSampling, correspondence_accuracy, true_positions
 from passl_densecl.models import DenseCL, Keys, Losses, Projections, match
 from passl_densecl.models.losses import gather_matches, info_nce
-from passl_densecl.reliability import checkpoint as checkpoint_files
+from passl_densecl.reliability import restore
 from passl_densecl.tensors import to_tensor
 from passl_densecl.transforms import RandomHorizontalFlip, RandomResizedCrop, output_size
 
@@ -149,7 +149,7 @@ def views_of(dataset: PairDataset, epoch: int, index: int, height: int, width: i
 
 def train(config: PretrainConfig, checkpoint: str, kind: str, steps: int) -> tuple[Variant, list[dict[str, float]]]:
     """The model after `steps` steps from the checkpoint, and the losses of every step."""
-    start = checkpoint_files.read(Path(checkpoint))
+    start = restore.read(Path(checkpoint))
     model = build(config, kind, len(start.model["global_queue.keys"]))
     learner = Learner.build(model, config, start)
     images = scan_images(**config.data.source())
@@ -181,7 +181,7 @@ def train(config: PretrainConfig, checkpoint: str, kind: str, steps: int) -> tup
 
 def pilot(args: argparse.Namespace) -> dict[str, Any]:
     """The figures of every variant, written to --json as soon as each is known."""
-    recorded = recorded_settings(checkpoint_files.read(Path(args.checkpoint)))
+    recorded = recorded_settings(restore.read(Path(args.checkpoint)))
     assert isinstance(recorded, PretrainConfig)
     found = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for kind in args.variants:

@@ -3,10 +3,9 @@
 An image is a uint8 array H×W×3 in RGB order, a transform is a frozen pydantic model that checks its own numbers, and
 every random draw comes from the ``numpy.random.Generator`` that the caller passes in. No transform changes its input.
 
-The recipe they serve is MoCo-v2's (Chen et al. 2020, https://arxiv.org/abs/2003.04297, which DenseCL uses unchanged):
-RandomResizedCrop → ColorJitter → RandomGrayscale → GaussianBlur → RandomHorizontalFlip, drawn once for each view.
-What each operation computes is what torchvision computes on Pillow images, on which the published recipe was run,
-to within rounding; the functions in lower case are the deterministic halves of the transforms.
+The recipe is MoCo-v2's (Chen et al. 2020, https://arxiv.org/abs/2003.04297): RandomResizedCrop → ColorJitter →
+RandomGrayscale → GaussianBlur → RandomHorizontalFlip, drawn once for each view. Each operation computes what
+torchvision computes on Pillow images, on which the published recipe was run, to within rounding.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Pillow's bilinear filter is a triangle whose width grows with the scale s when shrinking, with variance s²/6 in
     source pixels. Here a short filter brings the variance that OpenCV's plain bilinear sampling (1/6) lacks, which is
-    several times closer to Pillow than area interpolation, and faster. Where the image grows nothing is smoothed.
+    several times closer to Pillow than area interpolation, and faster.
     """
     source_height, source_width = image.shape[:2]
     if (source_height, source_width) == (height, width):
@@ -66,9 +65,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     # Far from the goal, whole blocks are averaged first, so that the filter stays short.
     block_y, block_x = max(1, source_height // (4 * height)), max(1, source_width // (4 * width))
     if block_y > 1 or block_x > 1:
-        image = cv2.resize(
-            image, (round(source_width / block_x), round(source_height / block_y)), interpolation=cv2.INTER_AREA
-        )
+        size = round(source_width / block_x), round(source_height / block_y)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     kernel_y = _smoothing_kernel(_variance(image.shape[0] / height, block_y > 1))
     kernel_x = _smoothing_kernel(_variance(image.shape[1] / width, block_x > 1))
     if len(kernel_x) > 1 or len(kernel_y) > 1:
@@ -99,9 +97,7 @@ def _smoothing_kernel(variance: int) -> np.ndarray:
 
 
 def _in_fixed_point(kernel: np.ndarray) -> np.ndarray:
-    """float32, in multiples of 1/256, with which OpenCV computes on 8-bit images; the sum stays 1, zeros at the ends
-    go.
-    """
+    """float32, in multiples of 1/256, as OpenCV computes on 8-bit images; the sum stays 1, zeros at the ends go."""
     steps = np.rint(kernel * 256)
     steps[len(steps) // 2] += 256 - steps.sum()
     needless = int(np.argmax(steps > 0))
@@ -117,16 +113,8 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 H×W×3 → uint8 size×size×3: the middle; where the image is smaller than ``size``, black is put around it."""
     height, width = image.shape[:2]
     if height < size or width < size:
-        missing_y, missing_x = max(size - height, 0), max(size - width, 0)
-        image = cv2.copyMakeBorder(
-            image,
-            missing_y // 2,
-            missing_y - missing_y // 2,
-            missing_x // 2,
-            missing_x - missing_x // 2,
-            cv2.BORDER_CONSTANT,
-            value=(0, 0, 0),
-        )
+        y, x = max(size - height, 0), max(size - width, 0)
+        image = cv2.copyMakeBorder(image, y // 2, y - y // 2, x // 2, x - x // 2, cv2.BORDER_CONSTANT)
         height, width = image.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.ascontiguousarray(image[top : top + size, left : left + size])
@@ -213,8 +201,7 @@ def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Blur with standard deviation ``sigma`` > 0 pixels, as Pillow's ``ImageFilter.GaussianBlur(sigma)``, MoCo-v2's.
 
     Pillow runs three box filters whose fractional width gives exactly the variance sigma² (Gwosdek et al. 2011,
-    "Theoretical foundations of Gaussian convolution by extended box filtering"). For small sigma that blurs clearly
-    more than a sampled Gaussian does. Here the three boxes are folded into one separable kernel.
+    "Theoretical foundations of Gaussian convolution by extended box filtering"); here they are folded into one kernel.
     """
     kernel = _blur_kernel(sigma)
     if sigma > _LARGEST_FIXED_POINT_SIGMA:
@@ -283,11 +270,8 @@ class RandomResizedCrop(_Transform):
                 top = int(rng.integers(0, height - crop_height + 1))
                 left = int(rng.integers(0, width - crop_width + 1))
                 return Crop(top, left, crop_height, crop_width)
-        crop_height, crop_width = height, width
-        if width / height < self.ratio[0]:
-            crop_height = min(height, max(1, round(width / self.ratio[0])))
-        elif width / height > self.ratio[1]:
-            crop_width = min(width, max(1, round(height * self.ratio[1])))
+        crop_height = min(height, max(1, round(width / self.ratio[0])))
+        crop_width = min(width, max(1, round(height * self.ratio[1])))
         return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -321,12 +305,7 @@ class ColorJitter(_Transform):
         return image
 
 
-_ADJUSTMENTS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    adjust_hue,
-)
+_ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 class RandomGrayscale(_Transform):
@@ -374,15 +353,13 @@ class Resize(_Transform):
         return None if size is None else self.size
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        longest = _LONGEST_STRIP * min(image.shape[:2])
+        top, left = (max(0, length - longest) // 2 for length in image.shape[:2])
+        image = image[top : top + longest, left : left + longest]
         height, width = image.shape[:2]
-        longest = _LONGEST_STRIP * min(height, width)
-        if max(height, width) > longest:
-            top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-            image = image[top : top + longest, left : left + longest]
-            height, width = image.shape[:2]
         if height <= width:
-            return resize(image, self.size, max(1, int(self.size * width / height)))
-        return resize(image, max(1, int(self.size * height / width)), self.size)
+            return resize(image, self.size, int(self.size * width / height))
+        return resize(image, int(self.size * height / width), self.size)
 
 
 class CenterCrop(_Transform):

@@ -167,7 +167,7 @@ STATES = [DEEP, "null", "[]", "{}", "\x80", '{"step": 1e999}', '{"step": "8"}', 
 
 @pytest.mark.parametrize("state", [*STATES, '{"step": NaN}'])
 def test_an_invalid_state(state, tmp_path):
-    from passl_densecl.reliability import checkpoint
+    from passl_densecl.reliability import checkpoint, restore
     from passl_densecl.weights import weights_file, write_pickle
 
     folder = tmp_path / "run" / "checkpoints" / "epoch_0001"
@@ -177,7 +177,7 @@ def test_an_invalid_state(state, tmp_path):
     (folder / "state.json").write_bytes(state.encode("latin1"))
     assert checkpoint.complete(folder.parent) == []
     with pytest.raises(InputError, match=r"state\.json is damaged"):
-        checkpoint.read(folder)
+        restore.read(folder)
     assert weights_file(tmp_path / "run") == folder / "model.pdparams"
 
 

@@ -15,7 +15,7 @@ from passl_densecl.cli.console import print_first, progress
 from passl_densecl.cli.options import add_images, add_list_options, add_workers_option, find_images, worker_count
 from passl_densecl.data.check import Report, check_images
 from passl_densecl.data.datasets import ImageSet
-from passl_densecl.data.image_set import describe_sixteen_bit
+from passl_densecl.data.sixteen_bit import describe_sixteen_bit
 from passl_densecl.errors import InputError
 from passl_densecl.text import megabytes, one_line, quantity
 

@@ -1,7 +1,8 @@
 """What a run is asked to do: every knob, typed (schema.py), and YAML files of them (files.py)."""
 
-from passl_densecl.config.files import check_aliases, dump_config, load_config, parse_config
-from passl_densecl.config.schema import (
+from passl_densecl.config.dialect import check_aliases  # noqa: F401
+from passl_densecl.config.files import dump_config, load_config, parse_config  # noqa: F401
+from passl_densecl.config.schema import (  # noqa: F401
     DEPTHS,
     QUEUE_LEN_MAX,
     RANDOM,
@@ -19,26 +20,3 @@ from passl_densecl.config.schema import (
     SGDConfig,
     path_text,
 )
-
-__all__ = [
-    "DEPTHS",
-    "QUEUE_LEN_MAX",
-    "RANDOM",
-    "AmpConfig",
-    "BackboneConfig",
-    "BackboneOptions",
-    "BackboneSpec",
-    "Config",
-    "EvaluationConfig",
-    "HeadSpec",
-    "LinearConfig",
-    "PretrainConfig",
-    "PretrainModelConfig",
-    "RunConfig",
-    "SGDConfig",
-    "check_aliases",
-    "dump_config",
-    "load_config",
-    "parse_config",
-    "path_text",
-]

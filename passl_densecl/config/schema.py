@@ -11,6 +11,7 @@ import math
 import os
 import re
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -49,26 +50,20 @@ def _a_path(text: object) -> str:
         os.fsencode(text)
     except UnicodeEncodeError:
         raise ValueError("a path of whole characters") from None
-    unset = [match[0] for match in _VARIABLE.finditer(text) if match[0] != "$$" and _value(match) is None]
-    if unset:
-        raise ValueError(
-            f"a path of variables that are set ({printable(unset[0])} is not; $$ stands for a dollar sign)"
-        )
-    path = _VARIABLE.sub(lambda match: "$" if match[0] == "$$" else str(_value(match)), text)
+
+    def value(variable: re.Match[str]) -> str:
+        found = "$" if variable[0] == "$$" else os.environ.get(variable[1] or variable[2])
+        if found is None:
+            name = printable(variable[0])
+            raise ValueError(f"a path of variables that are set ({name} is not; $$ stands for a dollar sign)")
+        return found
+
+    path = os.path.expanduser(re.sub(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})", value, text))
     if path.startswith("~"):
-        path = os.path.expanduser(path)
-        if path.startswith("~"):
-            raise ValueError(f"a path below a home folder that exists (./{printable(path)} is a folder of this name)")
+        raise ValueError(f"a path below a home folder that exists (./{printable(path)} is a folder of this name)")
     if not path:
         raise ValueError("a path that is not empty")
     return path
-
-
-_VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
-
-
-def _value(variable: re.Match[str]) -> str | None:
-    return os.environ.get(variable[1] or variable[2])
 
 
 def path_text(path: str) -> str:
@@ -165,9 +160,6 @@ class PretrainModelConfig(BackboneConfig):
         return HeadSpec(self.hidden_dim, self.out_dim, self.num_grid, dense=self.loss_lambda > 0)
 
 
-_SOURCE = ("root", "list_file", "extensions", "sixteen_bit", "labels")
-
-
 class ImagesConfig(Section):
     root: PathText = Field(description="folder of images, or the .lmdb that densecl data pack made from one")
     list_file: PathText | None = Field(
@@ -183,7 +175,8 @@ class ImagesConfig(Section):
 
     def source(self, **instead: Any) -> dict[str, Any]:
         """The keyword arguments of scan_images that say which images, and how to read them."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name in _SOURCE} | instead
+        names = ("root", "list_file", "extensions", "sixteen_bit", "labels")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)} | instead
 
 
 class LabeledImagesConfig(ImagesConfig):
@@ -270,17 +263,16 @@ class RunConfig(Section):
         """The learning rate that the schedule multiplies: `optimizer.lr`, scaled linearly with the batch."""
         return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch_size
 
-    def problems(self) -> list[tuple[str, str]]:
+    def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of every setting that is fine alone but not beside the others."""
-        return []
+        yield from ()
 
 
 class GuardConfig(Section):
     """What a run does when a step's numbers are not finite: a loss, a gradient, a key or a BatchNorm statistic.
 
-    Such a step changes nothing but the step counter. They are counted over the whole run, resumes included, not in a
-    row: a run that skips every other step should stop as well. The step that exceeds the limit ends the run (exit code
-    3). One that float16's loss scaling skips by itself, to find its scale, does not count.
+    Such a step changes nothing but the step counter. They are counted over the whole run, resumes included; the step
+    that exceeds the limit ends the run (exit code 3). One that float16's loss scaling skips by itself does not count.
     """
 
     max_nonfinite_steps: int = Field(default=10, ge=0, description="steps a run may skip; 0 stops at the first one")
@@ -357,38 +349,25 @@ class PretrainConfig(RunConfig):
             "micro_batch_size, larger views (data.transforms) or model.last_stride 1"
         )
 
-    def problems(self) -> list[tuple[str, str]]:
-        found = []
+    def problems(self) -> Iterator[tuple[str, str]]:
+        size, micro, queue_len = self.batch_size, self.micro_batch_size, self.model.queue_len
         if self.batch_norm_values == 1:
-            found.append(("micro_batch_size", self.batch_norm_warning() or ""))
+            yield "micro_batch_size", self.batch_norm_warning() or ""
         if self.monitor is not None and self.map_side == 1:
             remedy = "set larger views (data.transforms), model.last_stride 1 or monitor null"
-            found.append(("monitor", f"the last stage's map is one cell, which has no place; {remedy}"))
-        if self.batch_size % self.micro_batch_size:
-            low = [d for d in range(1, math.isqrt(self.batch_size) + 1) if self.batch_size % d == 0]
-            fitting = [*low, *(self.batch_size // d for d in low)]
-            best = min(fitting, key=lambda d: abs(d - self.micro_batch_size))
-            found.append(
-                (
-                    "micro_batch_size",
-                    f"{self.micro_batch_size} does not divide batch_size {self.batch_size}; try micro_batch_size "
-                    f"{best}, or batch_size "
-                    f"{max(1, round(self.batch_size / self.micro_batch_size)) * self.micro_batch_size}",
-                )
-            )
+            yield "monitor", f"the last stage's map is one cell, which has no place; {remedy}"
+        if size % micro:
+            low = [d for d in range(1, math.isqrt(size) + 1) if size % d == 0]
+            best = min([*low, *(size // d for d in low)], key=lambda d: abs(d - micro))
+            other = max(1, round(size / micro)) * micro
+            message = f"{micro} does not divide batch_size {size}; try micro_batch_size {best}, or batch_size {other}"
+            yield "micro_batch_size", message
         if self.model.loss_lambda_warmup_steps and self.model.loss_lambda_warmup_epochs:
-            found.append(
-                ("model.loss_lambda_warmup_epochs", "given beside loss_lambda_warmup_steps; set one of the two to 0")
-            )
-        if isinstance(self.model.queue_len, int) and self.model.queue_len < self.batch_size:
-            found.append(
-                (
-                    "model.queue_len",
-                    f"{self.model.queue_len} is less than batch_size {self.batch_size}: a step would overwrite its own "
-                    f"keys; try {2 ** (self.batch_size * 4 - 1).bit_length()} or auto",
-                )
-            )
-        return found
+            message = "given beside loss_lambda_warmup_steps; set one of the two to 0"
+            yield "model.loss_lambda_warmup_epochs", message
+        if isinstance(queue_len, int) and queue_len < size:
+            message = f"{queue_len} is less than batch_size {size}: a step would overwrite its own keys"
+            yield "model.queue_len", f"{message}; try {2 ** (size * 4 - 1).bit_length()} or auto"
 
 
 class LinearConfig(RunConfig):
@@ -398,6 +377,7 @@ class LinearConfig(RunConfig):
 
 
 Config = PretrainConfig | LinearConfig
+TASKS: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

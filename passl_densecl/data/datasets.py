@@ -8,28 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from passl_densecl.data.folders import scan_images
-from passl_densecl.data.image_set import ImageSet, check_decodable
-from passl_densecl.data.images import EXTENSIONS, UndecodableImage, checked_size, decode, decode_pixels, memory_is_named
+from passl_densecl.data.folders import scan_images  # noqa: F401
+from passl_densecl.data.image_set import ImageSet, check_decodable  # noqa: F401
+from passl_densecl.data.images import EXTENSIONS, UndecodableImage, checked_size, decode, decode_pixels, memory_is_named  # noqa: F401
 from passl_densecl.errors import RunError
 from passl_densecl.text import one_line
 from passl_densecl.transforms import RandomResizedCrop, apply, resized_crop
-
-__all__ = [
-    "EXTENSIONS",
-    "WHY",
-    "ImageSet",
-    "LabeledDataset",
-    "PairDataset",
-    "Transforms",
-    "UndecodableImage",
-    "check_decodable",
-    "decode",
-    "scan_images",
-]
 
 WHY = np.dtype("S240")
 """Bytes of UTF-8 that say why an image could not be decoded; empty for one that could."""
@@ -38,7 +26,7 @@ _TRIES = 20
 Transforms = Sequence[Callable[[np.ndarray, np.random.Generator], np.ndarray]]
 
 
-class _Dataset:
+class Dataset:
     """Transformed images of a set; all draws come from ``seed``, the epoch, the index and the view.
 
     An image that cannot be decoded is always replaced by the same one, some way along the set: each of a hundred bad
@@ -56,7 +44,10 @@ class _Dataset:
     def __len__(self) -> int:
         return len(self.image_set)
 
-    def _views_or_others(self, epoch: int, index: int, count: int) -> tuple[list[np.ndarray], int, np.ndarray]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def views_or_others(self, epoch: int, index: int, count: int) -> tuple[list[np.ndarray], int, np.ndarray]:
         """``count`` views of the image or of the first of its stand-ins that decodes, which one that is, and why not
         the image (empty where it is the image)."""
         seeds = [[self.seed, epoch, index, view] for view in range(count)]
@@ -67,8 +58,9 @@ class _Dataset:
                     views = _views(self.image_set, used, self.transforms, seeds)
             except UndecodableImage as failure:
                 first = first or failure
-            else:
-                return views, used, _as_array(first.reason if first else "")
+                continue
+            why = first.reason if first else ""  # cut to what every sample of a batch has room for
+            return views, used, np.array(why.encode("utf-8", "backslashreplace")[: WHY.itemsize], WHY)
         root = one_line(self.image_set.root)
         raise RunError(
             f"{first}; nor can any of {min(_TRIES, len(self)) - 1} others in its place be decoded. Is the disk with "
@@ -76,7 +68,7 @@ class _Dataset:
         )
 
 
-class PairDataset(_Dataset):
+class PairDataset(Dataset):
     """Two views of every image, for pre-training.
 
     ``dataset[epoch, index]`` → (query, key, index, why): two uint8 H×W×3 arrays, an int64 number and a text. ``why`` is
@@ -85,23 +77,8 @@ class PairDataset(_Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.int64, np.ndarray]:
         epoch, index = key
-        (query, key_view), _, why = self._views_or_others(epoch, index, 2)
+        (query, key_view), _, why = self.views_or_others(epoch, index, 2)
         return query, key_view, np.int64(index), why
-
-
-class LabeledDataset(_Dataset):
-    """One view of every image and its label, for linear evaluation, k-NN and the like.
-
-    ``dataset[epoch, index]`` → (image, label, index, why): a uint8 H×W×3 array, two int64 numbers and a text. ``label``
-    is -1 when the set has no labels. An image that cannot be decoded is replaced together with its label; ``why`` then
-    says why, else it is empty. With deterministic transforms use epoch 0 throughout.
-    """
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.ndarray]:
-        epoch, index = key
-        (image,), used, why = self._views_or_others(epoch, index, 1)
-        label = -1 if self.image_set.labels is None else self.image_set.labels[used]
-        return image, np.int64(label), np.int64(index), why
 
 
 def _stand_ins(index: int, count: int) -> Iterator[int]:
@@ -113,11 +90,6 @@ def _stand_ins(index: int, count: int) -> Iterator[int]:
     while math.gcd(stride, count) > 1:
         stride += 1
     return ((index + number * stride) % count for number in range(min(_TRIES, count)))
-
-
-def _as_array(why: str) -> np.ndarray:
-    """A text that every sample of a batch has room for; see WHY."""
-    return np.array(why.encode("utf-8", "backslashreplace")[: WHY.itemsize], WHY)
 
 
 def _views(image_set: ImageSet, index: int, transforms: Transforms, seeds: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -11,22 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from passl_densecl.data.images import (
-    COUNTED_AS,
-    SixteenBit,
-    UndecodableImage,
-    checked_size,
-    counted,
-    decode_all_bits,
-    decode_bytes,
-    extension,
-    may_have_sixteen_bits,
-    read_file,
-)
+from passl_densecl.data.images import SixteenBit, UndecodableImage, counted, decode_bytes, extension, read_file
 from passl_densecl.errors import InputError
 from passl_densecl.text import plural, printable
-
-_EIGHT_BIT = frozenset(["jpg", "webp", "gif", "bmp", "pbm", "avif"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +101,7 @@ class ImageSet:
 
     def describe(self) -> str:
         """One line for the log: "12,418 images under photos (11,902 jpg, 516 png)"."""
-        ends = self._offsets.tolist()
-        endings = Counter(self._blob[start:end].rpartition(b".")[1:] for start, end in pairwise(ends))
-        kinds: Counter[str] = Counter()
-        for (dot, ending), count in endings.items():  # few, so that a million names take no seconds
-            kinds[extension(b"name" + dot + ending) if dot and b"/" not in ending else ""] += count
+        kinds = Counter(extension(self._blob[start:end]) for start, end in pairwise(self._offsets.tolist()))
         classes = ""
         if self.labels is not None:
             present = len(np.unique(self.labels))
@@ -142,47 +125,12 @@ def check_decodable(image_set: ImageSet, sample: int = 16) -> None:
     for index in spread(len(image_set), sample):
         try:
             image_set.decode(index)
+            return
         except UndecodableImage as failure:
             failures.append(failure)
-        else:
-            return
-    if failures:
-        named = "".join(f"\n  {failure}" for failure in failures[:3])
-        raise InputError(
-            f"no image could be decoded {image_set.source}; tried {len(failures):,} of {len(image_set):,}:" + named
-        )
-
-
-def sixteen_bit_note(image_set: ImageSet, most: int = 8, among: int = 256) -> str | None:
-    """What the log should say where some of ``most`` images have 16 bits a value; None where none has."""
-    paths = ((index, image_set.relative_path(index)) for index in spread(len(image_set), among))
-    chosen = [index for index, path in paths if COUNTED_AS.get(extension(path)) not in _EIGHT_BIT][:most]
-    brightest = [value for value in (_brightest(image_set, index) for index in chosen) if value is not None]
-    if not brightest:
-        return None
-    says = describe_sixteen_bit(image_set.sixteen_bit, max(brightest))
-    return f"{len(brightest)} of {len(chosen)} files looked at have 16 bits a value: {says}"
-
-
-def _brightest(image_set: ImageSet, index: int) -> int | None:
-    """The highest value of an image of 16 bits; None for others."""
-    try:
-        data, path = image_set.read(index), image_set.path(index)
-        if not may_have_sixteen_bits(data) or checked_size(data, path) is None:
-            return None
-        image = decode_all_bits(data, path)
-    except UndecodableImage:
-        return None
-    return int(image.max()) if image.itemsize > 1 else None
-
-
-def describe_sixteen_bit(sixteen_bit: SixteenBit, brightest: int) -> str:
-    """What becomes of images of 16 bits whose brightest value this is."""
-    if sixteen_bit == "stretch":
-        return "each image's darkest to brightest value becomes 0 to 255 (sixteen_bit: stretch)"
-    return (
-        f"the upper 8 count, so the brightest value {brightest:,} becomes {brightest >> 8}; sixteen_bit: stretch would "
-        "make it 255"
+    named = "".join(f"\n  {failure}" for failure in failures[:3])
+    raise InputError(
+        f"no image could be decoded {image_set.source}; tried {len(failures):,} of {len(image_set):,}:{named}"
     )
 
 

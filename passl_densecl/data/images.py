@@ -50,12 +50,8 @@ MAX_BYTES = 2**31 - 1
 """A longer file is not read: OpenCV counts in 32 bits."""
 
 _READ_RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # from OpenCV 4.11 on: without a pass over the pixels to swap channels
-_REDUCED = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # the reduction's bits only; gray is a bit of its own
+# The reduction's bits only; gray is a bit of its own.
+_REDUCED = {1: 0, **{factor: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{factor}") for factor in (2, 4, 8)}}
 _ORIENTATION_TAG = 0x0112
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -88,11 +84,9 @@ def counted(kinds: Counter[str]) -> str:
     for kind, count in kinds.items():
         merged[COUNTED_AS.get(kind, "." + kind if kind else "extensionless")] += count
     ordered = sorted(merged.items(), key=lambda item: (-item[1], item[0]))
-    most = 5 if len(ordered) <= 5 else 4
-    shown = [f"{count:,} {printable(kind)}" for kind, count in ordered[:most]]
-    if len(ordered) > most:
-        shown.append(f"{sum(count for _, count in ordered[4:]):,} others")
-    return ", ".join(shown)
+    if len(ordered) > 5:
+        ordered[4:] = [("others", sum(count for _, count in ordered[4:]))]
+    return ", ".join(f"{count:,} {printable(kind)}" for kind, count in ordered)
 
 
 class UndecodableImage(InputError):
@@ -177,29 +171,21 @@ def checked_size(data: bytes, path: str) -> tuple[int, int] | None:
         raise UndecodableImage(
             path, f"too many pixels for an image ({width:,}×{height:,}; at most {MAX_PIXELS:,} in all are decoded)"
         )
-    turned = (
-        isinstance(image, JpegImageFile) and "exif" in image.info and _orientation(image.info["exif"]) in range(5, 9)
-    )
-    return (width, height) if turned else (height, width)
+    return (width, height) if isinstance(image, JpegImageFile) and _is_turned(image) else (height, width)
 
 
-def _orientation(data: bytes) -> object:
-    """Exif 2.3, 4.6: 1 to 8; from 5 on height and width change places. 1 when it is not given or cannot be read."""
+def _is_turned(image: JpegImageFile) -> bool:
+    """Whether its EXIF orientation exchanges height and width (Exif 2.3, 4.6: from 5 to 8)."""
     exif = Exif()
     try:
-        exif.load(data)
-        return exif.get(_ORIENTATION_TAG, 1)
-    except Exception:
-        return 1
+        exif.load(image.info["exif"])
+        return exif.get(_ORIENTATION_TAG) in range(5, 9)
+    except Exception:  # not given, or damaged
+        return False
 
 
 def decode_bytes(data: bytes, path: str, sixteen_bit: SixteenBit = "high_byte") -> np.ndarray:
-    """The bytes of an image file → uint8 H×W×3, as by :func:`decode`; ``path`` is only named in the error.
-
-    Raises:
-        UndecodableImage: cut short, no image, or of more than :data:`MAX_PIXELS` pixels.
-        RunError: the memory ran out.
-    """
+    """As :func:`decode`, of the bytes of an image file; ``path`` is only named in the error."""
     checked_size(data, path)
     return decode_pixels(data, path, sixteen_bit=sixteen_bit)
 
@@ -217,6 +203,13 @@ def decode_pixels(data: bytes, path: str, reduction: int = 1, sixteen_bit: Sixte
     return image if _READ_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def decode_all_bits(data: bytes, path: str) -> np.ndarray:
+    """As :func:`decode_bytes`, but uint16 where the file has 16 bits (int16 if signed)."""
+    # In BGR: OpenCV 5.0 ignores IMREAD_COLOR_RGB for TIFF of 16 bits.
+    image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return np.ascontiguousarray(image[..., ::-1])
+
+
 def may_have_sixteen_bits(data: bytes) -> bool:
     """Whether the format allows for 16 bits a value; of a PNG, whether it has them."""
     if data.startswith(b"\x89PNG"):
@@ -224,30 +217,18 @@ def may_have_sixteen_bits(data: bytes) -> bool:
     return data.startswith((b"II", b"MM", b"P", b"\0\0\0\x0c"))
 
 
-def decode_all_bits(data: bytes, path: str) -> np.ndarray:
-    """As :func:`decode_bytes`, but uint16 where the file has 16 bits (int16 where they are signed)."""
-    # In BGR: OpenCV 5.0 ignores IMREAD_COLOR_RGB for TIFF of 16 bits.
-    image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if image.dtype.itemsize > 2:
-        raise _undecodable(data, path)
-    return np.ascontiguousarray(image[..., ::-1])
-
-
 def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
+    """What OpenCV makes of the bytes, of 8 or 16 bits. Raises as :func:`decode_bytes`."""
     try:
         with memory_is_named(path):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise UndecodableImage(path, f"refused by OpenCV ({error.err})") from error
-    if image is None:
-        raise _undecodable(data, path)
+    if image is None or image.dtype.itemsize > 2:
+        from passl_densecl.data.invalid import what_it_is  # images that decode need none of it
+
+        raise UndecodableImage(path, what_it_is(data))
     return image
-
-
-def _undecodable(data: bytes, path: str) -> UndecodableImage:
-    from passl_densecl.data.invalid import what_it_is  # images that decode need none of it
-
-    return UndecodableImage(path, what_it_is(data))
 
 
 def looks_like_image(start: bytes) -> bool:

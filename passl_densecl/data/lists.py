@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from passl_densecl.data.image_set import spread
+from passl_densecl.data.image_set import ImageSet, spread
 from passl_densecl.errors import InputError
 from passl_densecl.text import listed, printable, suggestion, utf8
 
@@ -34,6 +34,33 @@ class Listed(NamedTuple):
     labels: list[str]
     lines: list[int]
     notes: list[str]
+
+
+def listed_images(
+    root: str,
+    list_file: str | os.PathLike[str],
+    labeled: bool,
+    classes: Sequence[str] | None,
+    labels: Reading,
+    exists: Callable[[bytes], bool] | None = None,
+) -> ImageSet:
+    """The images that a list file names, in its order: one path relative to ``root`` per line, and when ``labeled`` a
+    blank and the label after it (a class number, or a class name without blanks). Blank lines and lines that begin with
+    '#' are ignored.
+
+    Args:
+        exists: whether a listed path exists, for a root that is a pack.
+
+    Raises:
+        InputError: as :func:`read_list` and :func:`read_labels`.
+    """
+    list_file = os.fspath(list_file)
+    found = read_list(root, list_file, labeled, exists)
+    source = f"listed in {list_file}"
+    if not labeled:
+        return ImageSet.from_paths(root, found.paths, source=source, notes=found.notes)
+    numbers, names, note = read_labels(list_file, found.labels, found.lines, classes, labels)
+    return ImageSet.from_paths(root, found.paths, numbers, names, source=source, notes=[*found.notes, note])
 
 
 def read_list(root: str, list_file: str, labeled: bool, exists: Callable[[bytes], bool] | None = None) -> Listed:

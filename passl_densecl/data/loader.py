@@ -14,19 +14,18 @@ anonymous shared memory, which needs no room in /dev/shm and cannot outlive the 
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import signal
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import paddle
 
-from passl_densecl.data.datasets import ImageSet, LabeledDataset, PairDataset, Transforms
+from passl_densecl.data.datasets import Dataset, ImageSet, PairDataset, Transforms
 from passl_densecl.data.workers import PREFETCH, Death, available_cores, in_processes
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.tensors import to_tensor
@@ -34,6 +33,9 @@ from passl_densecl.text import megabytes, quantity
 
 _AUTO_MOST = 8
 _ORDER_STREAM = 2  # takes the place of "view" in a seed; the views are 0 and 1
+
+Request = tuple[int, np.ndarray]
+"""A batch to compute: its epoch, from which its draws come, and the (N,) int64 indices of its images."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,7 @@ class PairBatch:
     query: paddle.Tensor
     key: paddle.Tensor
     indices: np.ndarray
-    bad: dict[int, str]
-
-
-@dataclass(frozen=True)
-class LabeledBatch:
-    """N images with their labels.
-
-    Attributes:
-        images: uint8 tensor, N×H×W×3, on the current device.
-        labels: (N,) int64 tensor; -1 where the set has no labels.
-        indices: (N,) int64, which images of the set these are.
-        bad: those among ``indices`` that could not be decoded and were replaced, and why.
-    """
-
-    images: paddle.Tensor
-    labels: paddle.Tensor
-    indices: np.ndarray
-    bad: dict[int, str]
+    bad: Mapping[int, str]
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -77,37 +62,19 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 # --- loaders -------------------------------------------------------------------------------------------------------
 
 
-class _Loader:
-    """Batches of a data set.
-
-    Attributes:
-        wait_seconds: how long the consumer waited for the last batch.
-    """
-
-    _dataset: PairDataset | LabeledDataset
-    _num_workers: int
-    wait_seconds = 0.0
-
-    def _arrays(self, requests: Iterable[_Request], rows: int) -> Generator[tuple[np.ndarray, ...], None, None]:
-        """The fields of every requested batch, of at most ``rows`` rows."""
-        with closing(_compute(self._dataset, requests, rows, self._num_workers)) as batches:
-            while True:
-                began = time.perf_counter()
-                arrays = next(batches, None)
-                if arrays is None:
-                    return
-                self.wait_seconds = time.perf_counter() - began
-                yield arrays
-
-
-class _TrainingLoader(_Loader):
-    """What :class:`PairLoader` and :class:`LabeledLoader` share: shuffling, dividing among ranks, dropping the rest.
+class TrainingLoader:
+    """What the loaders of training share: shuffling, dividing among ranks, dropping the rest.
 
     Attributes:
         steps_per_epoch: whole batches in an epoch; images that fill no whole batch wait for another epoch's order.
+        wait_seconds: how long the consumer waited for the last batch.
+
+    Raises:
+        InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
     """
 
-    _dataset_type: type[PairDataset] | type[LabeledDataset]
+    dataset_type: type[Dataset]
+    wait_seconds = 0.0
 
     def __init__(
         self,
@@ -120,141 +87,103 @@ class _TrainingLoader(_Loader):
         world_size: int = 1,
         num_workers: int = 0,
     ) -> None:
-        _check_ranks(batch_size, rank, world_size)
-        dataset = self._dataset_type(image_set, transforms, seed)
-        if len(dataset) < batch_size:
+        if batch_size % world_size:
             raise InputError(
-                f"batch_size {batch_size:,} is more than the {len(dataset):,} images; "
-                f"expected at most as many, try batch_size {_power_of_two_up_to(len(dataset))}"
+                f"batch_size {batch_size}: {world_size} processes cannot share it evenly; expected a multiple of "
+                f"{world_size}, try {max(1, round(batch_size / world_size)) * world_size}"
             )
-        self._dataset = dataset
-        self._seed = seed
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
-        self._num_workers = num_workers
-        self.steps_per_epoch = len(dataset) // batch_size
+        count = len(image_set)
+        if count < batch_size:
+            raise InputError(
+                f"batch_size {batch_size:,} is more than the {count:,} images; expected at most as many, try "
+                f"batch_size {1 << max(0, count.bit_length() - 1)}"
+            )
+        self._dataset = self.dataset_type(image_set, transforms, seed)
+        self._seed, self._batch_size, self._num_workers = seed, batch_size, num_workers
+        self._share = batch_size // world_size
+        self._first = rank * self._share
+        self.steps_per_epoch = count // batch_size
 
-    def _requests(self, start: int, stop: int) -> Iterator[_Request]:
-        known_epoch, order = -1, np.empty(0, np.int64)
-        share = self._batch_size // self._world_size
+    def batches(self, start: int, stop: int) -> Generator[tuple[int, tuple[np.ndarray, ...]], None, None]:
+        """(step, the fields of this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
+        requests = self._requests(start, stop)
+        with closing(compute(self._dataset, requests, self._share, self._num_workers)) as batches:
+            for step in range(start, stop):
+                began = time.perf_counter()
+                arrays = next(batches)
+                self.wait_seconds = time.perf_counter() - began
+                yield step, arrays
+
+    def _requests(self, start: int, stop: int) -> Iterator[Request]:
+        order = np.empty(0, np.int64)
         for step in range(start, stop):
             epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != known_epoch:
-                known_epoch, order = epoch, epoch_order(len(self._dataset), self._seed, epoch)
-            first = batch * self._batch_size + self._rank * share
-            yield _Request(epoch, order[first : first + share])
-
-    def _steps(self, start: int, stop: int) -> Generator[tuple[int, tuple[np.ndarray, ...]], None, None]:
-        with closing(self._arrays(self._requests(start, stop), self._batch_size // self._world_size)) as batches:
-            yield from enumerate(batches, start)
+            if step == start or batch == 0:
+                order = epoch_order(len(self._dataset), self._seed, epoch)
+            first = batch * self._batch_size + self._first
+            yield epoch, order[first : first + self._share]
 
 
-class PairLoader(_TrainingLoader):
-    """Two augmented views of every image: the batches of pre-training.
+class PairLoader(TrainingLoader):
+    """Two augmented views of every image: the batches of pre-training."""
 
-    Raises:
-        InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
-    """
-
-    _dataset_type = PairDataset
+    dataset_type = PairDataset
 
     def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, (query, key, indices, why) in self._steps(start, stop):
+        for step, (query, key, indices, why) in self.batches(start, stop):
             # The arrays are a worker's, which will write to them again: copies go out.
-            yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), _bad(indices, why))
+            yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), bad_images(indices, why))
 
 
-class LabeledLoader(_TrainingLoader):
-    """One augmented view of every image and its label: the batches of linear training.
-
-    Raises:
-        InputError: fewer images than ``batch_size``, or a batch that the ranks cannot share evenly.
-    """
-
-    _dataset_type = LabeledDataset
-
-    def steps(self, start: int, stop: int) -> Generator[tuple[int, LabeledBatch], None, None]:
-        """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, arrays in self._steps(start, stop):
-            yield step, _labeled(arrays)
-
-
-class EvaluationLoader(_Loader):
-    """Every image once, in order: ``for batch in loader``, as often as wanted.
-
-    Each rank gets an unbroken part of the set; the parts differ by one image at most, nothing is padded or repeated,
-    and the last batch is short. A rank without images gets no batch. ``batch_size`` is the number of images of one
-    batch of one rank. ``transforms`` should be deterministic; if they draw, they draw as in epoch 0 with seed 0.
-    """
-
-    def __init__(
-        self,
-        image_set: ImageSet,
-        transforms: Transforms,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-    ) -> None:
-        _check_ranks(world_size, rank, world_size)
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size}: expected at least 1")
-        self._dataset = LabeledDataset(image_set, transforms, seed=0)
-        self._first = len(image_set) * rank // world_size
-        self._stop = len(image_set) * (rank + 1) // world_size
-        self._batch_size = batch_size
-        self._num_workers = num_workers
-
-    def __len__(self) -> int:
-        """The number of batches of this rank."""
-        return -(-(self._stop - self._first) // self._batch_size)
-
-    def __iter__(self) -> Generator[LabeledBatch, None, None]:
-        requests = (
-            _Request(0, np.arange(first, min(first + self._batch_size, self._stop)))
-            for first in range(self._first, self._stop, self._batch_size)
-        )
-        with closing(self._arrays(requests, min(self._batch_size, self._stop - self._first))) as batches:
-            yield from map(_labeled, batches)
-
-
-def _labeled(arrays: Sequence[np.ndarray]) -> LabeledBatch:
-    images, labels, indices, why = arrays
-    return LabeledBatch(to_tensor(images), to_tensor(labels), indices.copy(), _bad(indices, why))
-
-
-def _bad(indices: np.ndarray, why: np.ndarray) -> dict[int, str]:
-    return {
-        int(index): text.decode("utf-8", "replace") for index, text in zip(indices, why.tolist(), strict=True) if text
-    }
-
-
-def _check_ranks(batch_size: int, rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}: expected 0 to {world_size - 1}")
-    if batch_size < 1 or batch_size % world_size:
-        fitting = max(world_size, round(batch_size / world_size) * world_size)
-        raise InputError(
-            f"batch_size {batch_size}: {world_size} processes cannot share it evenly; expected a multiple of "
-            f"{world_size}, try {fitting}"
-        )
-
-
-def _power_of_two_up_to(count: int) -> int:
-    return 1 << max(0, count.bit_length() - 1)
+def bad_images(indices: np.ndarray, why: np.ndarray) -> dict[int, str]:
+    """Index → reason of the images of a batch that could not be decoded."""
+    return {int(index): text.decode("utf-8", "replace") for index, text in zip(indices, why, strict=True) if text}
 
 
 # --- computing batches ---------------------------------------------------------------------------------------------
 
 
-class _Request(NamedTuple):
-    """A batch to compute: images ``indices`` (int64) with the draws of ``epoch``."""
+def compute(
+    dataset: Dataset, requests: Iterable[Request], rows: int, num_workers: int
+) -> Generator[tuple[np.ndarray, ...], None, None]:
+    """The fields of every requested batch (of at most ``rows`` rows), in the order of the requests.
 
-    epoch: int
-    indices: np.ndarray
+    The arrays hold their values until the next batch is asked for. Exceptions of the data set are raised here,
+    whichever process raised them. Closing the generator, or leaving it in any other way, ends the workers at once.
+    """
+    requests = iter(requests)
+    first = next(requests, None)
+    if first is None:
+        return
+    epoch, indices = first
+    sample = dataset[epoch, int(indices[0])]
+    window = max(1, PREFETCH * num_workers)
+    rooms = [_allocate(sample, rows) for _ in range(window)]  # batch b is written into room b % window
+
+    def fill(task: tuple[int, Request]) -> int:
+        number, (epoch, indices) = task
+        for row, index in enumerate(indices.tolist()):
+            for array, value in zip(rooms[number % window], dataset[epoch, index], strict=True):
+                if np.shape(value) != array.shape[1:]:
+                    sizes = ["×".join(map(str, shape[:2])) for shape in (array.shape[1:], np.shape(value))]
+                    raise InputError(
+                        f"the transforms give images of different sizes, {' and '.join(sizes)} pixels, which make no "
+                        "batch; end with RandomResizedCrop or CenterCrop"
+                    )
+                array[row] = value
+        return len(indices)
+
+    tasks = enumerate(chain([first], requests))
+    if num_workers == 0:
+        lengths = (fill(task) for task in tasks)
+    else:
+        lengths = in_processes(fill, tasks, num_workers, window=window, silent=False)
+    with closing(lengths):
+        for number, length in enumerate(lengths):
+            if isinstance(length, Death):
+                raise _death(length, num_workers)
+            yield tuple(array[:length] for array in rooms[number % window])
 
 
 def _allocate(sample: Sequence[Any], rows: int) -> tuple[np.ndarray, ...]:
@@ -273,63 +202,13 @@ def _allocate(sample: Sequence[Any], rows: int) -> tuple[np.ndarray, ...]:
     return tuple(arrays)
 
 
-def _compute(
-    dataset: PairDataset | LabeledDataset, requests: Iterable[_Request], rows: int, num_workers: int
-) -> Generator[tuple[np.ndarray, ...], None, None]:
-    """The fields of every requested batch (of at most ``rows`` rows), in the order of the requests.
-
-    The arrays hold their values until the next batch is asked for. Exceptions of the data set are raised here,
-    whichever process raised them. Closing the generator, or leaving it in any other way, ends the workers at once.
-    """
-    requests = iter(requests)
-    first = next(requests, None)
-    if first is None:
-        return
-    sample = dataset[first.epoch, int(first.indices[0])]
-    window = max(1, PREFETCH * num_workers)
-    rooms = [_allocate(sample, rows) for _ in range(window)]  # batch b is written into room b % window
-
-    def fill(task: tuple[int, _Request]) -> int:
-        number, request = task
-        _fill(dataset, request, rooms[number % window])
-        return len(request.indices)
-
-    tasks = enumerate(chain([first], requests))
-    if num_workers == 0:
-        lengths = (fill(task) for task in tasks)
-    else:
-        lengths = in_processes(fill, tasks, num_workers, window=window, silent=False)
-    with closing(lengths):
-        for number, length in enumerate(lengths):
-            if isinstance(length, Death):
-                raise _death(length, num_workers)
-            yield tuple(array[:length] for array in rooms[number % window])
-
-
-def _fill(dataset: PairDataset | LabeledDataset, request: _Request, room: Sequence[np.ndarray]) -> None:
-    for row, index in enumerate(request.indices.tolist()):
-        for array, value in zip(room, dataset[request.epoch, index], strict=True):
-            if np.shape(value) != array.shape[1:]:
-                raise InputError(
-                    f"the transforms give images of different sizes, {_size(array.shape[1:])} and "
-                    f"{_size(np.shape(value))} pixels, which make no batch; end with RandomResizedCrop or CenterCrop"
-                )
-            array[row] = value
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "×".join(str(length) for length in shape[:2])
-
-
 def _death(death: Death, num_workers: int) -> RunError:
     if death.exit_code == -signal.SIGKILL:
         cause = "was killed (signal 9), as the system does when the memory runs out"
         advice = f"set fewer data.num_workers than {num_workers}, or a smaller batch_size"
-    elif death.exit_code is not None and death.exit_code < 0:
-        cause = f"died of {death.cause} ({signal.strsignal(-death.exit_code) or 'unknown'})"
-        advice = "an image may crash its decoder: densecl data check names it"
     else:
-        cause, advice = f"ended with {death.cause}", "with data.num_workers 0 the cause shows"
+        cause = f"ended with {death.cause}"
+        advice = "an image may crash its decoder (densecl data check names it); with data.num_workers 0 the cause shows"
     return RunError(f"a data worker {cause}: {advice}. A training run continues with --resume auto")
 
 
@@ -345,14 +224,10 @@ def choose_workers(requested: int | Literal["auto"], *, batch_bytes: int, world_
         batch_bytes: size of one batch of this process; every worker holds ``PREFETCH`` of them.
         world_size_local: training processes on this machine.
     """
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return 0, "no workers: this system cannot fork processes, images are loaded by the training process"
     cores = available_cores()
     count = max(1, min(_AUTO_MOST, cores // world_size_local)) if requested == "auto" else requested
     free = _available_memory()
-    fitting = count
-    if free is not None and count > 0:
-        fitting = min(count, free // 2 // world_size_local // max(1, PREFETCH * batch_bytes))
+    fitting = count if free is None else min(count, free // 2 // world_size_local // max(1, PREFETCH * batch_bytes))
     if fitting < count:
         why = (
             f"{count} would hold {count * PREFETCH} batches of {megabytes(batch_bytes)} each, more than half of the "

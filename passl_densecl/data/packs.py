@@ -17,14 +17,18 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from passl_densecl.data.class_folders import class_images
+from passl_densecl.data.image_set import ImageSet
+from passl_densecl.data.lists import Reading, listed_images, read_labels
 from passl_densecl.data.lmdb_check import bytes_needed, check_lmdb
+from passl_densecl.data.scan import Scan, folder_images
 from passl_densecl.disk import check_format, parse_json, sync_folder
 from passl_densecl.errors import InputError
 from passl_densecl.text import printable
@@ -133,6 +137,44 @@ class Records:
 
 def _key(number: int) -> bytes:
     return number.to_bytes(8, "big")
+
+
+def packed_images(
+    root: str,
+    file: str,
+    list_file: str | os.PathLike[str] | None,
+    labeled: bool,
+    classes: Sequence[str] | None,
+    reading: Reading,
+) -> ImageSet:
+    """What the packed folder would give, its images read from the pack. Raises InputError."""
+    pack = open_pack(file)
+    numbers = None
+    if list_file is not None:
+        number_of = {path: number for number, path in enumerate(pack.paths)}
+        images = listed_images(root, list_file, labeled, classes, reading, number_of.__contains__)
+        numbers = np.fromiter((number_of[images.relative_path(i)] for i in range(len(images))), np.int64, len(images))
+    elif labeled and pack.labels is not None:
+        labels, names, notes = pack.labels, pack.classes, []
+        if classes is not None and tuple(classes) != names:
+            words = [names[label] for label in labels.tolist()]
+            numbered = names == tuple(map(str, range(len(names))))  # as in a list of class numbers; else they are names
+            labels, names, note = read_labels(root, words, range(len(words)), classes, reading if numbered else "names")
+            notes = [note]
+        images = ImageSet.from_paths(root, pack.paths, labels, names, notes=notes)
+    else:
+        outside = [path for path in pack.paths if path.startswith((b"/", b"../"))]
+        if labeled and outside:
+            raise InputError(
+                f"{printable(root)} holds no labels, and no class folder for {printable(os.fsdecode(outside[0]))!r}; "
+                "pack the list again with its labels and --labeled"
+            )
+        folders = sorted({path[: path.index(b"/")] for path in pack.paths if b"/" in path} - {b"", b"..", b"."})
+        scan = Scan(pack.paths, folders)
+        images = class_images(root, scan, classes) if labeled else folder_images(root, scan)
+    side = pack.shorter_side
+    notes = (*images._notes, f"a pack, {'as they were' if side is None else f'shorter side at most {side} px'}")
+    return replace(images, _notes=notes, _record=Records(pack, numbers))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

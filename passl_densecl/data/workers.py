@@ -168,15 +168,17 @@ class _Pool:
         args = (self._function, theirs, self._silent)
         worker = _Worker(self._context.Process(target=_work, args=args, name=f"data-{place}", daemon=True), ours)
         self._workers[place] = worker  # before it starts: a KeyboardInterrupt may come at once, and must end it
+        # Held until the process ignores them: between the fork and its first line it would die of one.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
         try:
-            with _signals_held():
-                worker.process.start()
+            worker.process.start()
         except OSError as error:
             raise RunError(
                 f"cannot start {len(self._workers)} worker processes ({error.strerror}); set fewer workers "
                 "(data.num_workers, --workers)"
             ) from error
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         return worker
 
@@ -188,18 +190,20 @@ def _hang_up(worker: _Worker) -> None:
 
 def _end(workers: list[_Worker | None]) -> None:
     present = [worker for worker in workers if worker is not None]
-    started = [worker for worker in present if worker.process.pid is not None]
-    for worker in started:
-        worker.process.kill()  # nothing that it has begun is of value
-    for worker in started:
-        worker.process.join()
+    started = [worker.process for worker in present if worker.process.pid is not None]
+    for process in started:
+        process.kill()  # nothing that it has begun is of value
+    for process in started:
+        process.join()
     for worker in present:
         _hang_up(worker)
 
 
 def _work(function: Callable[[Any], Any], connection: Connection, silent: bool) -> None:
     """The life of a process: a task in, an answer out, until the connection ends because the main process did."""
-    _leave_signals_to_main()
+    for name in _LEFT_TO_MAIN:
+        signal.signal(name, signal.SIG_IGN)  # those that came while they were held as well
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_MAIN)
     for other in _main_ends:  # an end that stays open here would hide the main process's death from the others
         other.close()
     if silent:
@@ -214,54 +218,27 @@ def _work(function: Callable[[Any], Any], connection: Connection, silent: bool) 
         try:
             answer = function(task)
         except Exception as error:
-            passed = isinstance(error, (InputError, RunError, OSError))
-            answer = _Failure(
-                error if passed else RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc()
-            )
+            if not isinstance(error, (InputError, RunError, OSError)):  # others may not be pickled
+                error = RuntimeError(f"{type(error).__name__}: {error}")
+            answer = _Failure(error, traceback.format_exc())
         try:
             connection.send(answer)
         except OSError:
             return
 
 
-@contextlib.contextmanager
-def _signals_held() -> Generator[None, None, None]:
-    """A process forked within it does not obey SIGINT and SIGTERM before it has called :func:`_leave_signals_to_main`.
-
-    Between the fork and its first line it would: on a busy machine that is time enough to die of one.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_signals_to_main() -> None:
-    """Ignore SIGINT and SIGTERM in this process, those that came while they were held as well."""
-    for name in _LEFT_TO_MAIN:
-        signal.signal(name, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_MAIN)
-
-
 def available_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+        quota, period = map(int, file.read().split())  # no number where there is no quota
+        cores = min(cores, max(1, round(quota / period)))
     return cores
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 256 MiB that it has freed, for its next image; nothing where malloc is not glibc's.
-
-    Otherwise the memory of a decoded image goes back to the system and comes again page by page, zeroed, for the next
-    one: hundreds of page faults per image.
+    """Let this process keep up to 256 MiB that it has freed, for its next image (glibc only): otherwise the
+    memory of each image comes anew from the system, zeroed page by page.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

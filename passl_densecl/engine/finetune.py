@@ -17,7 +17,7 @@ from paddle import nn
 from paddle.vision.models import ResNet
 
 from passl_densecl.data.datasets import ImageSet, Transforms
-from passl_densecl.data.loader import EvaluationLoader, LabeledLoader
+from passl_densecl.data.labeled import EvaluationLoader, LabeledLoader
 from passl_densecl.engine.learner import check_finite, trained
 from passl_densecl.models import normalize
 from passl_densecl.models.resnet import rng_of

@@ -16,7 +16,7 @@ import paddle.nn.functional as F
 
 from passl_densecl.config import RANDOM, LinearConfig
 from passl_densecl.data.datasets import ImageSet, check_decodable, scan_images
-from passl_densecl.data.loader import EvaluationLoader, LabeledLoader
+from passl_densecl.data.labeled import EvaluationLoader, LabeledLoader
 from passl_densecl.disk import make_writable, whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group

@@ -19,7 +19,6 @@ from passl_densecl.engine.run import Evaluation, Resume, Run, open_run
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL, Keys, Losses
 from passl_densecl.models.batch_norm import ChainedStatistics
-from passl_densecl.reliability.pictures import first_pictures
 from passl_densecl.reliability.watchdog import Watchdog
 
 
@@ -90,7 +89,9 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
             with statistics.step():
                 keys = encode_keys(config, model, batch.key, step)
                 losses = forward_backward(config, learner, batch.query, keys, loss_lambda)
-            if step == 0:
+            if step == 0 and config.loggers:
+                from passl_densecl.reliability.pictures import first_pictures
+
                 pictures = partial(first_pictures, model, batch.query, batch.key, keys, config.micro_batch_size)
                 log.images(1, pictures)
             good = guard.accepts(step, batch, losses, keys, loss_lambda)

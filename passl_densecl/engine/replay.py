@@ -21,7 +21,7 @@ from passl_densecl.engine.learner import Learner, trained
 from passl_densecl.engine.pretrain import build_model, encode_keys, forward_backward, key_order
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL
-from passl_densecl.reliability import checkpoint as checkpoint_files
+from passl_densecl.reliability import restore
 from passl_densecl.reliability.checkpoint import Checkpoint
 from passl_densecl.tensors import to_tensor
 from passl_densecl.text import listed
@@ -41,7 +41,7 @@ def replay(config: PretrainConfig, folder: str | Path, *, say: Say = print) -> i
         )
     folder = Path(folder)
     report, batch = _read(folder)
-    start = checkpoint_files.read(folder)
+    start = restore.read(folder)
     if len(batch["indices"]) != config.batch_size:
         raise InputError(
             f"{option('replay', folder)}: a batch of {len(batch['indices'])}, the config says {config.batch_size}; "

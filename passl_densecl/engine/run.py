@@ -190,7 +190,10 @@ class Run(Generic[C]):
         if dist.is_main():
             self._keep_config()
             self.log.record()
-            checkpoint_files.report_start(self.start, self.checkpoints)
+            if self.start is not None:
+                from passl_densecl.reliability.restore import report_start
+
+                report_start(self.start, self.checkpoints)
             if self.overwrite:
                 self.checkpoints.clear()
             self.log.rewind(self.start.step if self.start else -1)
@@ -391,10 +394,10 @@ def find_start(
         raise InputError(
             f"give {option('resume')} (continue the run) or {option('overwrite')} (start it anew), not both"
         )
-    if resume == "auto":
-        return checkpoint_files.read_newest(checkpoints.folder)
     if resume is not None:
-        return checkpoint_files.read(Path(resume))
+        from passl_densecl.reliability import restore  # a new run reads no checkpoint
+
+        return restore.read_newest(checkpoints.folder) if resume == "auto" else restore.read(Path(resume))
     present, metrics = checkpoints.present(), run_dir / "metrics.jsonl"
     begun = "no checkpoint yet" if metrics.is_file() and metrics.stat().st_size else None
     if present:

@@ -12,7 +12,7 @@ import paddle
 
 from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
 from passl_densecl.data.datasets import ImageSet, Transforms
-from passl_densecl.data.loader import EvaluationLoader
+from passl_densecl.data.labeled import EvaluationLoader
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import ResNetBackbone, build_backbone, normalize
 from passl_densecl.models.resnet import initialize

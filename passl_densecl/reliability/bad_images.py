@@ -64,14 +64,14 @@ class BadImages:
             self._write()
         if too_many:
             raise self._too_many(f"epoch {epoch}: ", self.in_epoch, images_per_epoch, self._images)
+        if ends and self.in_epoch:
+            share = f"{self.in_epoch:,} of {images_per_epoch:,} images could not be decoded"
+            self._log.line(
+                "bad",
+                f"epoch {epoch}  {share} ({self.in_epoch / images_per_epoch:.2%}); {len(self._known):,} different ones "
+                f"so far, in {self.file}",
+            )
         if ends:
-            if self.in_epoch:
-                self._log.line(
-                    "bad",
-                    f"epoch {epoch}  {self.in_epoch:,} of {images_per_epoch:,} images could not be decoded "
-                    f"({self.in_epoch / images_per_epoch:.2%}); {len(self._known):,} different ones so far, in "
-                    f"{self.file}",
-                )
             self.in_epoch = 0
 
     def judge(self, images: ImageSet) -> int:
@@ -89,16 +89,14 @@ class BadImages:
     def _gather(self) -> int:
         found, self._found = dist.gather_objects(self._found), []
         for path, why in found if dist.is_main() else ():
-            if path not in self._known:
-                self._name(path, why)
-                self._known[path], self._written = why, False
+            if path in self._known:
+                continue
+            self._known[path], self._written = why, False
+            self._named += 1
+            if self._named <= NAMED:
+                more = f"; further ones only go to {self.file}" if self._named == NAMED else ""
+                self._log.line("warning", f"cannot decode {path}: {why}; another image takes its place{more}")
         return len(found)
-
-    def _name(self, path: str, why: str) -> None:
-        self._named += 1
-        if self._named <= NAMED:
-            more = f"; further ones only go to {self.file}" if self._named == NAMED else ""
-            self._log.line("warning", f"cannot decode {path}: {why}; another image takes its place{more}")
 
     def _write(self) -> None:
         if dist.is_main() and not self._written:
@@ -107,22 +105,18 @@ class BadImages:
             self._written = True
 
     def _too_many(self, when: str, count: int, total: int, images: ImageSet) -> RunError:
+        enough = min(1.0, (20 * count // total + 1) / 20)  # in twentieths
         return RunError(
             f"{when}{count:,} of {total:,} {plural(total, 'image')} {images.source} cannot be decoded "
             f"({count / total:.1%}); data.max_bad_share is {self._max_share:g}. {self.file} lists them; python "
             f"densecl data check {one_line(images.root)} checks all. Repair or remove them, or set -o "
-            f"data.max_bad_share={_above(count, total):g}; what was saved is whole: continue with --resume auto"
+            f"data.max_bad_share={enough:g}; what was saved is whole: continue with --resume auto"
         )
 
 
 def allowed(max_share: float, images: int) -> float:
     """How many bad images, of so many, stop no run."""
     return max(max_share * images, ALWAYS_ALLOWED if max_share > 0 else 0)
-
-
-def _above(count: int, total: int) -> float:
-    """A share that would let them pass, in twentieths."""
-    return min(1.0, (20 * count // total + 1) / 20)
 
 
 def read_list(file: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the newest kept, found again, and recognized when they are damaged.
+"""Checkpoints: written whole or not at all, the newest kept, and recognized when they are damaged.
 
 `checkpoints/epoch_0010/` (or `step_00001234/` within an epoch) holds `model.pdparams`, `optimizer.pdopt`, `state.json`
 and `checksums.json`. It is written under a temporary name, synced and renamed, so a folder without `.tmp` in its name
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from passl_densecl.weights.card import OPTIMIZER as OPTIMIZER_STATE
 from passl_densecl.weights.card import Card
 from passl_densecl.weights.checkpoints import (
     CHECKSUMS,
-    DAMAGED,
     FILES,
     MODEL,
     OPTIMIZER,
@@ -35,14 +35,12 @@ from passl_densecl.weights.checkpoints import (
     STATE,
     SUPERSEDED,
     by_age,
-    check_content,
     check_size,
     checkpoints_in,
     checksum_text,
     checksums,
     recorded_step,
 )
-from passl_densecl.weights.files import read_arrays
 from passl_densecl.weights.writing import dump_pickle
 
 FORMAT = 1  # of state.json; a checkpoint with a larger number is refused
@@ -98,16 +96,13 @@ class Checkpoints:
         except OSError as error:
             self._failures += 1
             size = sum(array.nbytes for array in (*arrays.values(), *snapshot.optimizer.values()))
-            message = f"checkpoint {self.folder / name} cannot be written: {self._why(error, size)}"
-            if must or self._failures > TOLERATED:
-                which = "It was the last one of this run" if must else f"It is number {self._failures} in a row"
-                ways = "Make room there, then continue with --resume auto"
-                raise RunError(f"{message}. {which}; {self._kept()}. {ways}") from error
-            self.log.line(
-                "warning",
-                f"{message}; training continues and the next one is tried ({self._failures} failed in a row, the run "
-                f"stops at {TOLERATED + 1}); {self._kept()}",
+            message = (
+                f"checkpoint {self.folder / name} cannot be written: {error.strerror or error} (it needs "
+                f"{megabytes(size)}{self._free()}; {self._failures} failed in a row); {self._kept()}"
             )
+            if must or self._failures > TOLERATED:
+                raise RunError(f"{message}. Make room there, then continue with --resume auto") from error
+            self.log.line("warning", f"{message}; training continues, and the run stops at {TOLERATED + 1} in a row")
             return None
         self._failures = 0
         try:
@@ -127,9 +122,8 @@ class Checkpoints:
 
     def set_aside(self, old: Path, suffix: str) -> Path:
         """Rename one so that it is ignored from now on, and nothing overwrites it. Raises OSError."""
-        taken = {path.name for path in self.folder.iterdir()}
-        names = (f"{old.name}{suffix}{number}" for number in ["", *(f".{index}" for index in range(2, len(taken) + 3))])
-        aside = old.with_name(next(name for name in names if name not in taken))
+        names = (f"{old.name}{suffix}{number}" for number in chain([""], (f".{n}" for n in count(2))))
+        aside = next(path for path in map(old.with_name, names) if not path.exists())
         os.replace(old, aside)
         sync_folder(self.folder)
         return aside
@@ -180,21 +174,16 @@ class Checkpoints:
         self._prepare()
         temporary.mkdir()
         card, state = snapshot.card, {"format": FORMAT, "step": snapshot.step, **snapshot.state, "checksums": CHECKSUMS}
-        parts: dict[str, Callable[[HashedFile], object]] = {
-            MODEL: lambda file: dump_pickle(file, model, card=card),
-            OPTIMIZER: lambda file: dump_pickle(
-                file, dict(snapshot.optimizer), card=card.replace(kind=OPTIMIZER_STATE)
-            ),
-            STATE: lambda file: file.write(json.dumps(state, indent=1).encode()),
-        }
-        written: dict[str, tuple[int, str]] = {}
         try:
-            for part, write in parts.items():
-                with HashedFile(temporary / part) as file:
-                    write(file)
-                written[part] = (file.size, file.sha256)
+            with HashedFile(temporary / MODEL) as model_file:
+                dump_pickle(model_file, model, card=card)
+            with HashedFile(temporary / OPTIMIZER) as optimizer_file:
+                dump_pickle(optimizer_file, dict(snapshot.optimizer), card=card.replace(kind=OPTIMIZER_STATE))
+            with HashedFile(temporary / STATE) as state_file:
+                state_file.write(json.dumps(state, indent=1).encode())
+            files = dict(zip(FILES, (model_file, optimizer_file, state_file), strict=True))
             with HashedFile(temporary / CHECKSUMS) as file:
-                file.write(checksum_text(written))
+                file.write(checksum_text({part: (one.size, one.sha256) for part, one in files.items()}))
             sync_folder(temporary)
             if final.exists():  # the same step again: the old one has another name until the new one is there
                 os.replace(final, final.with_name(name + REPLACED))
@@ -226,12 +215,11 @@ class Checkpoints:
         os.replace(old, doomed)
         shutil.rmtree(doomed)
 
-    def _why(self, error: OSError, size: int) -> str:
+    def _free(self) -> str:
         try:
-            free = f", {megabytes(shutil.disk_usage(self.folder).free)} free"
+            return f", {megabytes(shutil.disk_usage(self.folder).free)} free"
         except OSError:
-            free = ""
-        return f"{error.strerror or error} (it needs {megabytes(size)}{free})"
+            return ""
 
     def _kept(self) -> str:
         try:
@@ -243,71 +231,7 @@ class Checkpoints:
 
 def complete(folder: Path) -> list[Path]:
     """The checkpoints in a folder that lack nothing, oldest step first: all files, of the sizes that were written."""
-    return by_age(path for path in checkpoints_in(folder) if _lacks(path) is None)
-
-
-def read(path: Path) -> Checkpoint:
-    """Read a checkpoint folder, or the newest one in a run folder that is whole.
-
-    Raises:
-        InputError: nothing there, or damaged; names the file, what was expected, and the newest one that is whole.
-    """
-    if not path.exists():
-        raise InputError(f"checkpoint {str(path)!r}: no such folder")
-    if path.is_file():
-        path = path.parent
-    folder = path if path.name == "checkpoints" else path / "checkpoints"
-    if folder.is_dir():
-        newest = read_newest(folder)
-        if newest is None:
-            raise InputError(f"run folder {str(path)!r} holds no checkpoint")
-        return newest
-    try:
-        return _read(path)
-    except InputError as error:
-        _raise_refusal(error)
-        raise InputError(f"checkpoint {str(path)!r}: {error}; {_advice(path)}") from None
-
-
-def read_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in a folder that is whole and undamaged; None when there is none at all.
-
-    Raises:
-        InputError: there are checkpoints, and all are damaged; or one cannot be read for want of permission.
-    """
-    damaged = [(path, why) for path in checkpoints_in(folder) if (why := _lacks(path))]
-    for path in reversed(complete(folder)):
-        try:
-            return replace(_read(path), damaged=tuple(damaged))
-        except InputError as error:
-            _raise_refusal(error)
-            damaged.append((path, str(error)))
-    if damaged:
-        reasons = "".join(f"\n  {path.name}  {why}" for path, why in damaged)
-        raise InputError(
-            f"{folder}: none of the {len(damaged)} checkpoints is whole, and a run is not silently started "
-            f"again:{reasons}\nrestore one from a copy, or start another run with -o name=NAME"
-        )
-    return None
-
-
-def report_start(start: Checkpoint | None, checkpoints: Checkpoints) -> None:
-    """Log which damaged checkpoints were skipped, and set those of this run aside. All processes have read by now."""
-    if start is None or not dist.is_main():
-        return
-    log = checkpoints.log
-    if not start.verified:
-        log.line(
-            "note", f"{start.path} was written by an older version, without checksums: damage to it may go unnoticed"
-        )
-    for path, why in start.damaged:
-        kept = ""
-        if path.parent == checkpoints.folder:
-            try:
-                kept = f" and kept as {checkpoints.set_aside(path, DAMAGED).name}; delete it at will"
-            except OSError as error:
-                kept = f"; it cannot be renamed ({error.strerror})"
-        log.line("warning", f"{why}; checkpoint {path.name} is skipped{kept}")
+    return by_age(path for path in checkpoints_in(folder) if lacks(path) is None)
 
 
 def bytes_of(model: paddle.nn.Layer) -> int:
@@ -316,39 +240,29 @@ def bytes_of(model: paddle.nn.Layer) -> int:
     return sum(int(np.prod(tensor.shape)) * tensor.element_size() for tensor in saved)
 
 
-def _read(path: Path) -> Checkpoint:
-    """One folder, every byte of it compared with the checksums. Raises InputError naming the file."""
-    if why := _lacks(path):
-        raise InputError(why)
-    for part in FILES:
-        check_content(path / part)
-    state = _state(path)
-    step = state.pop("step")
-    verified = state.pop("checksums", None) is not None
-    model, optimizer = (read_arrays(path / part, checked=True) for part in (MODEL, OPTIMIZER))
-    return Checkpoint(path, step, model, optimizer, state, verified)
-
-
-def _lacks(path: Path) -> str | None:
+def lacks(path: Path) -> str | None:
     """What can be seen to be wrong with a checkpoint without reading its arrays."""
     try:
         for part in FILES:
             check_size(path / part)
-        if "checksums" in _state(path) and checksums(path) is None:
+        if "checksums" in read_state(path) and checksums(path) is None:
             return f"{path / CHECKSUMS} is missing"
     except InputError as error:
-        _raise_refusal(error)
+        raise_refusal(error)
         return str(error)
     return None
 
 
-def _raise_refusal(error: InputError) -> None:
-    """What may not be read, or is of a newer version, is not damaged: to go on from an older one would be wrong."""
+def raise_refusal(error: InputError) -> None:
+    """Raise it again unless it says damage: to go on from an older checkpoint because the newest may not be read, or is
+    of a newer version, would be wrong.
+    """
     if isinstance(error, NewerFormat) or isinstance(error.__cause__, PermissionError):
         raise error
 
 
-def _state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint's state.json says. Raises InputError."""
     try:
         state = parse_json((path / STATE).read_text(encoding="utf-8"))
         if type(state["step"]) is not int or not 0 <= state["step"] < 2**53:
@@ -357,16 +271,3 @@ def _state(path: Path) -> dict[str, Any]:
         raise InputError(f"{path / STATE} is damaged ({type(error).__name__}: {error!s:.100})") from error
     check_format(str(path / STATE), state.pop("format", 1), FORMAT)
     return state
-
-
-def _advice(path: Path) -> str:
-    """Which checkpoint beside a damaged one to take."""
-    for other in reversed(complete(path.parent)):
-        if other == path:
-            continue
-        try:
-            _read(other)
-        except InputError:
-            continue
-        return f"the newest one that is whole is {other}: --resume {other}, or --resume auto"
-    return "choose another checkpoint of the run: beside it there is no whole one"

@@ -33,15 +33,12 @@ def locked(run_dir: Path) -> Iterator[str | None]:
         return
     made_parent = not run_dir.parent.exists()
     make_writable(run_dir, "output_dir")
-    file = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        warning = _acquire(file, run_dir)
+    with open(run_dir / NAME, "a+b", buffering=0) as file:  # closing it gives the lock back
+        warning = _acquire(file.fileno(), run_dir)
         try:
             yield warning
         finally:
             _leave_no_trace(run_dir, made_parent)
-    finally:
-        os.close(file)  # and with it the lock
 
 
 def _leave_no_trace(run_dir: Path, made_parent: bool) -> None:
@@ -67,9 +64,9 @@ def _acquire(file: int, run_dir: Path) -> str | None:
             f"output_dir {str(run_dir)!r} is in use by {_holder(file)}; wait for it, stop it, or start another run "
             "with -o name=NAME"
         ) from None
-    os.truncate(file, 0)
     own = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-    os.pwrite(file, json.dumps(own).encode(), 0)
+    os.truncate(file, 0)
+    os.write(file, json.dumps(own).encode())
     return None
 
 

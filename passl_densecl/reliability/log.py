@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -28,11 +28,10 @@ from passl_densecl.disk import make_writable, parse_json, whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError, printable
 from passl_densecl.reliability.logfile import LogFile
-from passl_densecl.reliability.loggers import Loggers, check_loggers
 from passl_densecl.text import duration
 
-# Numbers of metrics.jsonl that differ between two identical runs.
-TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")
+if TYPE_CHECKING:
+    from passl_densecl.reliability.loggers import Loggers
 
 
 class SilentLog:
@@ -80,19 +79,18 @@ class RunLog(SilentLog):
     def __init__(
         self, run_dir: Path, documents: Mapping[str, str] | None = None, loggers: Loggers | None = None
     ) -> None:
-        """`documents` are files of the run folder (name → text), written by `record`, and again whenever the folder is
-        gone.
-        """
+        """`documents`: files of the run folder (name → text), written by `record` and whenever the folder is gone."""
         self.run_dir = run_dir
         self._loggers = loggers
         self._documents = dict(documents or {})
-        self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
         sys.stdout.flush()
         sys.stderr.flush()
+        self._saved = (os.dup(1), os.dup(2), sys.stdout, sys.stderr, warnings.showwarning)
         self._file = LogFile(run_dir / "train.log", on_open=self._redirect)
         self._metrics = LogFile(run_dir / "metrics.jsonl")
-        sys.stdout = os.fdopen(self._saved[0], "w", buffering=1, closefd=False, errors="backslashreplace")
-        sys.stderr = os.fdopen(self._saved[1], "w", buffering=1, closefd=False, errors="backslashreplace")
+        sys.stdout, sys.stderr = (
+            os.fdopen(saved, "w", buffering=1, closefd=False, errors="backslashreplace") for saved in self._saved[:2]
+        )
         faulthandler.enable(sys.stderr)
         warnings.showwarning = self._warning
         self._bar: Any = None
@@ -105,10 +103,7 @@ class RunLog(SilentLog):
         Raises InputError when the run folder cannot be written.
         """
         try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            for name, text in self._documents.items():
-                with whole_file(self.run_dir / name) as file:
-                    file.write(text.encode("utf-8"))
+            self._write_documents()
             self._file.settle()
             self._metrics.settle()
         except OSError as error:
@@ -144,17 +139,12 @@ class RunLog(SilentLog):
             self._loggers.images(step, make)
 
     def rewind(self, step: int) -> None:
-        def until(content: str) -> str:
-            kept = []
-            for line in content.splitlines():
-                try:
-                    if parse_json(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError, TypeError):
-                    continue  # the line that was being written when the run was killed
-            return "".join(kept)
+        def is_kept(line: str) -> bool:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was being written at a kill
+                return parse_json(line)["step"] <= step
+            return False
 
-        self._metrics.rewrite(until)
+        self._metrics.keep(is_kept)
         if self._loggers is not None:
             self._loggers.open(step, self.line)
 
@@ -166,8 +156,8 @@ class RunLog(SilentLog):
             return {}
 
     def sync(self) -> None:
-        for file in (self._file, self._metrics):
-            file.sync()
+        self._file.sync()
+        self._metrics.sync()
         self._watch()
 
     def close(self) -> None:
@@ -176,9 +166,8 @@ class RunLog(SilentLog):
             self._loggers.close()
         self.sync()
         for file in (self._file, self._metrics):
-            if file.waiting:
-                lines = f"the last {file.waiting:,} lines could not be written"
-                self._print(f"warning  {file.path}: {lines}: {file.problem}")
+            if n := file.waiting:
+                self._print(f"warning  {file.path}: the last {n:,} lines could not be written: {file.problem}")
         self._metrics.close()
         faulthandler.disable()
         for stream in (sys.stdout, sys.stderr):
@@ -213,18 +202,19 @@ class RunLog(SilentLog):
             self.line("note", f"{self.run_dir} can be written again; {lost:,} lines of the logs are lost")
         if any(file.reopened for file in files):
             self._file.reopened = self._metrics.reopened = False
-            self._restore_documents()
+            with contextlib.suppress(OSError, InputError):
+                self._write_documents()
             self.line(
                 "warning",
                 f"{self.run_dir} or its logs were removed while training; made again, with what the open logs held. "
                 "Checkpoints that were in it are gone; the next one is written as planned",
             )
 
-    def _restore_documents(self) -> None:
+    def _write_documents(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
         for name, text in self._documents.items():
-            if not (self.run_dir / name).exists():
-                with contextlib.suppress(OSError):
-                    (self.run_dir / name).write_text(text, encoding="utf-8")
+            with whole_file(self.run_dir / name) as file:
+                file.write(text.encode("utf-8"))
 
     @staticmethod
     def _redirect(descriptor: int) -> None:
@@ -241,14 +231,13 @@ class RunLog(SilentLog):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            bar = Progress(
+            columns = (
                 TextColumn("{task.description}"),
                 BarColumn(20),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
-                console=Console(file=sys.stdout),
-                auto_refresh=False,
             )
+            bar = Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
             bar.start()
             self._bar = (title, bar, bar.add_task(title, total=total, text=text))
         _, bar, task = self._bar
@@ -267,13 +256,18 @@ def open_log(config: Config, *, resumed: bool) -> SilentLog:
     Raises InputError when a logger is not installed, or when the run folder, or the folder of checkpoints in it, cannot
     be written.
     """
-    check_loggers(config.loggers)
+    loggers = None
+    if config.loggers:
+        from passl_densecl.reliability.loggers import Loggers, check_loggers
+
+        check_loggers(config.loggers)
+        loggers = Loggers(config)
     if not dist.is_main():
         return SilentLog()
     make_writable(config.run_dir / "checkpoints", "output_dir")
     make_writable(config.run_dir, "output_dir")
     documents = {"config.yaml": dump_config(config), "environment.json": json.dumps(environment(), indent=1) + "\n"}
-    log = RunLog(config.run_dir, documents, Loggers(config))
+    log = RunLog(config.run_dir, documents, loggers)
     kind = "gpu" if paddle.get_device().startswith("gpu") else "cpu"
     how = "resumed" if resumed else "new run"
     title = f"passl_densecl {passl_densecl.__version__} · paddle {paddle.__version__} · {dist.world_size()} × {kind}"
@@ -317,9 +311,7 @@ class Stopwatch:
     """Speed since the last reading, and the time a run still needs."""
 
     def __init__(self) -> None:
-        self._mark = time.perf_counter()
-        self._steps = 0
-        self._waited = 0.0
+        self.skip()
         self._seconds_per_step: float | None = None
 
     def step(self, waited: float) -> None:
@@ -338,5 +330,5 @@ class Stopwatch:
         old = self._seconds_per_step
         self._seconds_per_step = per_step if old is None else 0.7 * old + 0.3 * per_step
         rate, share = self._steps * batch_size / seconds, min(1.0, self._waited / seconds)
-        self._mark, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        self.skip()
         return rate, share, duration(self._seconds_per_step * steps_left)

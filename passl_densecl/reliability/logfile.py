@@ -27,26 +27,22 @@ class LogFile:
         self.problem: str | None = None  # why lines wait
         self.lost = 0  # lines dropped because too many were waiting
         self.reopened = False  # whether the file was made again; the reader resets it
+        self.descriptor = -1
         self._settled = False
         self._on_open = on_open
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
         if hasattr(os, "memfd_create"):  # in memory where the system can: there may be no folder that takes a file
-            self.descriptor = os.memfd_create(path.name)
+            self._use(os.memfd_create(path.name))
         else:
-            self.descriptor, temporary = tempfile.mkstemp()
-            os.unlink(temporary)
-        self._announce()
+            self._use(os.dup(tempfile.TemporaryFile().fileno()))  # noqa: SIM115
 
     def settle(self) -> None:
         """Move to `path`, with everything written so far, by native code too. Raises OSError when it cannot."""
         content = self._content()
-        descriptor = self._open()
-        os.close(self.descriptor)
-        self.descriptor, self._settled = descriptor, True
-        self._announce()
-        if content:
-            self.write(content)
+        self._use(self._open())
+        self._settled = True
+        self.write(content)
 
     @property
     def waiting(self) -> int:
@@ -56,14 +52,12 @@ class LogFile:
     def write(self, text: str | bytes) -> None:
         """Append a line (or a record of bytes), now or when the disk takes it. Never raises OSError."""
         line = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
-        if self._bytes + len(line) > LIMIT:
-            self._drain()
-        if self._bytes + len(line) > LIMIT:
-            self.lost += 1
-        else:
-            self._waiting.append(line)
-            self._bytes += len(line)
+        self._waiting.append(line)
+        self._bytes += len(line)
         self._drain()
+        if self._bytes > LIMIT:
+            self._bytes -= len(self._waiting.pop())
+            self.lost += 1
 
     def sync(self) -> None:
         """Write everything that the disk takes. Never raises OSError."""
@@ -71,14 +65,13 @@ class LogFile:
         with contextlib.suppress(OSError):
             os.fsync(self.descriptor)
 
-    def rewrite(self, change: Callable[[str], str]) -> None:
-        """Replace the content, whole or not at all. Raises InputError when it cannot be written."""
+    def keep(self, is_kept: Callable[[str], bool]) -> None:
+        """Remove all other lines, whole or not at all. Raises InputError when the file cannot be written."""
         self._drain()
-        content = change(self.path.read_text(encoding="utf-8", errors="replace"))
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         with whole_file(self.path) as file:
-            file.write(content.encode("utf-8"))
-        os.close(self.descriptor)
-        self.descriptor = self._open()
+            file.write("".join(f"{line}\n" for line in lines if is_kept(line)).encode("utf-8"))
+        self._use(self._open())
 
     def close(self) -> None:
         """Write waiting lines, as far as the disk takes them, and close the file."""
@@ -117,17 +110,19 @@ class LogFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         # Removed, not renamed (as a log rotation does): what was in it is nowhere else any more.
         rescued = self._content() if mine.st_nlink == 0 else b""
-        descriptor = self._open()
-        os.close(self.descriptor)
-        self.descriptor, self.reopened = descriptor, True
+        self._use(self._open())
+        self.reopened = True
         if rescued:
             self._waiting.appendleft(rescued)
             self._bytes += len(rescued)
-        self._announce()
 
-    def _announce(self) -> None:
+    def _use(self, descriptor: int) -> None:
+        """Write there from now on."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = descriptor
         if self._on_open:
-            self._on_open(self.descriptor)
+            self._on_open(descriptor)
 
     def _content(self) -> bytes:
         with contextlib.suppress(OSError):

@@ -32,7 +32,6 @@ class StopRequest:
         self.signal: int | None = None
         self.asked_anywhere: bool | None = None  # of all processes, where the loop exchanges that with other numbers
         self._flags: paddle.Tensor | None = None
-        self._before: dict[int, object] = {}
         self._begun = False
         self._asked_at = 0.0
 
@@ -41,16 +40,15 @@ class StopRequest:
         self._told, hears = socket.socketpair()
         self._told.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
         # Where nohup has a run ignore SIGHUP, it stays ignored.
-        self._numbers = [one for one in STOPPING if signal.getsignal(one) is not signal.SIG_IGN]
-        for number in self._numbers:
-            self._before[number] = signal.signal(number, _leave_to_thread)
+        numbers = [one for one in STOPPING if signal.getsignal(one) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, _leave_to_thread) for number in numbers}
+        threading.Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         self._told.close()  # ends the thread
 
@@ -81,7 +79,7 @@ class StopRequest:
         with hears:
             while numbers := hears.recv(64):
                 for number in numbers:
-                    if number in self._numbers:
+                    if number in self._before:
                         self._asked(number)
 
     def _asked(self, number: int) -> None:

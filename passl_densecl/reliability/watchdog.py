@@ -12,15 +12,13 @@ from passl_densecl.config import PretrainConfig
 from passl_densecl.models.densecl import Keys
 from passl_densecl.reliability.log import SilentLog
 
-# Chance is a loss of ln(K+1). One that learns is below 0.85 of it within ten fillings of the queue in every run that
-# was observed (0.99 once it is full, 0.8 some 80 steps later); one that cannot distinguish images stays at 1.00 to
-# 1.02.
+# Of ln(K+1). A loss that learns was below 0.85 of it within ten fillings of the queue in every run that was observed;
+# one that cannot distinguish images stays at 1.00 to 1.02.
 STUCK_AT = 0.98
 # Mean cosine between the keys of two images. Untrained encoders give 0.9 and more, which the loss brings down within
 # some hundred steps; collapsed ones give 1.
 COLLAPSED_AT = 0.95
-# Both must hold over so many steps after the queue was filled, and over so many fillings of it: long queues turn
-# slowly.
+# Both must hold over so many steps after the queue was filled, and so many fillings of it: long queues turn slowly.
 PATIENCE_STEPS, PATIENCE_FILLINGS = 500, 5
 # A share of the time. Below one half the device is the bottleneck; five readings in a row, because the first ones of a
 # run, and those beside other work on the machine, are not reliable.
@@ -47,9 +45,7 @@ class Watchdog:
     """Checks the values of every logged step and warns, once each, of what makes a run worthless or slow."""
 
     def __init__(self, config: PretrainConfig, queue_len: int, workers: int, log: SilentLog) -> None:
-        self._config = config
-        self._workers = workers
-        self._log = log
+        self._workers, self._log = workers, log
         self._filled = math.ceil(queue_len / config.batch_size)
         self._patience = max(PATIENCE_STEPS, PATIENCE_FILLINGS * self._filled)
         self._past: dict[str, deque[tuple[int, float]]] = {}
@@ -69,19 +65,45 @@ class Watchdog:
                 continue
             similar = values.get(f"{term}_similarity")
             if similar is not None and self._stays_above(f"{term}_similarity", step, similar, COLLAPSED_AT):
-                self._warn(f"{term} collapsed", self._collapsed(term, similar))
+                self._warn(
+                    f"{term} collapsed",
+                    f"the {term} features of all images are alike (mean cosine {similar:.2f} for {self._patience:,} "
+                    "steps; 0 is ideal): the encoder has collapsed and probably learns nothing from here on. Lower or "
+                    "warm up the learning rate (optimizer.lr, schedule.warmup_epochs), and check its input: densecl "
+                    "plot views",
+                )
             if self._stays_above(name, step, loss / values["chance"], STUCK_AT):
-                self._warn(f"{term} stuck", self._stuck(term, values["chance"]))
+                self._warn(
+                    f"{term} stuck",
+                    f"the {term} loss has been at chance (ln(K+1) = {values['chance']:.2f}) for {self._patience:,} "
+                    "steps with a full queue: it does not distinguish images. The learning rate is far too high or too "
+                    "low (optimizer.lr), or the two views of an image have nothing in common: densecl plot views shows "
+                    "them",
+                )
         self._waited.append(values["data_share"])
         if len(self._waited) == WAITING_READINGS and min(self._waited) > WAITING:
-            self._warn("waiting", self._waiting())
+            more = f"more data.num_workers (now {self._workers}) if cores are free"
+            self._warn(
+                "waiting",
+                f"over {WAITING:.0%} of the time is spent waiting for images: "
+                f"{more if self._workers else 'data.num_workers: auto'}; densecl data pack with --shorter-side puts "
+                "small copies of them into one file, which data.root accepts",
+            )
 
     def check_place(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Compare what the monitor measured while the dense loss is trained with the last measurement before that."""
         below = self._dense_top1 >= WON_AT and now["correspondence_accuracy"] < before["correspondence_accuracy"]
         self._below = self._below + 1 if below else 0
         if self._below > 1:  # one epoch may be chance
-            self._warn("place", self._place(now, before))
+            self._warn(
+                "place",
+                f"the dense loss seems to be won by place: its top-1 is {self._dense_top1:.0%}, but "
+                f"{now['correspondence_accuracy']:.1%} of the cells of two crops match correctly, "
+                f"{before['correspondence_accuracy']:.1%} before the dense loss began (step {before['step']:,}); a cell's "
+                f"features tell its place with R² {now['place_r2']:.2f}, {before['place_r2']:.2f} then. The encoder may "
+                "be learning where a cell lies, not what it shows. In another run try model.dense_negatives=cells, or a "
+                "larger map (larger crops in data.transforms, model.last_stride 1)",
+            )
 
     def _stays_above(self, name: str, step: int, value: float, limit: float) -> bool:
         """Whether the mean over the last `_patience` steps reaches the limit, once that many have passed."""
@@ -96,38 +118,3 @@ class Watchdog:
         if what not in self._warned:
             self._warned.add(what)
             self._log.line("warning", sentence)
-
-    def _collapsed(self, term: str, similar: float) -> str:
-        return (
-            f"the {term} features of all images are alike (mean cosine {similar:.2f} for {self._patience:,} steps; 0 "
-            "is ideal): the encoder has collapsed and probably learns nothing from here on. Lower or warm up the "
-            "learning rate (optimizer.lr, schedule.warmup_epochs), and check its input: densecl plot views"
-        )
-
-    def _stuck(self, term: str, chance: float) -> str:
-        return (
-            f"the {term} loss has been at chance (ln(K+1) = {chance:.2f}) for {self._patience:,} steps with a full "
-            "queue: it does not distinguish images. The learning rate is far too high or too low (optimizer.lr), or "
-            "the two views of an image have nothing in common: densecl plot views shows them"
-        )
-
-    def _place(self, now: Mapping[str, float], before: Mapping[str, float]) -> str:
-        return (
-            f"the dense loss seems to be won by place: its top-1 is {self._dense_top1:.0%}, but of the cells of two "
-            f"crops {now['correspondence_accuracy']:.1%} match rightly, {before['correspondence_accuracy']:.1%} before "
-            f"the dense loss began (step {before['step']:,}); a cell's features tell its place with R² "
-            f"{now['place_r2']:.2f}, {before['place_r2']:.2f} then. The encoder may be learning where a cell lies, not "
-            "what it shows. In another run try model.dense_negatives=cells, or a larger map (larger crops in "
-            "data.transforms, model.last_stride 1)"
-        )
-
-    def _waiting(self) -> str:
-        more = (
-            "data.num_workers: auto"
-            if self._workers == 0
-            else f"more data.num_workers (now {self._workers}) if cores are free"
-        )
-        return (
-            f"over {WAITING:.0%} of the time is spent waiting for images: {more}; densecl data pack with "
-            "--shorter-side puts small copies of them into one file, which data.root accepts"
-        )

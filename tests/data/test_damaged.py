@@ -22,7 +22,8 @@ from passl_densecl import transforms as T
 from passl_densecl.data import images as images_module
 from passl_densecl.data.datasets import ImageSet, PairDataset, UndecodableImage, scan_images
 from passl_densecl.data.images import EXTENSIONS, checked_size, decode, decode_bytes, decode_pixels
-from passl_densecl.data.loader import EvaluationLoader, LabeledLoader, PairLoader
+from passl_densecl.data.labeled import EvaluationLoader, LabeledLoader
+from passl_densecl.data.loader import PairLoader
 from passl_densecl.data.packing import pack_images
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.text import one_line

@@ -18,7 +18,6 @@ from passl_densecl.data import datasets
 from passl_densecl.data.datasets import (
     EXTENSIONS,
     WHY,
-    LabeledDataset,
     PairDataset,
     UndecodableImage,
     check_decodable,
@@ -26,6 +25,7 @@ from passl_densecl.data.datasets import (
     scan_images,
 )
 from passl_densecl.data.images import decode_bytes, looks_like_image
+from passl_densecl.data.labeled import LabeledDataset
 from passl_densecl.data.packing import pack_images
 from passl_densecl.errors import InputError, RunError
 from tests.data.damaged import tiff
@@ -329,13 +329,6 @@ def test_folder_without_images_says_what_it_holds(tmp_path):
     (tmp_path / "split" / "train.zip").write_text("")
     with refused("the folders 'train', 'val'", "1 .zip file", "unpack"):
         scan_images(tmp_path / "split")
-
-
-def test_too_few_images(tmp_path):
-    write_all(tmp_path, "a.png", "b.png")
-    assert len(scan_images(tmp_path, minimum=2)) == 2
-    with refused("2 images", "at least 3"):
-        scan_images(tmp_path, minimum=3)
 
 
 def test_unreadable_folder(tmp_path, monkeypatch):

@@ -19,9 +19,10 @@ from PIL import Image, JpegImagePlugin
 
 from passl_densecl import transforms as T
 from passl_densecl.data import packs as pack_module
-from passl_densecl.data.datasets import LabeledDataset, PairDataset, check_decodable, scan_images
+from passl_densecl.data.datasets import PairDataset, check_decodable, scan_images
 from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.loader import EvaluationLoader, PairLoader
+from passl_densecl.data.labeled import EvaluationLoader, LabeledDataset
+from passl_densecl.data.loader import PairLoader
 from passl_densecl.data.packing import pack_images, reduced
 from passl_densecl.errors import InputError
 

@@ -25,6 +25,7 @@ from passl_densecl.engine.replay import replay
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.models import DenseCL, densecl
 from passl_densecl.reliability import checkpoint as checkpoint_files
+from passl_densecl.reliability import restore
 from passl_densecl.transforms import CenterCrop
 from tests.engine.runs import arrays, metrics, train_here, write_config
 from tests.engine.test_amp import scalers_of_a_gpu  # noqa: F401
@@ -232,7 +233,7 @@ def test_too_many_end_the_run_and_a_resumed_one_equals_one_that_never_saw_them(d
         f"it (resume='PATH'; the newest is {run}/checkpoints/epoch_0001) with a lower optimizer.lr (the rate is "
         f"{config.base_lr * config.schedule(8, steps_per_epoch=5, epochs=2):g} now)"
     )
-    start = checkpoint_files.read(run)
+    start = restore.read(run)
     assert (start.step, start.state["nonfinite_steps"]) == (5, 3)  # saved just after the third of them
     assert {name: value.tobytes() for name, value in start.model.items()}.items() <= damage.after[4].items()
     more = tiny(run.parent, photos, guard={"max_nonfinite_steps": len(DAMAGES)})
@@ -286,7 +287,7 @@ def test_what_is_kept(damaged):
         assert batch["query"].shape == batch["key"].shape == (8, 32, 32, 3)
         assert batch["query"].dtype == np.uint8
         assert batch["indices"].tolist() == [image["index"] for image in report["images"]]
-    kept = checkpoint_files.read(folders[1])
+    kept = restore.read(folders[1])
     assert kept.step == 3
     assert {name: value.tobytes() for name, value in kept.model.items()}.items() <= damage.before[3].items()
 
@@ -377,7 +378,7 @@ def test_weights_that_blow_up_end_a_real_run_with_exit_code_3(tmp_path, photos, 
     assert "All steps since 2 were like that, so the weights had diverged by then" in said
     run = tmp_path / "run"
     assert [path.name for path in checkpoint_files.complete(run / "checkpoints")] == ["step_00000001", "step_00000002"]
-    first, second = (checkpoint_files.read(run / f"checkpoints/step_0000000{step}") for step in (1, 2))
+    first, second = (restore.read(run / f"checkpoints/step_0000000{step}") for step in (1, 2))
     assert not differing(first.model, second.model)
     assert all(np.isfinite(value).all() for value in second.model.values())
     with warnings.catch_warnings():
@@ -424,7 +425,7 @@ def test_an_overflow_of_float16_is_the_scalers_affair_until_its_floor(tmp_path, 
     enqueue = DenseCL.enqueue
     monkeypatch.setattr(DenseCL, "enqueue", lambda model, keys: (enqueue(model, keys), scales.append(damage.step))[0])
     assert pretrain(config) == 0
-    start = checkpoint_files.read(config.run_dir)
+    start = restore.read(config.run_dir)
     assert start.state["nonfinite_steps"] == at_floor
     assert list(damage.after) == ([2] if at_floor else [])
     # The scaler lowers its scale and leaves the optimizer out; the keys were good and are queued.
@@ -442,7 +443,7 @@ def test_a_loss_that_is_not_finite_counts_with_float16_too(tmp_path, photos):
         assert pretrain(config) == 0
     assert list(damage.after) == [2]
     assert not differing(damage.before[2], damage.after[2])
-    assert checkpoint_files.read(config.run_dir).state["scaler"]["scale"] == 65536.0  # not the scaler's business
+    assert restore.read(config.run_dir).state["scaler"]["scale"] == 65536.0  # not the scaler's business
 
 
 TWO = """

@@ -125,7 +125,7 @@ def check_html(page: str) -> None:
 
 def read_checkpoint(folder: Path, output: Path, name: str) -> None:
     from passl_densecl.engine.run import find_start
-    from passl_densecl.reliability import checkpoint
+    from passl_densecl.reliability import checkpoint, restore
     from passl_densecl.weights import recorded, weights_file
 
     path = folder / "checkpoints" / name
@@ -133,7 +133,7 @@ def read_checkpoint(folder: Path, output: Path, name: str) -> None:
     try_each(
         checkpoints.newest,
         lambda: find_start(folder, checkpoints, "auto"),
-        lambda: checkpoint.read(path),
+        lambda: restore.read(path),
         lambda: weights_file(folder),
         lambda: recorded.recorded_card(path / "model.pdparams"),
         lambda: recorded.recorded_classes(path / "model.pdparams"),

@@ -20,9 +20,10 @@ from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.pretrain import pretrain
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.reliability import logfile
-from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot, read_newest
+from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot
 from passl_densecl.reliability.log import RunLog
 from passl_densecl.reliability.logfile import LogFile
+from passl_densecl.reliability.restore import read_newest
 from passl_densecl.weights import Card
 from passl_densecl.weights.card import PRETRAINING
 from passl_densecl.weights.checkpoints import MODEL, OPTIMIZER, STATE
@@ -96,14 +97,14 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(disk):
     kept = checkpoints.folder / "step_00000004"
     assert str(caught.value) == (
         f"checkpoint {checkpoints.folder / 'step_00000007'} cannot be written: No space left on device (it needs 1.5 "
-        f"MB, 0.0 kB free). It is number 3 in a row; {kept} (step 4) is kept. Make room there, then continue with "
+        f"MB, 0.0 kB free; 3 failed in a row); {kept} (step 4) is kept. Make room there, then continue with "
         "--resume auto"
     )
     assert [label for label, _ in log.lines] == ["warning"] * 4
     assert log.lines[0][1] == (
         f"checkpoint {checkpoints.folder / 'step_00000002'} cannot be written: No space left on device (it needs 1.5 "
-        "MB, 0.0 kB free); training continues and the next one is tried (1 failed in a row, the run stops at 3); "
-        f"{checkpoints.folder / 'step_00000001'} (step 1) is kept"
+        f"MB, 0.0 kB free; 1 failed in a row); {checkpoints.folder / 'step_00000001'} (step 1) is kept; training "
+        "continues, and the run stops at 3 in a row"
     )
     found = read_newest(checkpoints.folder)
     assert found is not None
@@ -134,7 +135,7 @@ def test_a_file_that_may_not_grow(tmp_path):
         with largest_file(size):
             assert save(checkpoints, 2, log) is None
         assert [path.name for path in checkpoints.folder.iterdir()] == ["step_00000001"]
-    with largest_file(1_000_000), pytest.raises(RunError, match=r"File too large .* It is number 3 in a row"):
+    with largest_file(1_000_000), pytest.raises(RunError, match=r"File too large .* 3 failed in a row"):
         save(checkpoints, 3, log)
     assert save(checkpoints, 4, log) is not None
 
@@ -143,7 +144,7 @@ def test_the_last_one_must_be_written(tmp_path):
     checkpoints, log = Checkpoints(tmp_path, 1), Recorder()
     with largest_file(1000), pytest.raises(RunError) as caught:
         save(checkpoints, 1, log, must=True)
-    assert "It was the last one of this run; none was written before. Make room there" in str(caught.value)
+    assert "1 failed in a row); none was written before. Make room there" in str(caught.value)
     assert log.lines == []
     assert list(checkpoints.folder.iterdir()) == []
 
@@ -340,9 +341,7 @@ def test_a_run_on_a_disk_that_became_read_only_stops_and_goes_on(undisturbed, tm
         config = run_on(disk.path, photos, tmp_path, checkpoint={"every_epochs": 1, "keep": 1})
         # A file that is open for writing forbids a read-only file system; a read-only view of the folder does not care.
         disturbed(monkeypatch, {2: lambda: read_only(disk.path / "run" / "checkpoints")})
-        with pytest.raises(
-            RunError, match=r"epoch_0004 cannot be written: Read-only file system .* It was the last one"
-        ):
+        with pytest.raises(RunError, match=r"epoch_0004 cannot be written: Read-only file system .* Make room there"):
             pretrain(config)
         writable(disk.path / "run" / "checkpoints")
         monkeypatch.undo()

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from passl_densecl.reliability.checkpoint import Checkpoints, read
+from passl_densecl.reliability.checkpoint import Checkpoints
+from passl_densecl.reliability.restore import read
 from tests.engine.runs import ROOT, environment, metrics, write_config
 from tests.reliability.trainers import free_ports, output_of, start_trainers, steps_of, wait_for_step
 

@@ -75,7 +75,7 @@ def pooled_stages(
     """For each stage (N, C·grid²) float16 vectors; (N,) labels; and each stage's cells a side."""
     import paddle.nn.functional as F
 
-    from passl_densecl.data.loader import EvaluationLoader
+    from passl_densecl.data.labeled import EvaluationLoader
     from passl_densecl.evaluation.features import stage_maps
 
     parts: list[list[np.ndarray]] = [[] for _ in range(5)]
