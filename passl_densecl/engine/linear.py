@@ -26,7 +26,7 @@ from passl_densecl.engine.record import check_classes
 from passl_densecl.engine.run import NO_BEST, Resume, Run, open_run
 from passl_densecl.engine.start import check_strides, load_classifier, load_pretrained
 from passl_densecl.errors import InputError, option
-from passl_densecl.models import LinearClassifier
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.reliability.bad_images import BadImages
 from passl_densecl.reliability.checkpoint import Checkpoints
 from passl_densecl.reliability.log import SilentLog

@@ -7,6 +7,8 @@ wrote before (.pth, .pt), safetensors. Reading never runs anything of a file and
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -18,11 +20,12 @@ from passl_densecl.errors import InputError
 from passl_densecl.text import listed
 from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
-from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card
 from passl_densecl.weights.plain import describe
 
 Format = Literal["pickle", "torch", "torch (legacy)", "safetensors"]
 
+# How pickles of protocol 0 and 1 begin, which Python 2 wrote: they have no header.
+_OLD_PICKLE = re.compile(rb"\(d|\}q|\(l|\]q|c(?:collections|__builtin__)\n", re.DOTALL)
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."  # torch's magic number, pickled
 
@@ -152,7 +155,7 @@ def recognize(path: Path, file: BinaryIO, size: int) -> Format:
         return "safetensors"
     if _LEGACY_TORCH in start[:32]:
         return "torch (legacy)"
-    if is_pickle(start):
+    if (start[:1] == pickle.PROTO and 2 <= (start + b"\x02")[1] <= 5) or _OLD_PICKLE.match(start):
         return "pickle"
     if start[8:9] == b"{" and not _is_text(start[:8]):
         return "safetensors"  # with a header that is longer than the file: its reader says so
@@ -165,6 +168,8 @@ def recognize(path: Path, file: BinaryIO, size: int) -> Format:
 def _load(path: Path, format: Format, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
     """The content of a file, and the classes of the objects in it that were not read."""
     if format == "pickle":
+        from passl_densecl.weights.pickles import load_pickle
+
         return load_pickle(path, file, size), ()
     if format == "safetensors":
         from passl_densecl.weights.safetensors_files import load_safetensors
@@ -177,6 +182,8 @@ def _load(path: Path, format: Format, file: BinaryIO, size: int) -> tuple[object
 
 def _card(path: Path, format: Format, file: BinaryIO, size: int) -> dict[str, Any] | None:
     if format == "pickle":
+        from passl_densecl.weights.pickles import pickle_card
+
         return pickle_card(path, file, size)
     if format == "torch":
         from passl_densecl.weights.torch_files import torch_card

@@ -22,9 +22,6 @@ from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
 from passl_densecl.weights.plain import ARRAY_KINDS, MAX_NESTING, UnfitError, describe, explained
 
-# How pickles of protocol 0 and 1 begin, which Python 2 wrote: they have no header.
-_OLD_START = re.compile(rb"\(d|\}q|\(l|\]q|c(?:collections|__builtin__)\n", re.DOTALL)
-
 # What paddle.save adds to a state: automatic names, which depend on what the process built before, and the list of
 # arrays that protocols 2 and 3 could not hold in one piece (paddle/framework/io_utils.py).
 _AUTOMATIC_NAMES = "StructuredToParameterName@@"
@@ -42,11 +39,6 @@ _DTYPE_TEXT = re.compile(rf"[<>=|]?[{ARRAY_KINDS}]\d{{1,9}}")
 _MAX_DIMENSIONS = 32
 _MAX_LENGTH = 2**48  # of one dimension
 _MAX_TUPLE = 10_000  # entries of a tuple, those of tuples in it included
-
-
-def is_pickle(start: bytes) -> bool:
-    """Whether the first bytes of a file are those of a pickle of a container."""
-    return (start[:1] == pickle.PROTO and 2 <= (start + b"\x02")[1] <= 5) or bool(_OLD_START.match(start))
 
 
 def load_pickle(path: Path, file: BinaryIO, size: int) -> object:
