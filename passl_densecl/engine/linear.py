@@ -77,7 +77,6 @@ def linear_eval(
 def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None, prefix: str | None) -> int:
     config, log = run.config, run.log
     train_set, val_set, workers = _find_images(run)
-    run.check_start()
     model = LinearClassifier(config.model.backbone, len(train_set.classes), config.seed)
     if run.start is not None:
         check_classes(run.start, train_set.classes)
