@@ -14,33 +14,6 @@ from passl_densecl.errors import InputError, NewerFormat
 from passl_densecl.text import closest
 
 
-class BoundedReader:
-    """The next ``size`` bytes of a file: asking for more than is left is an error before any memory is reserved."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self.size = size
-        self.remaining = size
-
-    def read(self, count: int) -> bytes:
-        """Exactly ``count`` bytes. Raises EOFError."""
-        if count > self.remaining:
-            raise EOFError
-        data = self._file.read(count)
-        self.remaining -= len(data)
-        if len(data) != count:
-            raise EOFError
-        return data
-
-    def readline(self) -> bytes:
-        """Up to the end of a line. Raises EOFError when the line has none."""
-        line = self._file.readline(self.remaining)
-        self.remaining -= len(line)
-        if not line.endswith(b"\n"):
-            raise EOFError
-        return line
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The open file and its size in bytes. Raises InputError when it is missing, a folder or cannot be read."""
