@@ -19,7 +19,7 @@ import paddle.distributed
 from passl_densecl.distributed import collectives
 from passl_densecl.distributed.collectives import any_process, barrier, gather_rows, is_main, rank, world_size
 from passl_densecl.distributed.hang import HangWatch
-from passl_densecl.distributed.peers import CONTINUE, LEAVE_WITHIN, Peers, accept_all, connect, listen
+from passl_densecl.distributed.peers import CONTINUE, LEAVE_WITHIN, Peers, accept_all, connect
 from passl_densecl.errors import RunError
 from passl_densecl.tensors import to_tensor
 
@@ -39,7 +39,8 @@ def start(limit: float = 60) -> None:
             try:
                 paddle.distributed.init_parallel_env()
             except (RuntimeError, SystemError) as error:  # after 900 s, or when one ends meanwhile
-                raise RunError(f"the {world_size()} processes could not connect: {_short(error)}") from error
+                why = str(error).strip().rpartition("\n")[2][:200]
+                raise RunError(f"the {world_size()} processes could not connect: {why}") from error
         _watch(limit)
 
 
@@ -71,10 +72,6 @@ def running(limit: float) -> Iterator[None]:
             ) from error
         raise
     stop()
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
 
 
 def _wait_for_first() -> None:
@@ -114,25 +111,26 @@ def _interruptible() -> Iterator[None]:
 def _watch(limit: float) -> None:
     """Connect with the first process; where that is impossible, warn and continue without watching."""
     seconds = min(limit, 30.0)
-    server, port, secret = listen() if is_main() else (None, 0, bytes(16))
-    address = np.asarray([[port, *secret]], "int64")
-    port, *secret_bytes = (int(value) for value in gather_rows(to_tensor(address)).numpy()[0])
+    server = socket.create_server(("", 0), backlog=1024) if is_main() else None
+    address = np.asarray([[server.getsockname()[1] if server else 0, *os.urandom(16)]], "int64")
+    port, *values = gather_rows(to_tensor(address)).numpy()[0].tolist()
+    secret = bytes(values)  # of the first process; the others must send it
     if server is not None:
-        connections, names = accept_all(server, secret, set(range(1, world_size())), world_size(), seconds)
+        connections = accept_all(server, secret, world_size(), seconds)
     else:
         first = os.environ.get("PADDLE_TRAINER_ENDPOINTS", os.environ.get("PADDLE_MASTER", "")).split(",")[0]
         host = first.rpartition(":")[0] or "127.0.0.1"
-        connection = connect(host, port, bytes(secret_bytes), rank(), seconds)
-        connections, names = {0: connection} if connection else {}, {0: f"process 0 of {world_size()} (host {host})"}
+        connection = connect(host, port, secret, rank(), seconds)
+        connections = [(connection, f"process 0 of {world_size()} (host {host})")] if connection else []
     if any_process(len(connections) < (world_size() - 1 if is_main() else 1)):
-        for connection in connections.values():
+        for connection, _ in connections:
             connection.close()
         warnings.warn(
             f"processes cannot reach port {port} of the first one: one that dies may not be noticed", stacklevel=3
         )
         return
-    hang_watch = HangWatch(connections, names, limit=limit + LEAVE_WITHIN, advice=CONTINUE)
-    collectives.peers = Peers(connections, names, main=is_main(), limit=limit, hang_watch=hang_watch)
+    hang_watch = HangWatch(connections, limit=limit + LEAVE_WITHIN, advice=CONTINUE)
+    collectives.peers = Peers(connections, main=is_main(), limit=limit, hang_watch=hang_watch)
 
 
 def _leave(error: BaseException | None = None) -> None:
