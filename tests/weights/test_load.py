@@ -177,7 +177,7 @@ def test_another_prefix_is_named():
     layer = ResNet(BasicBlock, 18, num_classes=0, with_pool=False)
     arrays = {f"backbone.{name}": array for name, array in state(layer).items()}
     message = failure(layer, arrays)
-    assert "the file's backbone stands behind 'backbone.', the model's behind no prefix" in message
+    assert "the file's backbone has the prefix 'backbone.', the model's ''" in message
     assert "100 missing" in message
     assert "100 unexpected" in message
 
