@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import paddle
 import paddle.distributed
 
-from passl_densecl.distributed.peers import Peers
 from passl_densecl.tensors import to_tensor
+
+if TYPE_CHECKING:
+    from passl_densecl.distributed.peers import Peers
 
 T = TypeVar("T")
 

@@ -182,39 +182,3 @@ class Peers:
                 self._exit(3)
                 return
             time.sleep(0.05)
-
-
-# ---------------------------------------------------------------- getting connected
-
-
-def accept_all(server: socket.socket, secret: bytes, size: int, seconds: float) -> list[tuple[socket.socket, str]]:
-    """For the first of `size` processes: the others that connect in time, with names; strangers are refused."""
-    connections: dict[int, tuple[socket.socket, str]] = {}
-    deadline = time.monotonic() + seconds
-    with server:
-        while len(connections) < size - 1 and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            try:
-                client, _ = server.accept()
-                client.settimeout(5)
-                hello = b""
-                while not hello.endswith(b"\n") and len(hello) < 1000 and (more := client.recv(1000)):
-                    hello += more
-                key, rank, host, pid = hello.decode("ascii").split()
-                if key != secret.hex() or int(rank) not in set(range(1, size)) - set(connections):
-                    raise ValueError
-            except (OSError, ValueError):  # UnicodeDecodeError is one
-                continue
-            connections[int(rank)] = client, f"process {rank} of {size} (host {host}, pid {pid})"
-    return list(connections.values())
-
-
-def connect(host: str, port: int, secret: bytes, rank: int, seconds: float) -> socket.socket | None:
-    """For the others: the socket to the first process, or None when it cannot be reached."""
-    try:
-        connection = socket.create_connection((host, port), timeout=seconds)
-        own = "_".join(socket.gethostname().split()) or "?"
-        connection.sendall(f"{secret.hex()} {rank} {own.encode('ascii', 'replace').decode()} {os.getpid()}\n".encode())
-    except OSError:
-        return None
-    return connection

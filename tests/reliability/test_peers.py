@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from passl_densecl.distributed import peers
+from passl_densecl.distributed import join, peers
 from passl_densecl.distributed.peers import Peers
 from passl_densecl.errors import RunError
 
@@ -180,9 +180,9 @@ def test_a_native_call_that_holds_pythons_lock_is_ended_and_ctrl_z_is_not():
 def test_strangers_are_rejected():
     server, secret = socket.create_server(("", 0)), bytes(range(16))
     port = server.getsockname()[1]
-    strangers = [peers.connect("127.0.0.1", port, bytes(16), 1, 5), peers.connect("127.0.0.1", port, secret, 7, 5)]
-    friend = peers.connect("127.0.0.1", port, secret, 1, 5)
-    ((line, name),) = peers.accept_all(server, secret, 2, 5)
+    strangers = [join.connect("127.0.0.1", port, bytes(16), 1, 5), join.connect("127.0.0.1", port, secret, 7, 5)]
+    friend = join.connect("127.0.0.1", port, secret, 1, 5)
+    ((line, name),) = join.accept_all(server, secret, 2, 5)
     assert name.startswith("process 1 of 2 (host ")
     assert friend is not None
     line.sendall(b".\n")
@@ -190,4 +190,4 @@ def test_strangers_are_rejected():
     for stranger in strangers:
         assert stranger is not None
         assert stranger.recv(10) == b""
-    assert peers.connect("127.0.0.1", port, secret, 1, 1) is None
+    assert join.connect("127.0.0.1", port, secret, 1, 1) is None
