@@ -26,7 +26,7 @@ from passl_densecl.export.write import export
 from passl_densecl.models import DenseCL, Encoder, build_backbone, normalize
 from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.transforms import MEAN, STD
-from passl_densecl.weights import write_pickle
+from passl_densecl.weights.writing import write_pickle
 from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parent.parent

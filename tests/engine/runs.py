@@ -13,7 +13,7 @@ import yaml
 
 from passl_densecl.cli.main import main
 from passl_densecl.reliability.log import TIMING_KEYS
-from passl_densecl.weights import read_arrays
+from passl_densecl.weights.files import read_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 

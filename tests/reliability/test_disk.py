@@ -23,8 +23,7 @@ from passl_densecl.reliability import logfile
 from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot, read_newest
 from passl_densecl.reliability.log import RunLog
 from passl_densecl.reliability.logfile import LogFile
-from passl_densecl.weights import Card
-from passl_densecl.weights.card import PRETRAINING
+from passl_densecl.weights.card import PRETRAINING, Card
 from passl_densecl.weights.checkpoints import MODEL, OPTIMIZER, STATE
 from tests.engine.runs import metrics, train, train_here, write_config
 from tests.engine.test_linear import linear_config, write_images

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, read_arrays, read_card, read_weights, weights_file, write_pickle, write_weights
+from passl_densecl.weights.card import Card
+from passl_densecl.weights.files import read_arrays, read_card, read_weights, weights_file
+from passl_densecl.weights.writing import write_pickle, write_weights
 
 DATA = Path(__file__).parent / "data"
 SUFFIXES = [".pdparams", ".pd", ".pdopt", ".pkl", ".pth", ".pt", ".safetensors"]

@@ -14,9 +14,16 @@ import pytest
 from paddle.vision.models.resnet import BasicBlock, BottleneckBlock, ResNet
 
 from passl_densecl.errors import InputError, options_of_commands
-from passl_densecl.weights import backbone_names, backbone_shapes, depth_of, extract_backbone, find_encoder
+from passl_densecl.weights.names import depth_of, extract_backbone, find_encoder
 from passl_densecl.weights.tables import beside, unwrap
-from passl_densecl.weights.vocabulary import identity_shortcut, is_identity, translate, translations
+from passl_densecl.weights.vocabulary import (
+    backbone_names,
+    backbone_shapes,
+    identity_shortcut,
+    is_identity,
+    translate,
+    translations,
+)
 from tests.reference.cases import FOLDER as REFERENCE
 
 DEPTHS = (18, 34, 50, 101, 152)

@@ -19,7 +19,9 @@ import paddle
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import pickles, read_arrays, read_card, read_weights, torch_files, write_pickle
+from passl_densecl.weights import pickles, torch_files
+from passl_densecl.weights.files import read_arrays, read_card, read_weights
+from passl_densecl.weights.writing import write_pickle
 
 
 class Call:
