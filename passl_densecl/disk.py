@@ -67,7 +67,7 @@ class HashedFile(io.BufferedWriter):
         self._digest = hashlib.sha256()
         self.size = 0  # bytes
 
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+    def write(self, data: Any, /) -> int:
         self._digest.update(data)
         count = super().write(data)
         self.size += count

@@ -53,7 +53,7 @@ def wait_for_all() -> None:
         peers.wait_for_all()
 
 
-def uninterrupted() -> contextlib.AbstractContextManager[None]:
+def uninterrupted() -> contextlib.AbstractContextManager[object]:
     """Within it, the loss of another process does not end this one: for writing results that all have computed."""
     return peers.uninterrupted if peers is not None else contextlib.nullcontext()
 

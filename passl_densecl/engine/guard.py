@@ -117,7 +117,7 @@ class Guard:
     def _nonfinite(self, losses: Sequence[Losses], keys: Keys) -> dict[str, list[Any]]:
         """What is not finite: every loss of every process, and the names of keys, statistics and gradients."""
         rows = paddle.stack([paddle.stack([value.detach() for value in each.values()]) for each in losses])
-        table = dist.gather_rows(rows).tolist()  # (micro-batches of all processes, number of losses)
+        table = dist.gather_rows(rows).numpy().tolist()  # (micro-batches of all processes, number of losses)
         broken = [
             # JSON has no word for infinity and NaN.
             {"micro_batch": number}

@@ -85,7 +85,7 @@ class Run(Generic[C]):
     evaluation: Evaluation | None = None
     monitor: Evaluation | None = None
     watchdog: Watchdog | None = None
-    skipped: int | None = None  # steps whose numbers were not finite, in the whole run; None where none is skipped
+    skipped: int | None = None  # steps whose numbers were not finite, in the whole run; None where the loop skips none
     best: dict[str, Any] = field(default_factory=NO_BEST.copy)  # the best epoch, where the evaluation selects one
     stopped: bool = False  # on request, before its last step
 
