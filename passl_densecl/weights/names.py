@@ -465,8 +465,9 @@ def check_copy(arrays: Mapping[str, np.ndarray], query: str, copy: str) -> set[s
     names = {name: query + name.removeprefix(copy) for name in arrays if name.startswith(copy)}
     differ = [name for name, of in names.items() if not np.array_equal(arrays.get(of, ()), arrays[name])]
     if differ:
-        where, ways = listed(differ, 5, quoted=False), f"{option('prefix', query)} or {option('prefix', copy)}"
-        raise InputError(f"'{query}' and '{copy}' should be the same backbone twice but differ in {where}; take {ways}")
+        where = listed(differ, 5, quoted=False)
+        ways = f"choose one: {option('prefix', query)} or {option('prefix', copy)}"
+        raise InputError(f"'{query}' and '{copy}' should be the same backbone twice but differ in {where}; {ways}")
     return set(names)
 
 
