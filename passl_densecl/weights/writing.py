@@ -59,10 +59,9 @@ def write_pickle(
 ) -> None:
     """Write plain containers, numbers, text, numpy arrays and Paddle tensors (as arrays) to ``path``, all or nothing.
 
-    The file appears under its name only when it is complete and on the disk, and replaces a former one in the same
-    instant. :func:`~passl_densecl.weights.files.read_weights` reads it, and so do ``paddle.load`` and ``pickle.load``
-    under numpy 1.23 to 2.x; these do not see the ``card``. Equal content and card give equal bytes. One array at a time
-    is copied.
+    :func:`~passl_densecl.weights.files.read_weights` reads it, and so do ``paddle.load`` and ``pickle.load`` under
+    numpy 1.23 to 2.x; these do not see the ``card``. Equal content and card give equal bytes. One array at a time is
+    copied.
 
     Raises:
         InputError: the folder is missing or the file cannot be written there.
