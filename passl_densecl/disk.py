@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -12,33 +13,6 @@ from typing import Any, BinaryIO
 
 from passl_densecl.errors import InputError, NewerFormat
 from passl_densecl.text import closest
-
-
-class BoundedReader:
-    """The next ``size`` bytes of a file: asking for more than is left is an error before any memory is reserved."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self.size = size
-        self.remaining = size
-
-    def read(self, count: int) -> bytes:
-        """Exactly ``count`` bytes. Raises EOFError."""
-        if count > self.remaining:
-            raise EOFError
-        data = self._file.read(count)
-        self.remaining -= len(data)
-        if len(data) != count:
-            raise EOFError
-        return data
-
-    def readline(self) -> bytes:
-        """Up to the end of a line. Raises EOFError when the line has none."""
-        line = self._file.readline(self.remaining)
-        self.remaining -= len(line)
-        if not line.endswith(b"\n"):
-            raise EOFError
-        return line
 
 
 @contextmanager
@@ -83,22 +57,19 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-class HashedFile:
-    """A new file that counts and hashes what is written, so that nobody has to read it for that; on the disk when it is
-    left.
-
-    Used as a context manager. Raises OSError as the disk gives it; what is half written then stays for the caller to
-    remove.
+class HashedFile(io.BufferedWriter):
+    """A new file that counts and hashes what is written, so that nobody has to read it for that; on the disk when its
+    `with` ends. Raises OSError as the disk gives it; what is half written then stays for the caller to remove.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "xb")  # noqa: SIM115
+        super().__init__(open(path, "xb", buffering=0))  # noqa: SIM115
         self._digest = hashlib.sha256()
         self.size = 0  # bytes
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
+    def write(self, data: Any, /) -> int:
         self._digest.update(data)
-        count = self._file.write(data)
+        count = super().write(data)
         self.size += count
         return count
 
@@ -107,14 +78,13 @@ class HashedFile:
         """Of what was written so far, in hexadecimal."""
         return self._digest.hexdigest()
 
-    def __enter__(self) -> HashedFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file as file:  # closed also when the disk refuses
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        try:
             if kind is None:
-                file.flush()
-                os.fsync(file.fileno())
+                self.flush()
+                os.fsync(self.fileno())
+        finally:
+            super().__exit__(kind, *error)
 
 
 def sha256_of(path: Path) -> str:

@@ -25,10 +25,12 @@ from passl_densecl.config import BackboneSpec, HeadSpec, dump_config, load_confi
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import pooled_features
-from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone, build_backbone, normalize
+from passl_densecl.models import DenseCL, ResNetBackbone, build_backbone, normalize
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.transforms import CenterCrop, Resize, apply
-from passl_densecl.weights import hub, write_pickle
+from passl_densecl.weights import hub
 from passl_densecl.weights.convert import convert
+from passl_densecl.weights.writing import write_pickle
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("docs/api.md", "docs/api_cn.md")

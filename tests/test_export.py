@@ -23,9 +23,10 @@ from passl_densecl.export.layer import StageLayer
 from passl_densecl.export.network import Network, read_network
 from passl_densecl.export.target import require
 from passl_densecl.export.write import export
-from passl_densecl.models import DenseCL, Encoder, LinearClassifier, build_backbone, normalize
+from passl_densecl.models import DenseCL, Encoder, build_backbone, normalize
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.transforms import MEAN, STD
-from passl_densecl.weights import write_pickle
+from passl_densecl.weights.writing import write_pickle
 from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parent.parent

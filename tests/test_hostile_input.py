@@ -168,7 +168,8 @@ STATES = [DEEP, "null", "[]", "{}", "\x80", '{"step": 1e999}', '{"step": "8"}', 
 @pytest.mark.parametrize("state", [*STATES, '{"step": NaN}'])
 def test_an_invalid_state(state, tmp_path):
     from passl_densecl.reliability import checkpoint, restore
-    from passl_densecl.weights import weights_file, write_pickle
+    from passl_densecl.weights.files import weights_file
+    from passl_densecl.weights.writing import write_pickle
 
     folder = tmp_path / "run" / "checkpoints" / "epoch_0001"
     folder.mkdir(parents=True)
@@ -278,8 +279,8 @@ def test_a_text_that_is_not_a_tuple(text):
 
 @pytest.mark.parametrize("data", [7, None, [1], "x"])
 def test_a_recipe_with_invalid_data(data, tmp_path):
-    from passl_densecl.weights import write_weights
     from passl_densecl.weights.recorded import recorded_config
+    from passl_densecl.weights.writing import write_weights
 
     card = {"kind": "backbone", "config": {"task": "pretrain", "name": "x", "data": data}}
     write_weights(tmp_path / "w.pdparams", {"a": np.ones(2, "f4")}, card=card)
@@ -289,8 +290,8 @@ def test_a_recipe_with_invalid_data(data, tmp_path):
 
 @pytest.mark.parametrize("parents", [7, "x", {"a": 1}, [7]])
 def test_a_card_with_invalid_parents(parents, tmp_path):
-    from passl_densecl.weights import write_weights
     from passl_densecl.weights.info import describe_file, render
+    from passl_densecl.weights.writing import write_weights
 
     card = {"kind": "back\x1b[2Jbone", "parents": parents}
     write_weights(tmp_path / "w.pdparams", {"a": np.ones(2, "f4")}, card=card)
@@ -300,8 +301,8 @@ def test_a_card_with_invalid_parents(parents, tmp_path):
 
 
 def test_one_long_name_does_not_widen_every_line(tmp_path):
-    from passl_densecl.weights import write_weights
     from passl_densecl.weights.info import describe_file, render
+    from passl_densecl.weights.writing import write_weights
 
     write_weights(tmp_path / "w.pdparams", {"x" * 5000: np.ones(1), **{f"a{n}": np.ones(1) for n in range(100)}})
     text = render(describe_file(tmp_path / "w.pdparams"))
@@ -329,7 +330,7 @@ DOUBLED = b"2\x86" * 40  # DUP, TUPLE2: a pair of the same value twice, forty le
 def test_a_tuple_that_doubles_at_every_level(program, suffix, tmp_path):
     import zipfile
 
-    from passl_densecl.weights import read_weights
+    from passl_densecl.weights.files import read_weights
 
     path = tmp_path / f"w{suffix}"
     data = b"\x80\x04" + program + b"."

@@ -20,7 +20,8 @@ from passl_densecl.api.models import get_model
 from passl_densecl.data.images import UndecodableImage
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import feature_maps, pool
-from passl_densecl.models import DenseCL, Encoder, LinearClassifier
+from passl_densecl.models import DenseCL, Encoder
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.tensors import to_tensor
 from passl_densecl.text import suggestion
 from passl_densecl.transforms import center_view

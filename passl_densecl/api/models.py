@@ -34,7 +34,8 @@ from passl_densecl.weights.read import read_model
 from passl_densecl.weights.recorded import recorded_backbone, recorded_classes, recorded_config
 
 if TYPE_CHECKING:
-    from passl_densecl.models import DenseCL, LinearClassifier, ResNetBackbone
+    from passl_densecl.models import DenseCL, ResNetBackbone
+    from passl_densecl.models.linear import LinearClassifier
 
     Model = DenseCL | LinearClassifier | ResNetBackbone
 
@@ -152,7 +153,7 @@ def _of_config(config: Config, source: str, pretrained: bool | str | os.PathLike
         auto = len(arrays.get("global_queue.keys", ())) or QUEUE_LEN_MAX
         built = build_model(config, auto if config.model.queue_len == "auto" else config.model.queue_len)
     else:
-        from passl_densecl.models import LinearClassifier
+        from passl_densecl.models.linear import LinearClassifier
 
         count, classes = _class_names(config, arrays, file, stated)
         built = LinearClassifier(model.backbone, count, config.seed)
@@ -215,7 +216,7 @@ def _densecl(file: Path, arrays: Arrays, stated: _Stated) -> Model:
 
 
 def _classifier(file: Path, arrays: Arrays, stated: _Stated) -> Model:
-    from passl_densecl.models import LinearClassifier
+    from passl_densecl.models.linear import LinearClassifier
 
     spec = _backbone_spec(file, arrays, "backbone.", stated)
     count, classes = _class_names(None, arrays, file, stated)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import paddle
 import paddle.distributed
 
-from passl_densecl.distributed.peers import Peers
 from passl_densecl.tensors import to_tensor
+
+if TYPE_CHECKING:
+    from passl_densecl.distributed.peers import Peers
 
 T = TypeVar("T")
 
@@ -51,9 +53,9 @@ def wait_for_all() -> None:
         peers.wait_for_all()
 
 
-def uninterrupted() -> contextlib.AbstractContextManager[None]:
+def uninterrupted() -> contextlib.AbstractContextManager[object]:
     """Within it, the loss of another process does not end this one: for writing results that all have computed."""
-    return peers.uninterrupted() if peers is not None else contextlib.nullcontext()
+    return peers.uninterrupted if peers is not None else contextlib.nullcontext()
 
 
 def barrier() -> None:

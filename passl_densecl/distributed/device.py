@@ -13,13 +13,11 @@ import paddle
 import paddle.nn.functional as F
 import paddle.version
 
-from passl_densecl.distributed.driver import read_driver
 from passl_densecl.errors import InputError
 from passl_densecl.tensors import to_tensor
 
 PADDLE_3 = "install Paddle 3 for GPUs as https://www.paddlepaddle.org.cn/install/quick shows"
 _LEAST = {"float16": (7, 0), "bfloat16": (8, 0)}  # compute capability below which Paddle turns mixed precision off
-_proven: set[int] = set()  # GPUs that have computed in this process
 
 
 def gpu_problem() -> str | None:
@@ -29,9 +27,14 @@ def gpu_problem() -> str | None:
         return f"{this} is built without CUDA; install paddlepaddle-gpu in its place"
     if paddle.device.cuda.device_count() > 0:
         return None
-    driver = read_driver().problem or "the driver shows GPUs, but Paddle does not (is the driver too old for its CUDA?)"
+    from passl_densecl.distributed import driver  # where Paddle sees a GPU, nobody asks the driver
+
+    problem = (
+        driver.read_driver().problem
+        or "the driver shows GPUs, but Paddle does not (is the driver too old for its CUDA?)"
+    )
     return (
-        f"{this} is built for CUDA {paddle.version.cuda()}, but {driver}; install the driver, start a container with "
+        f"{this} is built for CUDA {paddle.version.cuda()}, but {problem}; install the driver, start a container with "
         "--gpus all, or see densecl doctor"
     )
 
@@ -58,23 +61,13 @@ def set_device(requested: str) -> str | None:
         del os.environ["PADDLE_DISTRI_BACKEND"]
     number = int(os.environ.get("FLAGS_selected_gpus", "0").split(",")[0])  # noqa: SIM112
     paddle.set_device(f"gpu:{number}")
-    prove_gpu(number)
-    return None
-
-
-def prove_gpu(number: int) -> None:
-    """Compute on the current device, GPU `number`. Raises InputError, with reason and remedy, where that fails."""
-    if number in _proven:
-        return
     try:
         compute()
     except Exception as error:  # Paddle raises OSError, RuntimeError, SystemError, …
-        capability = paddle.device.cuda.get_device_capability(number)
-        raise InputError(
-            f"GPU {number} ({paddle.device.cuda.get_device_name(number)}): {explain(str(error), capability)}; "
-            "densecl doctor says more, and device: cpu computes without it"
-        ) from error
-    _proven.add(number)
+        name, why = paddle.device.cuda.get_device_name(number), explain(str(error), number)
+        more = "densecl doctor says more, and device: cpu computes without it"
+        raise InputError(f"GPU {number} ({name}): {why}; {more}") from error
+    return None
 
 
 @contextlib.contextmanager
@@ -109,8 +102,9 @@ def compute() -> None:
         raise ArithmeticError(f"it computed {found[0]:g} and {found[1]:g} instead of 972 twice")
 
 
-def explain(message: str, capability: tuple[int, int]) -> str:
-    """What Paddle's message about a GPU means, and what to do."""
+def explain(message: str, number: int) -> str:
+    """What Paddle's message about GPU `number` means, and what to do."""
+    capability = paddle.device.cuda.get_device_capability(number)
     shown = f"compute capability {capability[0]}.{capability[1]}"
     build = f"Paddle {paddle.__version__} for CUDA {paddle.version.cuda()}"
     library = re.search(r"library \(lib(\w+)\.so|lib(\w+)\.so[.\d]*: cannot open|load (\w+) shared library", message)
@@ -119,8 +113,7 @@ def explain(message: str, capability: tuple[int, int]) -> str:
     if re.search(r"no kernel image|invalid device function|CUDA error\((209|98|8)\)|PTX", message) or (
         message.startswith("it computed")
     ):
-        newer = capability >= (8, 9)
-        remedy = PADDLE_3 if newer else "it needs another build of Paddle, or another GPU"
+        remedy = PADDLE_3 if capability >= (8, 9) else "it needs another build of Paddle, or another GPU"
         return f"{build} has no code for {shown}; {remedy}"
     if re.search(r"out of memory|ResourceExhausted", message, re.IGNORECASE):
         return "it has no free memory: another program uses it (nvidia-smi lists them)"

@@ -15,20 +15,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class HangWatch:
     """Starts the process; `sign` must be called every few seconds until `close`."""
 
-    def __init__(
-        self, connections: Mapping[int, socket.socket], names: Mapping[int, str], *, limit: float, advice: str
-    ) -> None:
-        """Arguments: as of `Peers`; the trainer is killed after `limit` seconds without a sign, or a quarter of it when
-        the connection to another process is broken. `advice` ends the message, which goes to stderr.
+    def __init__(self, connections: Sequence[tuple[socket.socket, str]], *, limit: float, advice: str) -> None:
+        """`connections` as of `Peers`; the trainer is killed after `limit` seconds without a sign, or a quarter of it
+        when the connection to another process is broken. `advice` ends the message, which goes to stderr.
         """
-        files = {connection.fileno(): names[rank] for rank, connection in connections.items()}
-        words = [word for number, name in files.items() for word in (str(number), name)]
+        words = [word for connection, name in connections for word in (str(connection.fileno()), name)]
         stream = None
         with contextlib.suppress(OSError, ValueError):  # stderr without a file: the process inherits this one's
             stream = sys.stderr.fileno()
@@ -36,7 +33,7 @@ class HangWatch:
             [sys.executable, "-I", "-S", __file__, str(limit), advice, *words],
             stdin=subprocess.PIPE,
             stderr=stream,
-            pass_fds=list(files),
+            pass_fds=[int(number) for number in words[::2]],
             start_new_session=True,  # Ctrl-C is not for it
             bufsize=0,
         )

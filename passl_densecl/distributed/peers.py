@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from passl_densecl.distributed.hang import HangWatch
@@ -47,34 +47,32 @@ class Peers:
 
     def __init__(
         self,
-        connections: dict[int, socket.socket],
-        names: dict[int, str],
+        connections: Sequence[tuple[socket.socket, str]],
         *,
         main: bool,
         limit: float,
-        hang_watch: HangWatch | None = None,
+        hang_watch: HangWatch,
         exit_with: Callable[[int], object] = os._exit,
     ) -> None:
         """Starts the thread.
 
         Args:
-            connections: connected sockets by rank.
-            names: names of their processes for messages.
+            connections: connected sockets, and what their processes are called in messages.
             main: whether this is the first process.
             limit: seconds of silence after which a process counts as lost.
             hang_watch: what ends this process where its threads cannot run.
         """
-        self._connections = {rank: _Connection(connection, names[rank]) for rank, connection in connections.items()}
+        self._connections = [_Connection(*each) for each in connections]
         self._main, self._limit, self._exit, self._hang_watch = main, limit, exit_with, hang_watch
         self._changed = threading.Condition()
-        self._uninterrupted = threading.Lock()
+        self.uninterrupted = threading.Lock()  # held while this process writes a result: nothing ends it then
         self._barriers = 0
         self._closed = False
         self.lost: str | None = None  # the message about the first process that was lost
         self._wake, self._wakes = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakes, selectors.EVENT_READ, None)
-        for connection in self._connections.values():
+        for connection in self._connections:
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.socket.settimeout(limit)  # for sending: a full buffer means that the peer has not read for long
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
@@ -87,20 +85,13 @@ class Peers:
         if not self._main:
             self._send(f"at {self._barriers}")
         with self._changed:
-            while not self.lost and any(
-                connection.arrived < self._barriers for connection in self._connections.values()
-            ):
-                self._changed.wait()
+            self._changed.wait_for(
+                lambda: self.lost or all(each.arrived >= self._barriers for each in self._connections)
+            )
         if self.lost:
             raise RunError(self.lost)
         if self._main:
             self._send(f"go {self._barriers}")
-
-    @contextlib.contextmanager
-    def uninterrupted(self) -> Iterator[None]:
-        """Within it, this process is not ended because of another: it is writing a result that both computed."""
-        with self._uninterrupted:
-            yield
 
     def leave(self, error: BaseException | None = None) -> None:
         """Announce that this process ends, with the error if there is one; end the thread."""
@@ -110,7 +101,7 @@ class Peers:
         self._closed = True
         self._wake.close()  # the thread awakes
         self._thread.join(5)
-        for connection in self._connections.values():
+        for connection in self._connections:
             connection.socket.close()
         self._selector.close()
         self._wakes.close()
@@ -122,7 +113,7 @@ class Peers:
         return self.lost
 
     def _send(self, message: str) -> None:
-        for connection in self._connections.values():
+        for connection in self._connections:
             with contextlib.suppress(OSError):  # noticed where the answer is missing
                 connection.socket.sendall(message.encode() + b"\n")
 
@@ -130,7 +121,7 @@ class Peers:
         beat = min(5.0, self._limit / 10)
         beaten = 0.0
         while not self._closed and not self.lost:
-            self._sign_of_life()
+            self._hang_watch.sign()
             if time.monotonic() - beaten >= beat:
                 self._send(".")
                 beaten = time.monotonic()
@@ -140,19 +131,14 @@ class Peers:
             for key, _ in events:
                 if key.data is not None:
                     self._receive(key.data, now)
-            for connection in self._connections.values():
+            for connection in self._connections:
                 if now - before > self._limit / 2:  # this process was stopped, not the others
                     connection.heard = now
                 if now - connection.heard > self._limit and not connection.left:
                     self._mark_lost(f"{connection.name} has sent no heartbeat for {now - connection.heard:.0f} s")
         if self.lost:
             self._exit_if_stuck()
-        if self._hang_watch is not None:
-            self._hang_watch.close()
-
-    def _sign_of_life(self) -> None:
-        if self._hang_watch is not None:
-            self._hang_watch.sign()
+        self._hang_watch.close()
 
     def _receive(self, connection: _Connection, now: float) -> None:
         try:
@@ -190,52 +176,9 @@ class Peers:
         """The main thread ends by its own exception, unless it hangs in native code."""
         deadline = time.monotonic() + LEAVE_WITHIN
         while not self._closed:
-            self._sign_of_life()
-            if time.monotonic() > deadline and self._uninterrupted.acquire(timeout=1) and not self._closed:
+            self._hang_watch.sign()
+            if time.monotonic() > deadline and self.uninterrupted.acquire(timeout=1) and not self._closed:
                 print(self.lost, file=sys.stderr, flush=True)
                 self._exit(3)
                 return
             time.sleep(0.05)
-
-
-# ---------------------------------------------------------------- getting connected
-
-
-def listen() -> tuple[socket.socket, int, bytes]:
-    """For the first process: (listening socket, its port, a secret that the others must send)."""
-    server = socket.create_server(("", 0), backlog=1024)
-    return server, server.getsockname()[1], os.urandom(16)
-
-
-def accept_all(server: socket.socket, secret: bytes, ranks: set[int], size: int, seconds: float) -> tuple[dict, dict]:
-    """For the first process: sockets and names of the others that connect in time; strangers are refused."""
-    connections: dict[int, socket.socket] = {}
-    names: dict[int, str] = {}
-    deadline = time.monotonic() + seconds
-    with server:
-        while ranks - set(connections) and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            try:
-                client, _ = server.accept()
-                client.settimeout(5)
-                hello = b""
-                while not hello.endswith(b"\n") and len(hello) < 1000 and (more := client.recv(1000)):
-                    hello += more
-                key, rank, host, pid = hello.decode("ascii").split()
-                if key != secret.hex() or int(rank) not in ranks - set(connections):
-                    raise ValueError
-            except (OSError, ValueError):  # UnicodeDecodeError is one
-                continue
-            connections[int(rank)], names[int(rank)] = client, f"process {rank} of {size} (host {host}, pid {pid})"
-    return connections, names
-
-
-def connect(host: str, port: int, secret: bytes, rank: int, seconds: float) -> socket.socket | None:
-    """For the others: the socket to the first process, or None when it cannot be reached."""
-    try:
-        connection = socket.create_connection((host, port), timeout=seconds)
-        own = "_".join(socket.gethostname().split()) or "?"
-        connection.sendall(f"{secret.hex()} {rank} {own.encode('ascii', 'replace').decode()} {os.getpid()}\n".encode())
-    except OSError:
-        return None
-    return connection

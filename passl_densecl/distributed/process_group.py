@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
-import signal
-import socket
-import threading
-import time
-import warnings
 from collections.abc import Iterator
 
-import numpy as np
 import paddle
 import paddle.distributed
 
 from passl_densecl.distributed import collectives
-from passl_densecl.distributed.collectives import any_process, barrier, gather_rows, is_main, rank, world_size
-from passl_densecl.distributed.hang import HangWatch
-from passl_densecl.distributed.peers import CONTINUE, LEAVE_WITHIN, Peers, accept_all, connect, listen
+from passl_densecl.distributed.collectives import barrier, world_size
 from passl_densecl.errors import RunError
-from passl_densecl.tensors import to_tensor
-
-START_WITHIN = 600.0  # seconds for the first process to start; Paddle makes it wait 900 for the others
 
 
 def start(limit: float = 60) -> None:
@@ -33,14 +20,9 @@ def start(limit: float = 60) -> None:
     where they hang in native code, and by SIGKILL where that native code holds Python's lock.
     """
     if world_size() > 1 and not paddle.distributed.is_initialized():
-        _wait_for_first()
-        # Paddle prints its flags, which nobody asked for.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _interruptible():
-            try:
-                paddle.distributed.init_parallel_env()
-            except (RuntimeError, SystemError) as error:  # after 900 s, or when one ends meanwhile
-                raise RunError(f"the {world_size()} processes could not connect: {_short(error)}") from error
-        _watch(limit)
+        from passl_densecl.distributed.join import join  # a single process needs none of it
+
+        collectives.peers = join(limit)
 
 
 def stop() -> None:
@@ -71,68 +53,6 @@ def running(limit: float) -> Iterator[None]:
             ) from error
         raise
     stop()
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
-
-
-def _wait_for_first() -> None:
-    """Wait until the first process listens. Paddle would wait forever, in native code that nothing interrupts."""
-    host, _, port = os.environ.get("PADDLE_MASTER", "").rpartition(":")
-    deadline = time.monotonic() + START_WITHIN
-    while host and not is_main():
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"process 0 of {world_size()} cannot be reached at {host}:{port} ({error.strerror or error}) for "
-                    f"{START_WITHIN:.0f} s: it has ended (its own output says why), or the network is broken. "
-                    "Start all processes again, with --resume auto"
-                ) from None
-            time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Within it SIGTERM, SIGINT and SIGHUP end the process at once: Paddle waits in native code."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    stopping = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    numbers = [one for one in stopping if signal.getsignal(one) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _watch(limit: float) -> None:
-    """Connect with the first process; where that is impossible, warn and continue without watching."""
-    seconds = min(limit, 30.0)
-    server, port, secret = listen() if is_main() else (None, 0, bytes(16))
-    address = np.asarray([[port, *secret]], "int64")
-    port, *secret_bytes = (int(value) for value in gather_rows(to_tensor(address)).numpy()[0])
-    if server is not None:
-        connections, names = accept_all(server, secret, set(range(1, world_size())), world_size(), seconds)
-    else:
-        first = os.environ.get("PADDLE_TRAINER_ENDPOINTS", os.environ.get("PADDLE_MASTER", "")).split(",")[0]
-        host = first.rpartition(":")[0] or "127.0.0.1"
-        connection = connect(host, port, bytes(secret_bytes), rank(), seconds)
-        connections, names = {0: connection} if connection else {}, {0: f"process 0 of {world_size()} (host {host})"}
-    if any_process(len(connections) < (world_size() - 1 if is_main() else 1)):
-        for connection in connections.values():
-            connection.close()
-        warnings.warn(
-            f"processes cannot reach port {port} of the first one: one that dies may not be noticed", stacklevel=3
-        )
-        return
-    hang_watch = HangWatch(connections, names, limit=limit + LEAVE_WITHIN, advice=CONTINUE)
-    collectives.peers = Peers(connections, names, main=is_main(), limit=limit, hang_watch=hang_watch)
 
 
 def _leave(error: BaseException | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,27 +20,19 @@ from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import PairBatch
 from passl_densecl.disk import whole_file
 from passl_densecl.distributed import collectives as dist
-from passl_densecl.engine.learner import Learner, trained
+from passl_densecl.engine.learner import Learner, scaler_state, trained
 from passl_densecl.engine.run import Run
-from passl_densecl.errors import InputError, RunError, option
+from passl_densecl.errors import InputError, RunError
 from passl_densecl.models import DenseCL, Keys, Losses
 from passl_densecl.models.batch_norm import ChainedStatistics
 from passl_densecl.reliability.checkpoint import Checkpoints
 from passl_densecl.tensors import to_tensor
-from passl_densecl.text import listed
 
 FOLDER, REPORT, BATCH = "nonfinite", "report.json", "batch.npz"
 
 # Paddle's GradScaler halves its scale for every overflow, without end. Below 1 it would make gradients smaller than
 # they are, so an overflow there is not of its making.
 SCALE_FLOOR = 1.0
-
-_CALLED = {
-    "losses": "a loss",
-    "keys": "a key",
-    "statistics": "a running statistic of BatchNorm",
-    "gradients": "a gradient",
-}
 
 
 class Guard:
@@ -50,17 +42,17 @@ class Guard:
     lowers its scale, while key encoder, statistics and queues, which saw finite numbers only, continue as in any step.
     So there a gradient counts only when the scale is at its floor (1); a loss always counts.
 
-    Cost: one pass over the gradients, beside the forward and backward pass of a whole batch (0.1 to 0.5 % on a CPU),
-    and a few numbers that the host waits for before the optimizer, among them whether a process was asked to stop. On a
-    GPU that wait lets the device idle while the host launches the optimizer's first kernels, a few milliseconds per
-    step. It is accepted: without it the bad step is in the weights.
+    Cost: one pass over the gradients (0.1 to 0.5 % of a step on a CPU), and a few numbers that the host waits for
+    before the optimizer, among them whether a process was asked to stop. On a GPU that wait lets the device idle while
+    the host launches the optimizer's first kernels, a few milliseconds per step; without it the bad step is in the
+    weights.
     """
 
     def __init__(
         self, run: Run[PretrainConfig], learner: Learner, statistics: ChainedStatistics, images: ImageSet
     ) -> None:
         assert isinstance(learner.model, DenseCL)
-        self.skipped = run.start.state.get("nonfinite_steps", 0) if run.start else 0  # steps of the whole run
+        run.skipped = run.start.state.get("nonfinite_steps", 0) if run.start else 0
         self._run = run
         self._learner, self._model = learner, learner.model
         self._statistics = statistics
@@ -97,120 +89,78 @@ class Guard:
         numbers = dist.all_reduce(sums).numpy()
         self._run.stop.asked_anywhere = bool(numbers[2] > 0)
         values_finite, gradients_finite, _ = np.isfinite(numbers)
-        return bool(values_finite and (gradients_finite or self._scaler_copes()))
-
-    def _scaler_copes(self) -> bool:
-        """Whether overflowing gradients are left to the loss scaling."""
-        return self._learner.scaler.is_enable() and self._learner.scaler_state()["scale"] > SCALE_FLOOR
+        scaler_copes = self._learner.scaler.is_enable() and scaler_state(self._learner.scaler)["scale"] > SCALE_FLOOR
+        return bool(values_finite and (gradients_finite or scaler_copes))
 
     def _skip(self, step: int, batch: PairBatch, losses: Sequence[Losses], keys: Keys, loss_lambda: float) -> None:
         """Undo what the step has changed, log it and keep what it was."""
         found = self._nonfinite(losses, keys)
         self._statistics.undo()
         self._model.undo_key_update()
-        self.skipped += 1
-        self._row_began = self._row_began or step + 1
         run, done, lr = self._run, step + 1, float(self._learner.optimizer.get_lr())
+        skipped = run.skipped = (run.skipped or 0) + 1
+        self._row_began = self._row_began or done
+        what = f"step {done:,}: {next((kind for kind, names in found.items() if names), 'gradients')} are not finite"
+        facts = {"step": done, "epoch": step // run.steps_per_epoch + 1, "lr": lr}
+        kept = self._keep(skipped, batch, {**facts, "loss_lambda": loss_lambda, "nonfinite": found})
+        run.log.metrics({**facts, "nonfinite_steps": skipped})
         limit = run.config.guard.max_nonfinite_steps
-        what = _CALLED[next((kind for kind, names in found.items() if names), "gradients")]
-        kept = self._keep(done, batch, found, {"lr": lr, "loss_lambda": loss_lambda})
-        run.log.metrics(
-            {"step": done, "epoch": step // run.steps_per_epoch + 1, "lr": lr, "nonfinite_steps": self.skipped}
-        )
-        if self.skipped <= limit:
-            run.log.line(
-                "warning",
-                f"step {done:,}: {what} is not finite; the step was skipped and changed nothing ({self.skipped} of at "
-                f"most {limit} in a run){kept}",
+        if skipped > limit:
+            raise RunError(
+                f"{what}, as in {skipped} steps of this run; at most guard.max_nonfinite_steps {limit} are tolerated. "
+                f"Nothing of these steps is in the weights{kept}. "
+                + run.remedy(self._row_began if self._row_began < done else None)
             )
-            return
-        raise RunError(
-            f"step {done:,}: {what} is not finite, for the {_ordinal(self.skipped)} time in this run; at most "
-            f"guard.max_nonfinite_steps {limit} are tolerated. Nothing of these steps is in the weights{kept}. "
-            + self._remedy(done)
-        )
-
-    @paddle.no_grad()
-    def check_weights(self, done: int) -> None:
-        """Raises RunError when a weight is not finite, before it is saved over good ones.
-
-        Finite gradients can still overflow a weight: learning rate times gradient, or momentum, beyond float32.
-        """
-        weights = dict(self._model.named_parameters())
-        if math.isfinite(float(paddle.stack([weight.sum() for weight in weights.values()]).sum())):
-            return
-        broken = [name for name, weight in weights.items() if not _is_finite(weight)]
-        self._row_began = done
-        raise RunError(
-            f"step {done:,}: weights are not finite, though the gradients were ({listed(broken, quoted=False)}); they "
-            "were not saved. " + self._remedy(done)
-        )
-
-    def _remedy(self, done: int) -> str:
-        """How to continue after the run has ended."""
-        config, newest = self._run.config, self._run.checkpoints.newest()
-        how = f"a lower optimizer.lr (the rate is {float(self._learner.optimizer.get_lr()):g} now)"
-        if config.amp.enabled and config.amp.dtype == "float16":
-            how += ", or amp.dtype: bfloat16"
-        if newest is None:
-            return f"There is no checkpoint yet: start again with {how}"
-        if self._row_began < done:
-            return (
-                f"All steps since {self._row_began:,} were like that, so the weights had diverged by then: continue "
-                f"from a checkpoint well before it ({option('resume', 'PATH')}; the newest is {newest}) with {how}"
-            )
-        return f"Continue from {newest} ({option('resume', 'auto')}) with {how}"
+        count = f"{skipped} of at most {limit} in a run"
+        run.log.line("warning", f"{what}; the step was skipped and changed nothing ({count}){kept}")
 
     def _nonfinite(self, losses: Sequence[Losses], keys: Keys) -> dict[str, list[Any]]:
         """What is not finite: every loss of every process, and the names of keys, statistics and gradients."""
         rows = paddle.stack([paddle.stack([value.detach() for value in each.values()]) for each in losses])
-        table = dist.gather_rows(rows).numpy()  # (micro-batches of all processes, number of losses)
+        table = dist.gather_rows(rows).numpy().tolist()  # (micro-batches of all processes, number of losses)
         broken = [
-            {"micro_batch": number, **{name: _plain(value) for name, value in zip(losses[0], row, strict=True)}}
+            # JSON has no word for infinity and NaN.
+            {"micro_batch": number}
+            | {name: value if math.isfinite(value) else str(value) for name, value in zip(losses[0], row, strict=True)}
             for number, row in enumerate(table)
             if not np.isfinite(row).all()
         ]
-        vectors = {"global": keys.global_vector, "dense_mean": keys.dense_mean}
-        statistics = {n: v for n, v in self._model.named_parameters() if n.endswith(("._mean", "._variance"))}
-        gradients = {name: weight.grad for name, weight in self._trained.items()}
-        return {
-            "losses": broken,
-            "keys": _nonfinite_names(vectors),
-            "statistics": _nonfinite_names(statistics),
-            "gradients": _nonfinite_names(gradients),
+        tensors = {
+            "keys": {"global": keys.global_vector, "dense_mean": keys.dense_mean},
+            "BatchNorm statistics": {
+                name: value for name, value in self._model.named_parameters() if name.endswith(("._mean", "._variance"))
+            },
+            "gradients": {name: weight.grad for name, weight in self._trained.items()},
+        }
+        return {"losses": broken} | {
+            kind: [name for name, one in named.items() if one is not None and not np.isfinite(one.numpy()).all()]
+            for kind, named in tensors.items()
         }
 
-    def _keep(self, done: int, batch: PairBatch, found: dict[str, list[Any]], settings: Mapping[str, float]) -> str:
+    def _keep(self, skipped: int, batch: PairBatch, report: dict[str, Any]) -> str:
         """Write the report, and of the first such steps the batch and the state; returns where, for a message.
 
         The state is the one before the step: it has been undone. A disk that refuses ends no run.
         """
-        run = self._run
-        if self.skipped > run.config.guard.max_nonfinite_steps + 1:  # a limit that was lowered: reports are bounded too
+        run, done = self._run, report["step"]
+        if skipped > run.config.guard.max_nonfinite_steps + 1:  # a limit that was lowered: reports are bounded too
             return ""
-        whole = self.skipped <= run.config.guard.keep_dumps
+        whole = skipped <= run.config.guard.keep_dumps
         indices = dist.gather_rows(to_tensor(batch.indices)).numpy()
         views = [dist.gather_rows(view).numpy() for view in (batch.query, batch.key)] if whole else []
         if not dist.is_main():
             return ""
         folder = run.config.run_dir / FOLDER / f"step_{done:08d}"
         share = len(indices) // dist.world_size()
-        report = {
-            "step": done,
-            "epoch": (done - 1) // run.steps_per_epoch + 1,
-            **settings,
-            "processes": dist.world_size(),
-            "nonfinite_steps": self.skipped,
-            "nonfinite": found,
-            "images": [
-                {"process": row // share, "index": int(index), "path": self._images.path(int(index))}
-                for row, index in enumerate(indices)
-            ],
-        }
+        images = [
+            {"process": row // share, "index": int(index), "path": self._images.path(int(index))}
+            for row, index in enumerate(indices)
+        ]
+        report |= {"processes": dist.world_size(), "nonfinite_steps": skipped, "images": images}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if whole:  # the state before the step, as a checkpoint like any other
-                state = run.snapshot(done - 1, nonfinite_steps=self.skipped - 1)
+                state = run.snapshot(done - 1, nonfinite_steps=skipped - 1)
                 Checkpoints(folder, keep=1).save(f"step_{done - 1:08d}", state, must=True)
                 with whole_file(folder / BATCH) as file:
                     np.savez(file, query=views[0], key=views[1], indices=indices)
@@ -219,21 +169,3 @@ class Guard:
         except (OSError, InputError, RunError) as error:
             return f"; what it was could not be kept: {error}"
         return f"; kept for --replay: {folder}" if whole else f"; see {folder / REPORT}"
-
-
-def _nonfinite_names(tensors: Mapping[str, paddle.Tensor | None]) -> list[str]:
-    return [name for name, tensor in tensors.items() if tensor is not None and not _is_finite(tensor)]
-
-
-def _is_finite(tensor: paddle.Tensor) -> bool:
-    return bool(np.isfinite(tensor.numpy()).all())
-
-
-def _plain(value: float) -> float | str:
-    """A number for JSON, which has no word for infinity and NaN."""
-    return float(value) if math.isfinite(value) else str(value)
-
-
-def _ordinal(number: int) -> str:
-    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-from passl_densecl.config import AmpConfig, RunConfig, SGDConfig
+from passl_densecl.config import AmpConfig, RunConfig
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.errors import InputError, RunError
 from passl_densecl.reliability.checkpoint import Checkpoint
@@ -32,8 +32,17 @@ class Learner:
 
     @classmethod
     def build(cls, model: paddle.nn.Layer, config: RunConfig, start: Checkpoint | None = None) -> Learner:
-        """The model in train mode with a new optimizer, or exactly as it was when the checkpoint `start` was saved."""
-        optimizer = build_optimizer(config.optimizer, model)
+        """The model in train mode with a new optimizer, or exactly as it was when the checkpoint `start` was saved.
+
+        SGD with momentum over all trained weights; the weight decay is on every one of them, as in the original.
+        """
+        sgd = config.optimizer
+        optimizer = paddle.optimizer.Momentum(
+            learning_rate=sgd.lr,
+            momentum=sgd.momentum,
+            parameters=list(trained(model).values()),
+            weight_decay=sgd.weight_decay or None,
+        )
         scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
         if start is not None:
             load_strict(model, start.model)
@@ -47,26 +56,10 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def optimizer_state(self) -> dict[str, np.ndarray]:
-        return optimizer_state(self.optimizer, self.model)
-
-    def scaler_state(self) -> dict[str, float]:
-        return scaler_state(self.scaler)
-
 
 def trained(layer: paddle.nn.Layer) -> dict[str, paddle.Tensor]:
     """The weights that receive a gradient, by structured name; BatchNorm's statistics are not among them."""
     return {name: parameter for name, parameter in layer.named_parameters() if not parameter.stop_gradient}
-
-
-def build_optimizer(config: SGDConfig, layer: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
-    """SGD with momentum over all trained weights; the weight decay is on every one of them, as in the original."""
-    return paddle.optimizer.Momentum(
-        learning_rate=config.lr,
-        momentum=config.momentum,
-        parameters=list(trained(layer).values()),
-        weight_decay=config.weight_decay or None,
-    )
 
 
 def optimizer_state(optimizer: paddle.optimizer.Optimizer, layer: paddle.nn.Layer) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from passl_densecl.engine.record import check_classes
 from passl_densecl.engine.run import NO_BEST, Resume, Run, open_run
 from passl_densecl.engine.start import check_strides, load_classifier, load_pretrained
 from passl_densecl.errors import InputError, option
-from passl_densecl.models import LinearClassifier
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.reliability.bad_images import BadImages
 from passl_densecl.reliability.checkpoint import Checkpoints
 from passl_densecl.reliability.log import SilentLog
@@ -77,7 +77,6 @@ def linear_eval(
 def _train(run: Run[LinearConfig], pretrained: str | None, load: str | None, prefix: str | None) -> int:
     config, log = run.config, run.log
     train_set, val_set, workers = _find_images(run)
-    run.check_start()
     model = LinearClassifier(config.model.backbone, len(train_set.classes), config.seed)
     if run.start is not None:
         check_classes(run.start, train_set.classes)

@@ -59,7 +59,6 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
     queue_len, warning = choose_queue_len(config, len(images))
     if warning:
         log.line("warning", warning)
-    run.check_start()
     run.evaluation, run.monitor = _evaluation(run, workers), _monitor(run, images)
     model = build_model(config, queue_len)
     if run.start is None and (load, pretrained) != (None, None):
@@ -78,7 +77,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
         world_size=dist.world_size(),
         num_workers=workers,
     )
-    guard = run.guard = Guard(run, learner, statistics, images)
+    guard = Guard(run, learner, statistics, images)
     run.watchdog = Watchdog(config, queue_len, workers, log)
     run.facts = {"steps_per_epoch": run.steps_per_epoch, "images": len(images)}
     run.begin(learner, images)
@@ -110,9 +109,6 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
     end = run.checkpoints.newest()
     log.line("done", f"{end} · next: densecl extract {end} --output {config.name}.pdparams --remove_prefix")
     return 0
-
-
-# ---------------------------------------------------------------- a step
 
 
 def encode_keys(config: PretrainConfig, model: DenseCL, images: paddle.Tensor, step: int) -> Keys:
@@ -155,9 +151,6 @@ def cell_draws(config: PretrainConfig, step: int) -> np.ndarray | None:
     if config.model.dense_negatives == "image_mean":
         return None
     return np.random.default_rng([config.seed, step, 0xCE11]).random(config.batch_size)
-
-
-# ---------------------------------------------------------------- before the loop
 
 
 def _find_images(run: Run[PretrainConfig]) -> tuple[ImageSet, int]:
@@ -256,7 +249,8 @@ def build_model(config: PretrainConfig, queue_len: int) -> DenseCL:
 
 def _describe(run: Run[PretrainConfig], model: DenseCL, queue_len: int, *, queues_are_full: bool) -> None:
     config, images = run.config, run.steps_per_epoch * run.config.batch_size
-    weights = sum(int(np.prod(p.shape)) for p in model.parameters() if not _is_statistic(p))
+    sizes = {name: int(np.prod(p.shape)) for name, p in model.named_parameters()}
+    weights = sum(size for name, size in sizes.items() if not name.endswith(("._mean", "._variance")))
     trained = sum(int(np.prod(p.shape)) for p in model.parameters() if not p.stop_gradient)
     cells = ", negatives: single cells" if config.model.dense_negatives == "cells" else ""
     method = f"DenseCL{cells}" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
@@ -277,7 +271,3 @@ def _describe(run: Run[PretrainConfig], model: DenseCL, queue_len: int, *, queue
     if warning := config.batch_norm_warning():
         run.log.line("warning", warning)
     run.log.line("note", f"{rising}; chance is {math.log(queue_len + 1):.2f}")
-
-
-def _is_statistic(parameter: paddle.Tensor) -> bool:
-    return parameter.name.rsplit(".", 1)[-1].startswith(("w_1", "w_2"))

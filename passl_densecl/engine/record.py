@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from passl_densecl.config import RANDOM, Config, PretrainConfig, load_config, parse_config
+from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError, option, printable
 from passl_densecl.reliability.checkpoint import MODEL, Checkpoint
 from passl_densecl.text import listed
@@ -86,7 +87,7 @@ def recorded_settings(start: Checkpoint) -> Config | None:
 
 def differences(recorded: Config, config: Config, *, folders: bool = True) -> Iterator[Change]:
     """The settings with different values; without `folders` those that name folders are left out."""
-    before, now = dict(_leaves(recorded)), dict(_leaves(config))
+    before, now = _settings(recorded), _settings(config)
     for key in dict.fromkeys([*before, *now]):
         if key != "output_dir" and before.get(key) != now.get(key) and (folders or key.split(".")[-1] not in _FOLDERS):
             yield Change(key, _text(before.get(key)), _text(now.get(key)))
@@ -103,27 +104,25 @@ def check_classes(start: Checkpoint, classes: Sequence[str]) -> None:
         )
 
 
-def recorded_parents(start: Checkpoint) -> tuple[Parent, ...]:
-    """The files that the weights of a run came from, as its checkpoint's card says."""
-    card = read_card(start.path / MODEL)
-    return card.parents if card else ()
+def check_parents(start: Checkpoint, **weights: str | None) -> tuple[Parent, ...]:
+    """The files that the weights of a run came from, as its checkpoint's card says.
 
-
-def check_parent(start: Checkpoint, name: str, path: str) -> None:
-    """Raises InputError when the option `name` gives other weights than those that the run started from."""
+    Raises InputError when an option, `load` or `pretrained`, gives other weights.
+    """
     card = read_card(start.path / MODEL)
-    parents: Sequence[Parent] = card.parents if card else ()
-    if path == RANDOM and not parents:
-        return
-    found = None if path == RANDOM else Parent.of(weights_file(Path(path)), "")
-    if card is None or (found is not None and found.sha256 in [parent.sha256 for parent in parents]):
-        return
-    origin = listed([f"{parent.file} (sha256 {parent.sha256[:12]}…)" for parent in parents], quoted=False)
-    given = f"{path} (sha256 {found.sha256[:12]}…)" if found else path
-    raise InputError(
-        f"{option(name)} {given}: the run at {start.path} started from {origin or 'random weights'}. A run that "
-        f"continues reads no other weights: omit {option(name)}, or start another run with name=NAME"
-    )
+    parents = card.parents if card else ()
+    for name, path in weights.items():
+        if path is None or card is None or (path == RANDOM and not parents):
+            continue
+        found = "" if path == RANDOM else sha256_of(weights_file(Path(path)))
+        if found not in [parent.sha256 for parent in parents]:
+            origin = listed([f"{parent.file} (sha256 {parent.sha256[:12]}…)" for parent in parents], quoted=False)
+            given = f"{path} (sha256 {found[:12]}…)" if found else path
+            raise InputError(
+                f"{option(name)} {given}: the run at {start.path} started from {origin or 'random weights'}. A run "
+                f"that continues reads no other weights: omit {option(name)}, or start another run with name=NAME"
+            )
+    return parents
 
 
 def _has_folders(start: Checkpoint) -> bool:
@@ -134,18 +133,19 @@ def _config_beside(start: Checkpoint) -> Path:
     return start.path.resolve().parent.parent / "config.yaml"
 
 
-def _leaves(config: Config) -> Iterator[tuple[str, Any]]:
+def _settings(config: Config) -> dict[str, Any]:
+    settings = dict(_leaves(config.model_dump(mode="json")))
     if isinstance(config, PretrainConfig):
-        yield "model.dense", config.model.loss_lambda > 0  # whether there is a dense head and queue
-    waiting: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]
-    for prefix, value in waiting:
-        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, item in inside:
-            name = f"{prefix}{key}"
-            if isinstance(item, (dict, list)):
-                waiting.append((name + ".", item))
-            else:
-                yield name, item
+        settings["model.dense"] = config.model.loss_lambda > 0  # whether there is a dense head and queue
+    return settings
+
+
+def _leaves(tree: dict | list, before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(item, (dict, list)):
+            yield from _leaves(item, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", item
 
 
 def _text(value: Any) -> str:

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import paddle
 
-from passl_densecl.config import RANDOM, LinearConfig, PretrainConfig, RunConfig
+from passl_densecl.config import RANDOM, LinearConfig, PretrainConfig
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import choose_workers
 from passl_densecl.disk import whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
 from passl_densecl.distributed.device import amp_problem, set_device
-from passl_densecl.engine import record
-from passl_densecl.engine.learner import Learner, check_finite
-from passl_densecl.engine.record import Change
-from passl_densecl.errors import InputError, option
+from passl_densecl.engine.learner import Learner, check_finite, optimizer_state, scaler_state
+from passl_densecl.errors import InputError, RunError, option
 from passl_densecl.models import Keys, Losses
 from passl_densecl.reliability import checkpoint as checkpoint_files
 from passl_densecl.reliability.bad_images import BadImages
@@ -33,8 +32,12 @@ from passl_densecl.reliability.lock import locked
 from passl_densecl.reliability.log import SilentLog, Stopwatch, open_log, peak_memory_mb
 from passl_densecl.reliability.signals import StopRequest
 from passl_densecl.reliability.watchdog import Watchdog, similarity
+from passl_densecl.text import listed
 from passl_densecl.transforms import Transform, output_size
 from passl_densecl.weights.card import run_card
+
+if TYPE_CHECKING:
+    from passl_densecl.engine.record import Change
 
 C = TypeVar("C", PretrainConfig, LinearConfig)
 NO_BEST = {"epoch": 0, "top1": -1.0, "name": ""}
@@ -64,37 +67,27 @@ class Evaluation(Protocol):
         ...
 
 
-class StepGuard(Protocol):
-    """What skips steps whose numbers are not finite."""
-
-    skipped: int  # steps of the whole run
-
-    def check_weights(self, done: int) -> None:
-        """Raises RunError when a weight is not finite."""
-        ...
-
-
+@dataclass(eq=False)
 class Run(Generic[C]):
     """A run and its folder. `begin` completes it."""
 
-    def __init__(self, config: C, start: Checkpoint | None, checkpoints: Checkpoints, log: SilentLog) -> None:
-        self.config = config
-        self.start = start  # the checkpoint that the run continues from
-        self.checkpoints = checkpoints
-        self.log = log
-        self.stop: StopRequest
-        self.learner: Learner
-        self.steps_per_epoch: int
-        self.parents: tuple = ()  # the files that the weights came from
-        self.facts: dict[str, Any] = {}  # what a checkpoint's state.json says beside the run's own counters
-        self.evaluation: Evaluation | None = None
-        self.monitor: Evaluation | None = None
-        self.guard: StepGuard | None = None
-        self.watchdog: Watchdog | None = None
-        self.best: dict[str, Any] = dict(NO_BEST)  # the best epoch so far, where the evaluation selects one
-        self.overwrite = False
-        self.changes: list[Change] = []  # of settings, where the run continues with others than its record has
-        self.stopped = False  # on request, before its last step
+    config: C
+    start: Checkpoint | None  # the checkpoint that the run continues from
+    checkpoints: Checkpoints
+    log: SilentLog
+    overwrite: bool = False  # what is in the folder
+    changes: list[Change] = field(default_factory=list)  # of settings, since the checkpoint was written
+    stop: StopRequest = field(default_factory=StopRequest)
+    learner: Learner = field(init=False)
+    steps_per_epoch: int = field(init=False)
+    parents: tuple = ()  # the files that the weights came from
+    facts: dict[str, Any] = field(default_factory=dict)  # for a checkpoint's state.json
+    evaluation: Evaluation | None = None
+    monitor: Evaluation | None = None
+    watchdog: Watchdog | None = None
+    skipped: int | None = None  # steps whose numbers were not finite, in the whole run; None where the loop skips none
+    best: dict[str, Any] = field(default_factory=NO_BEST.copy)  # the best epoch, where the evaluation selects one
+    stopped: bool = False  # on request, before its last step
 
     @property
     def first_step(self) -> int:
@@ -108,10 +101,6 @@ class Run(Generic[C]):
         config = self.config
         return config.base_lr * config.schedule(step, steps_per_epoch=self.steps_per_epoch, epochs=config.epochs)
 
-    def epoch_text(self, done: int) -> str:
-        """The epoch that `done` steps are in or complete: "3/200"."""
-        return f"{self._epoch(done)}/{self.config.epochs}"
-
     def choose_workers(self, transforms: Sequence[Transform], views: int) -> tuple[int, str]:
         """(Data workers for this process's share of a batch with `views` uint8 RGB images each, the reason)."""
         share = views * 3 * output_size(transforms) ** 2 * self.config.batch_size // dist.world_size()
@@ -121,10 +110,9 @@ class Run(Generic[C]):
     # ------------------------------------------------------------ before the first step
 
     def check_start(self) -> None:
-        """All processes continue from the same step; damaged checkpoints are named. Raises InputError."""
+        """Raises InputError when the processes do not all continue from the same step."""
         step = self.first_step
-        mean = dist.all_reduce_sum([step])[0] / dist.world_size()
-        if dist.any_process(step != mean):
+        if dist.any_process(step != dist.all_reduce_sum([step])[0] / dist.world_size()):
             raise InputError(
                 f"{option('resume')}: process {dist.rank()} found step {step}, others found another; every host must "
                 "see the same output_dir (shared storage)"
@@ -141,10 +129,9 @@ class Run(Generic[C]):
 
                 self.parents = (parent_of(path),)
             return
-        for name, weights in (("load", load), ("pretrained", pretrained)):
-            if weights is not None:
-                record.check_parent(self.start, name, weights)
-        self.parents = record.recorded_parents(self.start)
+        from passl_densecl.engine.record import check_parents  # a new run needs none of it
+
+        self.parents = check_parents(self.start, load=load, pretrained=pretrained)
         self.log.line("resume", f"{self.start.path}, step {self.start.step:,}")
         for change in self.changes:
             self.log.line("changed", f"{change}, from step {self.start.step:,} on")
@@ -198,28 +185,24 @@ class Run(Generic[C]):
                 self.checkpoints.clear()
             self.log.rewind(self.start.step if self.start else -1)
             self.checkpoints.tidy(self.first_step, self.best["name"] or None)
+        first = self.first_step
         for each in (self.evaluation, self.monitor):
-            if each is not None and not each.selects_best and self._not_evaluated(each, self.first_step):
-                each.run(learner.model, self.first_step)
+            due = each is not None and not each.selects_best and each.due(first)
+            if each and due and not dist.any_process(first in self.log.recorded(each.key)):
+                each.run(learner.model, first)
         self.stopwatch = Stopwatch()
 
     def _keep_config(self) -> None:
         """The config that held until now stays beside the new one, under the step from which it held."""
-        old = self.config.run_dir / "config.yaml"
-        if self.start is None or not self.changes or not old.is_file():
+        folder = self.config.run_dir
+        if self.start is None or not self.changes or not (folder / "config.yaml").is_file():
             return
-        kept, content = self._kept_config(self.start.state.get("config_since", 0)), old.read_bytes()
-        if kept.exists() and kept.read_bytes() != content:
-            kept = self._kept_config(self.first_step)  # of an attempt from this checkpoint that saved nothing
+        content = (folder / "config.yaml").read_bytes()
+        kept = folder / f"config_from_step_{self.start.state.get('config_since', 0):08d}.yaml"
+        if kept.exists() and kept.read_bytes() != content:  # of an attempt from this checkpoint that saved nothing
+            kept = folder / f"config_from_step_{self.first_step:08d}.yaml"
         with whole_file(kept) as file:
             file.write(content)
-
-    def _kept_config(self, step: int) -> Path:
-        return self.config.run_dir / f"config_from_step_{step:08d}.yaml"
-
-    def _not_evaluated(self, evaluation: Evaluation, done: int) -> bool:
-        """Whether an evaluation is due after `done` steps and the run's metrics lack it; the same in every process."""
-        return evaluation.due(done) and not dist.any_process(done in self.log.recorded(evaluation.key))
 
     # ------------------------------------------------------------ after each step
 
@@ -259,9 +242,7 @@ class Run(Generic[C]):
                 self.best = {"epoch": self._epoch(done), "top1": top1, "name": f"epoch_{self._epoch(done):04d}"}
             self.stopwatch.skip()
         stopping = self.stop.requested()
-        name = checkpoint_name(done, self.steps_per_epoch, config, self.last_step, stopping)
-        if self.best is not before:
-            name = self.best["name"]
+        name = self.best["name"] if self.best is not before else self._checkpoint_due(done, stopping)
         if name and not ends:
             self.bad_images.collect(self._epoch(done), self.steps_per_epoch * config.batch_size, ends=False, write=True)
         if name:
@@ -285,32 +266,37 @@ class Run(Generic[C]):
         """The epoch, from 1, that the last of `done` steps belongs to."""
         return (done - 1) // self.steps_per_epoch + 1
 
+    def _checkpoint_due(self, done: int, stopping: bool) -> str | None:
+        """The name of the checkpoint to write after `done` steps, or None."""
+        epoch, within = divmod(done, self.steps_per_epoch)
+        every = self.config.checkpoint
+        epoch_due = within == 0 and (epoch % every.every_epochs == 0 or done == self.last_step)
+        if not (stopping or epoch_due or (every.every_steps and done % every.every_steps == 0)):
+            return None
+        return f"step_{done:08d}" if within else f"epoch_{epoch:04d}"
+
     def _log_step(self, done: int, losses: Sequence[Losses], facts: Mapping[str, float], keys: Keys | None) -> None:
         """One line of the log and one object of metrics.jsonl: every loss and accuracy by its name."""
+        config = self.config
         values: dict[str, float] = {"step": done, "epoch": self._epoch(done), **mean_losses(losses)}
-        if self.guard is None:
-            check_finite("the loss", [values["loss"]], done, self._remedy())
         values |= facts
         if keys is not None:
             values |= similarity(keys)
-        if self.guard is not None:
-            values["nonfinite_steps"] = self.guard.skipped
-        rate, waited, eta = self.stopwatch.read(self.config.batch_size, self.last_step - done)
+        if self.skipped is not None:
+            values["nonfinite_steps"] = self.skipped
+        else:
+            check_finite("the loss", [values["loss"]], done, self.remedy())
+        rate, waited, eta = self.stopwatch.read(config.batch_size, self.last_step - done)
         values |= {"images_per_second": rate, "data_share": waited, "peak_memory_mb": peak_memory_mb()}
         text = f"{describe_step(values)}  {rate:.0f} img/s  data {waited:.0%}  eta {eta}"
         within = (done - 1) % self.steps_per_epoch + 1
-        self.log.progress(f"epoch {self.epoch_text(done)}", within, self.steps_per_epoch, text, record=True)
+        self.log.progress(f"epoch {self._epoch(done)}/{config.epochs}", within, self.steps_per_epoch, text, record=True)
         self.log.metrics(values)
         if self.watchdog is not None:
             self.watchdog.check(values)
 
     def _save(self, name: str, done: int, best_before: dict[str, Any], *, must: bool) -> None:
-        learner = self.learner
-        if self.guard is not None:
-            self.guard.check_weights(done)
-        else:  # a loss between two log lines shows in the weights, which all processes share
-            trained = [float(weight.sum()) for weight in learner.model.parameters() if not weight.stop_gradient]
-            check_finite("the sum of a trained weight", trained, done, self._remedy())
+        self._check_weights(done)
         if not dist.is_main():
             return
         with dist.uninterrupted():
@@ -319,10 +305,35 @@ class Run(Generic[C]):
         if saved is None:  # what is called the best must exist to be used
             self.best = best_before
 
+    @paddle.no_grad()
+    def _check_weights(self, done: int) -> None:
+        """Raises RunError when a weight is not finite, before it is saved over good ones. Finite gradients can still
+        overflow one: learning rate times gradient, or momentum, beyond float32."""
+        weights = dict(self.learner.model.named_parameters())
+        sums = paddle.stack([weight.sum() for weight in weights.values()]).numpy()
+        if broken := [name for name, value in zip(weights, sums, strict=True) if not np.isfinite(value)]:
+            what = f"weights are not finite ({listed(broken, quoted=False)})"
+            raise RunError(f"step {done:,}: {what}; they were not saved. {self.remedy()}")
+
+    def remedy(self, bad_since: int | None = None) -> str:
+        """How to continue after numbers that are not finite, at every step since `bad_since` if it is given."""
+        config, newest = self.config, self.checkpoints.newest()
+        how = f"a lower optimizer.lr (the rate is {float(self.learner.optimizer.get_lr()):g} now)"
+        if config.amp.enabled and config.amp.dtype == "float16":
+            how += ", or amp.dtype: bfloat16"
+        if newest is None:
+            return f"There is no checkpoint yet: start again with {how}"
+        if bad_since is not None:
+            return (
+                f"All steps since {bad_since:,} were like that, so the weights had diverged by then: continue from a "
+                f"checkpoint well before it ({option('resume', 'PATH')}; the newest is {newest}) with {how}"
+            )
+        return f"Continue from {newest} ({option('resume', 'auto')}) with {how}"
+
     def snapshot(self, done: int, **state: Any) -> Snapshot:
         """The state after `done` steps; `state` replaces entries of state.json."""
         learner, config = self.learner, self.config
-        entries = {"task": config.task, **self.facts, "scaler": learner.scaler_state()}
+        entries = {"task": config.task, **self.facts, "scaler": scaler_state(learner.scaler)}
         entries["config"] = config.model_dump(mode="json", exclude={"output_dir"})  # the same bytes wherever it lies
         before = self.start.state if self.start else {}
         entries["config_since"] = self.first_step if self.changes else before.get("config_since", 0)
@@ -331,28 +342,23 @@ class Run(Generic[C]):
         entries["bad_in_epoch"] = self.bad_images.in_epoch
         if self.evaluation is not None and self.evaluation.selects_best:
             entries["best"] = self.best
-        if self.guard is not None:
-            entries["nonfinite_steps"] = self.guard.skipped
+        if self.skipped is not None:
+            entries["nonfinite_steps"] = self.skipped
         epoch, classes = done // self.steps_per_epoch, self.facts.get("classes")
         card = run_card(
             config, epoch=epoch, step=done, classes=None if classes is None else tuple(classes), parents=self.parents
         )
-        return Snapshot(done, learner.model.state_dict(), learner.optimizer_state(), entries | state, card)
+        return Snapshot(
+            done, learner.model.state_dict(), optimizer_state(learner.optimizer, learner.model), entries | state, card
+        )
 
     def report(self) -> None:
         """Write the report of a run that was not asked to stop, as its config says; the main process does."""
         if self.config.report and dist.is_main() and not self.stopped:
             from passl_densecl.visualize.report import write_report
 
-            def is_wanted() -> bool:
-                return self.stop.signal is None
-
-            write_report(self.config.run_dir, self.log.line, images=self.images, is_wanted=is_wanted)
-
-    def _remedy(self) -> str:
-        rate = float(self.learner.optimizer.get_lr())
-        how = option("resume", "auto")
-        return f"Continue from the last checkpoint with {how} and a lower optimizer.lr (the rate is {rate:g} now)"
+            folder, stop = self.config.run_dir, self.stop
+            write_report(folder, self.log.line, images=self.images, is_wanted=lambda: stop.signal is None)
 
 
 @contextmanager
@@ -367,15 +373,19 @@ def open_run(config: C, resume: Resume, *, refuse_new: str | None = None) -> Ite
         start = find_start(config.run_dir, checkpoints, resume.path, resume.overwrite)
         if start is None and refuse_new:
             raise InputError(refuse_new)
-        changes = record.check_settings(start, config, accept_changes=resume.accept_changes) if start else []
+        changes = []
+        if start is not None:
+            from passl_densecl.engine.record import check_settings  # a new run needs none of it
+
+            changes = check_settings(start, config, accept_changes=resume.accept_changes)
         device_note = set_device(config.device)
         log = checkpoints.log = open_log(config, resumed=start is not None)
-        run = Run(config, start, checkpoints, log)
-        run.stop, run.overwrite, run.changes = stop, resume.overwrite, changes
+        run = Run(config, start, checkpoints, log, resume.overwrite, changes, stop)
         try:
             for text in filter(None, (warning, device_note)):
                 log.line("warning", text)
             with process_group.running(config.dist_timeout):
+                run.check_start()
                 yield run
             run.report()
         finally:
@@ -398,26 +408,14 @@ def find_start(
         from passl_densecl.reliability import restore  # a new run reads no checkpoint
 
         return restore.read_newest(checkpoints.folder) if resume == "auto" else restore.read(Path(resume))
-    present, metrics = checkpoints.present(), run_dir / "metrics.jsonl"
-    begun = "no checkpoint yet" if metrics.is_file() and metrics.stat().st_size else None
-    if present:
-        begun = (checkpoints.newest() or present[-1]).name
-    if begun is not None and not overwrite:
+    newest = checkpoints.newest() or next(reversed(checkpoints.present()), None)
+    metrics = run_dir / "metrics.jsonl"
+    if not overwrite and (newest or (metrics.is_file() and metrics.stat().st_size)):
         raise InputError(
-            f"output_dir {str(run_dir)!r} already holds a run ({begun}); continue it with {option('resume')}, start "
-            f"another with name=NAME, or replace it with {option('overwrite')}"
+            f"output_dir {str(run_dir)!r} already holds a run ({newest.name if newest else 'no checkpoint yet'}); "
+            f"continue it with {option('resume')}, start another with name=NAME, or replace it with "
+            f"{option('overwrite')}"
         )
-    return None
-
-
-def checkpoint_name(done: int, steps_per_epoch: int, config: RunConfig, last: int, stopping: bool) -> str | None:
-    """The name of the checkpoint that is due after `done` steps, or None."""
-    epoch, within = divmod(done, steps_per_epoch)
-    every = config.checkpoint
-    if within == 0 and (epoch % every.every_epochs == 0 or done == last or stopping):
-        return f"epoch_{epoch:04d}"
-    if stopping or (every.every_steps and done % every.every_steps == 0):
-        return f"epoch_{epoch:04d}" if within == 0 else f"step_{done:08d}"
     return None
 
 

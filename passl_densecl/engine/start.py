@@ -6,7 +6,8 @@ from pathlib import Path
 
 from passl_densecl.config import RANDOM, BackboneSpec, PretrainModelConfig
 from passl_densecl.errors import InputError, option
-from passl_densecl.models import DenseCL, LinearClassifier
+from passl_densecl.models import DenseCL
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.weights.card import FOREIGN, Parent
 from passl_densecl.weights.files import weights_file
 from passl_densecl.weights.load import load_strict

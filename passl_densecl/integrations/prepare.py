@@ -15,7 +15,7 @@ from passl_densecl.integrations.matching import Match, Network, count_matches
 from passl_densecl.integrations.toolboxes import TOOLBOXES, Kind, Toolbox
 from passl_densecl.integrations.yaml_files import BASES, Tagged, dump, find, put, read_yaml
 from passl_densecl.weights.convert import TARGETS, Conversion, convert
-from passl_densecl.weights.plain import Dtype
+from passl_densecl.weights.tables import Dtype
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS
 
 PLUGIN = Path(__file__).resolve().parent / "paddleseg_backbone.py"

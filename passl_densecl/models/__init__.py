@@ -6,7 +6,6 @@ D length of a projected vector · K keys in a queue.
 """
 
 from passl_densecl.models.densecl import DenseCL, Encoder, Keys, Losses, Projections
-from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.models.losses import info_nce, match
 from passl_densecl.models.queue import Queue
 from passl_densecl.models.resnet import ResNetBackbone, build_backbone, normalize
@@ -15,7 +14,6 @@ __all__ = [
     "DenseCL",
     "Encoder",
     "Keys",
-    "LinearClassifier",
     "Losses",
     "Projections",
     "Queue",

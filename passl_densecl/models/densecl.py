@@ -32,22 +32,19 @@ class Projections:
     """Encoder outputs for B images. The dense parts are None in a MoCo-v2 encoder."""
 
     global_vector: paddle.Tensor  # (B, D) unit vectors
-    features: paddle.Tensor | None = (
-        None  # (B, C, S) of the backbone, pooled to the dense head's grid, in its own precision
-    )
+    features: paddle.Tensor | None = None  # (B, C, S) of the backbone, on the dense head's grid, in its own precision
     dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
     dense_mean: paddle.Tensor | None = None  # (B, D) unit vectors: mean of the dense ones before normalization
 
     def rows(self, index: slice) -> Projections:
         """The projections of some of the images."""
-        parts = (self.global_vector, self.features, self.dense, self.dense_mean)
-        return Projections(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
+        return Projections(**{name: part[index] for name, part in vars(self).items() if part is not None})
 
     @staticmethod
     def concat(parts: list[Projections]) -> Projections:
         """Several groups of images as one."""
-        columns = zip(*((p.global_vector, p.features, p.dense, p.dense_mean) for p in parts), strict=True)
-        return Projections(*(None if column[0] is None else paddle.concat(list(column)) for column in columns))  # type: ignore[arg-type]
+        names = [name for name, part in vars(parts[0]).items() if part is not None]
+        return Projections(**{name: paddle.concat([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,6 @@ def exact_float32() -> Iterator[None]:
         core.set_cublas_switch(before)
 
 
-def is_float32_exact() -> bool:
-    """Whether the device keeps that promise, by a product whose factors have 12 bits after the point."""
-    with exact_float32():
-        product = paddle.matmul(paddle.full([256, 256], 1 + 2**-12), paddle.full([256, 256], 2**-8))
-    return bool((product == 1 + 2**-12).all())
-
-
 @paddle.no_grad()
 def match(query_features: paddle.Tensor, key_features: paddle.Tensor) -> paddle.Tensor:
     """(B, C, S), (B, C, S) → (B, S) int64: for every query position the index of the most similar key position.
@@ -45,16 +38,12 @@ def match(query_features: paddle.Tensor, key_features: paddle.Tensor) -> paddle.
     Similar by the cosine, in float32; the length of a query vector makes no difference to that. The
     maps are not copied: the similarities are divided by the lengths of the keys, not the keys.
     """
-    query, key = _float32(query_features), _float32(key_features)
+    # `astype` would copy what is float32 already.
+    query, key = (x if x.dtype == paddle.float32 else x.astype("float32") for x in (query_features, key_features))
     lengths = key.norm(p=2, axis=1, keepdim=True).clip(min=1e-12)  # (B, 1, S)
     with exact_float32():
         similarity = paddle.matmul(query, key, transpose_x=True)
     return (similarity / lengths).argmax(axis=2)
-
-
-def _float32(values: paddle.Tensor) -> paddle.Tensor:
-    """The tensor itself where it is float32 already (`astype` would copy it)."""
-    return values if values.dtype == paddle.float32 else values.astype("float32")
 
 
 def gather_matches(key_dense: paddle.Tensor, matches: paddle.Tensor) -> paddle.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import paddle
@@ -52,11 +53,24 @@ class ResNetBackbone(ResNet):
         return tuple(maps)
 
 
+@contextmanager
+def _constant_weights() -> Iterator[None]:
+    """Within it, Paddle starts layers with ones and zeros: random numbers take as long as those that replace them."""
+    base = paddle.base.initializer
+    before = base._global_weight_initializer_, base._global_bias_initializer_
+    nn.initializer.set_global_initializer(nn.initializer.Constant(1.0), nn.initializer.Constant(0.0))
+    try:
+        yield
+    finally:
+        nn.initializer.set_global_initializer(*before)
+
+
+@_constant_weights()
 def build_backbone(spec: BackboneSpec, seed: int | None = 0) -> ResNetBackbone:
     """A ResNet that maps (B, 3, height, width) to (B, C, H, W): C is 512 for depths 18 and 34, 2048 for the others.
 
     Smaller strides than the published ones are for small images; the names and shapes of the weights are the same for
-    all of them. `seed=None` keeps Paddle's initialization.
+    all of them. `seed=None` is for weights that are loaded next: every one is 1.
     """
     backbone = ResNetBackbone(
         BasicBlock if spec.depth < 50 else BottleneckBlock, spec.depth, num_classes=0, with_pool=False

@@ -99,10 +99,10 @@ class Watchdog:
                 "place",
                 f"the dense loss seems to be won by place: its top-1 is {self._dense_top1:.0%}, but "
                 f"{now['correspondence_accuracy']:.1%} of the cells of two crops match correctly, "
-                f"{before['correspondence_accuracy']:.1%} before the dense loss began (step {before['step']:,}); a cell's "
-                f"features tell its place with R² {now['place_r2']:.2f}, {before['place_r2']:.2f} then. The encoder may "
-                "be learning where a cell lies, not what it shows. In another run try model.dense_negatives=cells, or a "
-                "larger map (larger crops in data.transforms, model.last_stride 1)",
+                f"{before['correspondence_accuracy']:.1%} before the dense loss began (step {before['step']:,}); a "
+                f"cell's features tell its place with R² {now['place_r2']:.2f}, {before['place_r2']:.2f} then. The "
+                "encoder may be learning where a cell lies, not what it shows. In another run try "
+                "model.dense_negatives=cells, or a larger map (larger crops in data.transforms, model.last_stride 1)",
             )
 
     def _stays_above(self, name: str, step: int, value: float, limit: float) -> bool:

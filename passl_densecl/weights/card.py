@@ -31,8 +31,10 @@ PICKLE_START = b"\x80\x04\x8d"  # of a pickle with a card: protocol 4, then a te
 _MAGIC = "passl_densecl card "
 
 # Where a run's images lie, what it ran on, how often it was saved and when it gives up say nothing about its weights.
-_PLACES = ("output_dir", "device", "checkpoint", "log_every_steps", "loggers", "report", "guard", "dist_timeout")
-_DATA_PLACES = ("root", "list_file", "train", "val", "num_workers")
+_PLACES: dict[str, Any] = {"data": {"root", "list_file", "train", "val", "num_workers"}}
+_PLACES |= dict.fromkeys(
+    ("output_dir", "device", "checkpoint", "log_every_steps", "loggers", "report", "guard", "dist_timeout"), True
+)
 
 
 class _Entry(BaseModel):
@@ -86,7 +88,6 @@ class Card(_Entry):
         return self.model_dump(mode="json", exclude_none=True)
 
     def replace(self, **changes: Any) -> Card:
-        """The same card with some entries changed."""
         return self.model_copy(update=changes)
 
 
@@ -98,7 +99,7 @@ def run_card(
     classes: tuple[str, ...] | None = None,
     parents: tuple[Parent, ...] = (),
 ) -> Card:
-    """The card of a run's checkpoint after ``step`` optimizer steps."""
+    """The card of a run's checkpoint after ``step`` optimizer steps, with the config but for ``_PLACES``."""
     return Card(
         kind=PRETRAINING if config.task == "pretrain" else CLASSIFIER,
         depth=config.model.depth,
@@ -107,14 +108,14 @@ def run_card(
         epoch=epoch,
         step=step,
         classes=classes,
-        config=_recipe(config),
+        config=config.model_dump(mode="json", exclude=_PLACES),
         parents=parents,
     )
 
 
 def encode(card: Card | Mapping[str, Any]) -> bytes:
     """The text that is stored in a file; equal cards give equal bytes."""
-    values = card.to_dict() if isinstance(card, Card) else dict(card)
+    values = card.to_dict() if isinstance(card, Card) else card
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)  # ASCII: names may be any bytes
     if len(text) > MAX_BYTES:
         raise ValueError(f"an identity card of {len(text):,} bytes; at most {MAX_BYTES:,} are meant")
@@ -133,10 +134,3 @@ def decode(path: Path, text: bytes) -> dict[str, Any] | None:
         raise InputError(f"{path}: the file is damaged: its identity card cannot be read")
     check_format(f"{path}: its identity card", values.get("format", 1), FORMAT)
     return values
-
-
-def _recipe(config: PretrainConfig | LinearConfig) -> dict[str, Any]:
-    """The resolved config without the folders, the device and the workers."""
-    tree = config.model_dump(mode="json", exclude=set(_PLACES))
-    tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_PLACES}
-    return tree

@@ -58,7 +58,7 @@ def by_age(checkpoints: Iterable[Path]) -> list[Path]:
     """Oldest first: by `step` in `state.json`, or by the largest number in the name where one does not say its step."""
     steps = {path: recorded_step(path) for path in checkpoints}
     if None in steps.values():
-        steps = {path: _number(path.name) for path in steps}
+        steps = {path: int((re.findall(r"\d+", path.name) or ["-1"])[-1]) for path in steps}
     return sorted(steps, key=lambda path: (steps[path], path.name))
 
 
@@ -68,14 +68,13 @@ def checksums(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         found = {name: (content[name]["bytes"], content[name]["sha256"]) for name in FILES}
-        sound = all(type(size) is int and re.fullmatch("[0-9a-f]{64}", digest) for size, digest in found.values())
+        if not all(type(size) is int and re.fullmatch("[0-9a-f]{64}", digest) for size, digest in found.values()):
+            raise ValueError("no size and SHA-256")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error!s:.100}"
         raise InputError(f"{path} is damaged ({reason}): nothing can be said about the files beside it") from error
-    if not sound:
-        raise InputError(f"{path} is damaged (no size and SHA-256): nothing can be said about the files beside it")
     return found
 
 
@@ -83,6 +82,12 @@ def checksum_text(written: dict[str, tuple[int, str]]) -> bytes:
     """What :func:`checksums` reads."""
     content: dict[str, Any] = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
     return json.dumps(content, indent=1).encode()
+
+
+def _written(file: Path) -> tuple[int, str] | None:
+    """Bytes and SHA-256 of a checkpoint's file as written; None where nothing says them."""
+    known = checksums(file.parent) if file.name in FILES else None
+    return known[file.name] if known else None
 
 
 def check_size(file: Path) -> None:
@@ -93,13 +98,10 @@ def check_size(file: Path) -> None:
         raise InputError(f"{file} is missing") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
-    known = checksums(file.parent) if file.name in FILES else None
-    if known is None:
-        return
-    expected = known[file.name][0]
-    if size != expected:
-        cut = "; it was cut off" if size < expected else ""
-        raise InputError(f"{file} is damaged: it has {size:,} bytes, {expected:,} were written{cut}")
+    expected = _written(file)
+    if expected and size != expected[0]:
+        cut = "; it was cut off" if size < expected[0] else ""
+        raise InputError(f"{file} is damaged: it has {size:,} bytes, {expected[0]:,} were written{cut}")
 
 
 def check_content(file: Path) -> None:
@@ -108,15 +110,10 @@ def check_content(file: Path) -> None:
     A file without checksums beside it passes, and so does any that is no checkpoint's.
     """
     check_size(file)
-    known = checksums(file.parent) if file.name in FILES else None
-    if known is None:
-        return
-    digest, expected = sha256_of(file), known[file.name][1]
-    if digest != expected:
-        raise InputError(
-            f"{file} is damaged: its SHA-256 is {digest[:12]}…, {expected[:12]}… was written ({CHECKSUMS}); "
-            "the size is right"
-        )
+    expected = _written(file)
+    if expected and (digest := sha256_of(file)) != expected[1]:
+        digests = f"its SHA-256 is {digest[:12]}…, {expected[1][:12]}… was written ({CHECKSUMS})"
+        raise InputError(f"{file} is damaged: {digests}; the size is right")
 
 
 def check_weights(file: Path) -> None:
@@ -138,8 +135,3 @@ def other_weights(file: Path) -> str:
             continue
         return f"the newest other checkpoint whose {file.name} is whole is {other}"
     return f"there is no other checkpoint with a whole {file.name} beside it"
-
-
-def _number(name: str) -> int:
-    numbers = re.findall(r"\d+", name)
-    return int(numbers[-1]) if numbers else -1

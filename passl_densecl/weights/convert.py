@@ -17,10 +17,9 @@ from passl_densecl.errors import InputError, option
 from passl_densecl.weights.card import BACKBONE, CLASSIFIER, FOREIGN, PRETRAINING, Card, Parent
 from passl_densecl.weights.files import read_weights, weights_file
 from passl_densecl.weights.names import Extraction, extract_backbone
-from passl_densecl.weights.plain import Dtype, in_dtype
 from passl_densecl.weights.recorded import recorded_backbone, recorded_card
 from passl_densecl.weights.state import read_state, write_state
-from passl_densecl.weights.tables import beside, unwrap
+from passl_densecl.weights.tables import Dtype, beside, in_dtype, unwrap
 from passl_densecl.weights.vocabulary import BOTTLENECK_DEPTHS, VOCABULARIES, translate
 from passl_densecl.weights.writing import write_weights
 

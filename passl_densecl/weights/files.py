@@ -7,8 +7,11 @@ wrote before (.pth, .pt), safetensors. Reading never runs anything of a file and
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -18,11 +21,12 @@ from passl_densecl.errors import InputError
 from passl_densecl.text import listed
 from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
-from passl_densecl.weights.pickles import is_pickle, load_pickle, pickle_card
 from passl_densecl.weights.plain import describe
 
 Format = Literal["pickle", "torch", "torch (legacy)", "safetensors"]
 
+# How pickles of protocol 0 and 1 begin, which Python 2 wrote: they have no header.
+_OLD_PICKLE = re.compile(rb"\(d|\}q|\(l|\]q|c(?:collections|__builtin__)\n", re.DOTALL)
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."  # torch's magic number, pickled
 
@@ -56,9 +60,9 @@ def read_weights(path: str | os.PathLike[str]) -> WeightFile:
 def _read_weights(path: Path) -> WeightFile:
     with opened(path) as (file, size):
         format = recognize(path, file, size)
-        card = _card(path, format, file, size)
+        card = _reader(format).card(path, file, size)
         file.seek(0)
-        content, not_read = _load(path, format, file, size)
+        content, not_read = _reader(format).load(path, file, size)
     return WeightFile(path, format, content, card, not_read)
 
 
@@ -70,7 +74,7 @@ def read_card(path: str | os.PathLike[str]) -> Card | None:
     """
     path = weights_file(path)
     with opened(path) as (file, size):
-        card = _card(path, recognize(path, file, size), file, size)
+        card = _reader(recognize(path, file, size)).card(path, file, size)
     try:
         return None if card is None else Card.from_dict(card)
     except InputError as error:
@@ -136,9 +140,6 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-# Formats; a module for each, imported with the first file of that format
-
-
 def recognize(path: Path, file: BinaryIO, size: int) -> Format:
     """The format of an open file by its first bytes, and the file at its start again. Raises InputError for others."""
     start = file.read(64)
@@ -152,7 +153,7 @@ def recognize(path: Path, file: BinaryIO, size: int) -> Format:
         return "safetensors"
     if _LEGACY_TORCH in start[:32]:
         return "torch (legacy)"
-    if is_pickle(start):
+    if (start[:1] == pickle.PROTO and 2 <= (start + b"\x02")[1] <= 5) or _OLD_PICKLE.match(start):
         return "pickle"
     if start[8:9] == b"{" and not _is_text(start[:8]):
         return "safetensors"  # with a header that is longer than the file: its reader says so
@@ -162,31 +163,15 @@ def recognize(path: Path, file: BinaryIO, size: int) -> Format:
     raise InputError(f"{path}: not a file of weights ({shown}); known are pickles, torch files and safetensors")
 
 
-def _load(path: Path, format: Format, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
-    """The content of a file, and the classes of the objects in it that were not read."""
+def _reader(format: Format) -> ModuleType:
+    """The module that reads a format: its `load` and `card` take the path, the open file and its size."""
     if format == "pickle":
-        return load_pickle(path, file, size), ()
-    if format == "safetensors":
-        from passl_densecl.weights.safetensors_files import load_safetensors
-
-        return load_safetensors(path, file, size), ()
-    from passl_densecl.weights.torch_files import load_legacy_torch, load_torch
-
-    return load_torch(path, file, size) if format == "torch" else load_legacy_torch(path, file, size)
-
-
-def _card(path: Path, format: Format, file: BinaryIO, size: int) -> dict[str, Any] | None:
-    if format == "pickle":
-        return pickle_card(path, file, size)
-    if format == "torch":
-        from passl_densecl.weights.torch_files import torch_card
-
-        return torch_card(path, file, size)
-    if format == "safetensors":
-        from passl_densecl.weights.safetensors_files import safetensors_card
-
-        return safetensors_card(path, size)
-    return None
+        from passl_densecl.weights import pickles as reader
+    elif format == "safetensors":
+        from passl_densecl.weights import safetensors_files as reader
+    else:
+        from passl_densecl.weights import torch_files as reader
+    return reader
 
 
 def _is_text(start: bytes) -> bool:

@@ -98,14 +98,9 @@ def _hint(state: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> str:
     for prefix, depth in asked.items():
         other = held.get(prefix)
         if depth and other and depth != other:
-            return (
-                f": the file holds a ResNet-{other}, the config asks for ResNet-{depth}: "
-                f"set model.depth: {other} or choose another file"
-            )
+            fits = f"set model.depth: {other} or choose another file"
+            return f": the file holds a ResNet-{other}, the config asks for ResNet-{depth}: {fits}"
     if asked and held and not set(asked) & set(held):
-        return f": the file's backbone stands behind {_quoted(held)}, the model's behind {_quoted(asked)}"
+        there, here = (" and ".join(map(repr, prefixes)) for prefixes in (held, asked))
+        return f": the file's backbone has the prefix {there}, the model's {here}"
     return ""
-
-
-def _quoted(prefixes: Collection[str]) -> str:
-    return " and ".join(f"'{prefix}'" if prefix else "no prefix" for prefix in prefixes)

@@ -256,7 +256,7 @@ def extract_backbone(
     place = find_encoder(arrays, encoder=encoder, prefix=prefix, vocabulary=vocabulary)
     depth, backbone, used = take_backbone(arrays, place.prefix, place.vocabulary)
     if place.copy is not None:
-        _check_copy(arrays, place, depth)
+        check_copy(arrays, place.prefix, place.copy)
     dropped: dict[str, int] = {}
     for name in arrays:
         if name not in used:
@@ -459,15 +459,16 @@ def _has_folded_statistics(backbone: Mapping[str, np.ndarray]) -> bool:
     return is_plain and any(array.any() for name, array in backbone.items() if name.endswith(".bias"))
 
 
-def _check_copy(arrays: Mapping[str, np.ndarray], place: EncoderPlace, depth: int) -> None:
-    names = translations(place.vocabulary, depth)
-    differ = [n for n in names if not np.array_equal(arrays.get(f"{place.copy}{n}", ()), arrays[place.prefix + n])]
+def check_copy(arrays: Mapping[str, np.ndarray], query: str, copy: str) -> set[str]:
+    """The names behind `copy`, where a file has the backbone behind `query` once more. Raises InputError when the two
+    differ."""
+    names = {name: query + name.removeprefix(copy) for name in arrays if name.startswith(copy)}
+    differ = [name for name, of in names.items() if not np.array_equal(arrays.get(of, ()), arrays[name])]
     if differ:
         where = listed(differ, 5, quoted=False)
-        raise InputError(
-            f"'{place.prefix}' and '{place.copy}' should be the same backbone twice but differ in {where}; "
-            f"choose one: {option('prefix', place.prefix)} or {option('prefix', place.copy)}"
-        )
+        ways = f"choose one: {option('prefix', query)} or {option('prefix', copy)}"
+        raise InputError(f"'{query}' and '{copy}' should be the same backbone twice but differ in {where}; {ways}")
+    return set(names)
 
 
 # Describing

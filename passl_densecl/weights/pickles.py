@@ -17,13 +17,10 @@ from typing import Any, BinaryIO, ClassVar, NoReturn
 
 import numpy as np
 
-from passl_densecl.disk import BoundedReader
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.plain import ARRAY_KINDS, MAX_NESTING, UnfitError, describe, explained
-
-# How pickles of protocol 0 and 1 begin, which Python 2 wrote: they have no header.
-_OLD_START = re.compile(rb"\(d|\}q|\(l|\]q|c(?:collections|__builtin__)\n", re.DOTALL)
+from passl_densecl.weights.plain import ARRAY_KINDS, MAX_NESTING, describe
+from passl_densecl.weights.reading import BoundedReader, UnfitError, check_end, checked_shape, empty_array, explained
 
 # What paddle.save adds to a state: automatic names, which depend on what the process built before, and the list of
 # arrays that protocols 2 and 3 could not hold in one piece (paddle/framework/io_utils.py).
@@ -39,27 +36,20 @@ NAMES = frozenset(
     ]
 )
 _DTYPE_TEXT = re.compile(rf"[<>=|]?[{ARRAY_KINDS}]\d{{1,9}}")
-_MAX_DIMENSIONS = 32
-_MAX_LENGTH = 2**48  # of one dimension
 _MAX_TUPLE = 10_000  # entries of a tuple, those of tuples in it included
 
 
-def is_pickle(start: bytes) -> bool:
-    """Whether the first bytes of a file are those of a pickle of a container."""
-    return (start[:1] == pickle.PROTO and 2 <= (start + b"\x02")[1] <= 5) or bool(_OLD_START.match(start))
-
-
-def load_pickle(path: Path, file: BinaryIO, size: int) -> object:
+def load(path: Path, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
     """The plain data in a pickle of ``size`` bytes. Raises InputError; ``path`` is for its message."""
     with explained(path, size):
         reader = BoundedReader(file, size)
         unpickler = DataUnpickler(path, reader, size)
         content = unpickler.load()
         check_end(path, reader)
-        return unpickler.finish(content)
+        return unpickler.finish(content), ()
 
 
-def pickle_card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
+def card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
     """The identity card at the start of a pickle, without reading the rest; None when it has none."""
     if file.read(len(cards.PICKLE_START)) != cards.PICKLE_START:
         return None
@@ -68,15 +58,6 @@ def pickle_card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
         return None
     text = file.read(count)
     return cards.decode(path, text) if file.read(1) == pickle.POP else None
-
-
-def check_end(path: Path, reader: BoundedReader) -> None:
-    """Raises InputError when something follows the end of the data."""
-    if reader.remaining:
-        raise InputError(
-            f"{path}: {reader.remaining:,} bytes follow the end of the data; "
-            "the file is damaged, or several files were written into one"
-        )
 
 
 class Note(list):
@@ -314,15 +295,6 @@ class DataUnpickler(pickle._Unpickler):
         return np.ndarray(shape, dtype, data, order="F" if is_fortran else "C").copy(order="C")
 
 
-def checked_shape(shape: object) -> tuple[int, ...]:
-    """``shape`` when it is a tuple of lengths. Raises UnfitError."""
-    if not isinstance(shape, tuple) or len(shape) > _MAX_DIMENSIONS:
-        raise UnfitError(f"array whose shape is {describe(shape)}")
-    if not all(type(n) is int and 0 <= n < _MAX_LENGTH for n in shape):
-        raise UnfitError(f"array whose shape is {describe(shape)}")
-    return shape
-
-
 def _checked_dtype(value: object) -> np.dtype:
     """A dtype of numbers or text: with objects ("O"), bytes of the file would be taken for addresses."""
     state = None
@@ -339,14 +311,6 @@ def _checked_dtype(value: object) -> np.dtype:
     if subarray is not None or fields is not None or order not in ("<", ">", "=", "|"):
         raise UnfitError("array of records")
     return dtype.newbyteorder(order)
-
-
-def empty_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array without values: one of the lengths is 0, the others may be anything."""
-    try:
-        return np.zeros(shape, dtype)
-    except (ValueError, MemoryError):
-        raise UnfitError(f"array whose shape is {list(shape)}") from None
 
 
 def _tidy_paddle_state(state: dict) -> dict:

@@ -15,9 +15,8 @@ import numpy as np
 from passl_densecl.errors import InputError
 from passl_densecl.weights.files import read_weights, weights_file
 from passl_densecl.weights.names import Extraction, encoder_vocabularies, extract_backbone, match_layout
-from passl_densecl.weights.plain import Dtype, in_dtype
 from passl_densecl.weights.state import TrainingState, read_state
-from passl_densecl.weights.tables import unwrap
+from passl_densecl.weights.tables import Dtype, in_dtype, unwrap
 
 Arrays = dict[str, np.ndarray]
 Path = str | os.PathLike[str]

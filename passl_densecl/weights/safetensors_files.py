@@ -20,23 +20,24 @@ from safetensors.numpy import save
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.plain import UnfitError, as_array, describe, explained, widened
+from passl_densecl.weights.plain import as_array, describe
+from passl_densecl.weights.reading import UnfitError, explained, widened
 
 _CARD_KEY = "passl_densecl"  # in the file's metadata
 _NUMBERS = re.compile("[FIUC](8|16|32|64)")
 
 
-def load_safetensors(path: Path, file: BinaryIO, size: int) -> dict[str, np.ndarray]:
+def load(path: Path, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
     """Name → array, sorted by name; bfloat16 as float32. Raises InputError; ``path`` is for its message."""
     with _explained(path, size):
         tensors = dict(safetensors.deserialize(file.read()))
-        return {name: _array(name, tensors[name]) for name in sorted(tensors)}
+        return {name: _array(name, tensors[name]) for name in sorted(tensors)}, ()
 
 
-def safetensors_card(path: Path, size: int) -> dict[str, Any] | None:
+def card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
     """The identity card in the metadata; None when there is none."""
-    with _explained(path, size), safetensors.safe_open(path, "numpy") as file:
-        text = (file.metadata() or {}).get(_CARD_KEY)
+    with _explained(path, size), safetensors.safe_open(path, "numpy") as opened:
+        text = (opened.metadata() or {}).get(_CARD_KEY)
     return None if text is None else cards.decode(path, text.encode())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from passl_densecl.errors import InputError
 from passl_densecl.text import listed
-from passl_densecl.weights.names import LAYOUTS, Layout, encoder_vocabularies, match_layout, take_backbone
+from passl_densecl.weights.names import LAYOUTS, Layout, check_copy, encoder_vocabularies, match_layout, take_backbone
 from passl_densecl.weights.vocabulary import VOCABULARIES, backbone_shapes, classifier_channels, translate
 
 OURS = LAYOUTS["state"]
@@ -81,9 +81,12 @@ def read_state(arrays: Mapping[str, np.ndarray], expected: str | None = None) ->
     used: set[str] = set()
     depths = []
     for ours, theirs in zip(OURS.backbones, layout.backbones, strict=True):
-        depth, backbone, names = _encoder(arrays, outer + theirs, layout)
+        try:
+            depth, backbone, names = take_backbone(arrays, outer + theirs, layout.vocabulary)
+        except InputError as error:
+            raise InputError(f"behind '{outer + theirs}': {error}") from None
         depths.append(depth)
-        used |= names
+        used |= names.keys()
         result |= {ours + name: array for name, array in backbone.items()}
     if depths[0] != depths[1]:
         raise InputError(f"the query encoder is a ResNet-{depths[0]}, the key encoder a ResNet-{depths[1]}")
@@ -96,7 +99,7 @@ def read_state(arrays: Mapping[str, np.ndarray], expected: str | None = None) ->
     used |= rest.keys()
     allowed = {outer + name for name in layout.companions}
     if layout.copy_of_query is not None:
-        allowed |= _copied(arrays, outer, layout)
+        allowed |= check_copy(arrays, outer + layout.backbones[0], outer + layout.copy_of_query)
     left = [name for name in arrays if name not in used and name not in allowed]
     if left:
         raise InputError(f"a {layout.kind} with {len(left)} names left over: {listed(left, 5, quoted=False)}")
@@ -129,16 +132,6 @@ def write_state(state: TrainingState, to: str) -> dict[str, np.ndarray]:
     return result | {outer + theirs: _turned(state.arrays[ours], ours, layout) for theirs, ours in rest.items()}
 
 
-def _encoder(
-    arrays: Mapping[str, np.ndarray], prefix: str, layout: Layout
-) -> tuple[int, dict[str, np.ndarray], set[str]]:
-    try:
-        depth, backbone, names = take_backbone(arrays, prefix, layout.vocabulary)
-    except InputError as error:
-        raise InputError(f"behind '{prefix}': {error}") from None
-    return depth, backbone, set(names)
-
-
 def _head_and_queue_names(layout: Layout, dense: bool) -> dict[str, str]:
     """Their name → ours of all that is not backbone."""
     prefixes = list(zip(layout.global_heads, OURS.global_heads, strict=True))
@@ -152,28 +145,13 @@ def _head_and_queue_names(layout: Layout, dense: bool) -> dict[str, str]:
     return names
 
 
-def _copied(arrays: Mapping[str, np.ndarray], outer: str, layout: Layout) -> set[str]:
-    """The names of the second copy of the query backbone, which must be the same."""
-    query, copy = outer + layout.backbones[0], f"{outer}{layout.copy_of_query}"
-    names = {name: query + name.removeprefix(copy) for name in arrays if name.startswith(copy)}
-    differ = [name for name, of in names.items() if not np.array_equal(arrays.get(of, ()), arrays[name])]
-    if differ:
-        raise InputError(
-            f"'{query}' and '{copy}' should be the same backbone twice but differ in {listed(differ, 5, quoted=False)}"
-        )
-    return set(names)
-
-
-def _is_matrix(ours: str) -> bool:
-    return ours.endswith(".weight") and ours.startswith(OURS.global_heads)
-
-
 def _turned(array: np.ndarray, ours: str, layout: Layout) -> np.ndarray:
     """An array between a layout and ours, in either direction: Linear weights and queues may be transposed."""
     if ours in (OURS.global_queue[1], OURS.dense_queue[1]) and array.size == 1 and array.dtype.kind in "iu":
         return array.reshape(1).astype("int64")
     is_queue = ours in (OURS.global_queue[0], OURS.dense_queue[0])
-    turned = not layout.keys_are_rows if is_queue else _is_matrix(ours) and VOCABULARIES[layout.vocabulary].is_torch
+    is_matrix = ours.endswith(".weight") and ours.startswith(OURS.global_heads)
+    turned = not layout.keys_are_rows if is_queue else is_matrix and VOCABULARIES[layout.vocabulary].is_torch
     return np.ascontiguousarray(array.T) if turned else array
 
 
@@ -193,13 +171,13 @@ def _checked(result: dict[str, np.ndarray], layout: Layout, depth: int, has_dens
         what = f"the parts of this {layout.kind} do not fit together (as this project names and lays them)"
         raise InputError(f"{what}: {listed(wrong, 5, quoted=False)}")
     pointers = {OURS.global_queue[1], OURS.dense_queue[1]}
-    unfit = [
-        n for n in shapes if n not in pointers and (result[n].dtype.kind != "f" or not np.isfinite(result[n]).all())
-    ]
-    unfit += [
-        n for n in shapes if n in pointers and not (result[n].dtype.kind in "iu" and 0 <= result[n][0] < sizes[2])
-    ]
-    if unfit:
+
+    def is_fit(name: str, array: np.ndarray) -> bool:
+        if name in pointers:
+            return array.dtype.kind in "iu" and 0 <= array[0] < sizes[2]
+        return array.dtype.kind == "f" and bool(np.isfinite(array).all())
+
+    if unfit := [name for name in shapes if not is_fit(name, result[name])]:
         raise InputError(
             f"values that cannot be (not finite, or a pointer outside its queue): {listed(unfit, 5, quoted=False)}"
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Literal, get_args
 
 import numpy as np
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.text import listed
 from passl_densecl.weights.names import encoder_vocabularies, known_network
 from passl_densecl.weights.plain import describe
+
+Dtype = Literal["float32", "float16", "float64"]  # of weights that are written
 
 # The dictionary of weights inside a checkpoint that holds other things as well.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -67,3 +70,26 @@ def _is_table(value: object) -> bool:
         and len(value) > 0
         and all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in value.items())
     )
+
+
+def in_dtype(arrays: Mapping[str, np.ndarray], dtype: Dtype = "float32") -> tuple[dict[str, np.ndarray], str]:
+    """The same arrays, those of floating-point numbers in ``dtype``; and what was converted, in words ("float16 →
+    float32, 102 arrays"), or "" when all of them had it.
+
+    Raises:
+        InputError: a number is too large for ``dtype``, or no such dtype.
+    """
+    if dtype not in get_args(Dtype):
+        raise InputError(f"{option('dtype', dtype)}: expected {', '.join(get_args(Dtype))}")
+    result, others = dict(arrays), [name for name, array in arrays.items() if array.dtype.kind == "f"]
+    others = [name for name in others if arrays[name].dtype != np.dtype(dtype)]
+    for name in others:
+        with np.errstate(over="ignore"):
+            result[name] = arrays[name].astype(dtype)
+        if np.isfinite(arrays[name]).all() and not np.isfinite(result[name]).all():
+            largest = float(np.abs(arrays[name]).max())
+            raise InputError(f"{name} holds {largest:.3g}, too large for {dtype}; choose another {option('dtype')}")
+    if not others:
+        return result, ""
+    before = " and ".join(sorted({str(arrays[name].dtype) for name in others}))
+    return result, f"{before} → {dtype}, {len(others)} arrays"

@@ -23,21 +23,22 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
-from passl_densecl.disk import BoundedReader
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.pickles import (
-    NAMES,
-    DataUnpickler,
-    Note,
+from passl_densecl.weights.pickles import NAMES, DataUnpickler, Note, unknown_program
+from passl_densecl.weights.plain import describe
+from passl_densecl.weights.reading import (
+    BoundedReader,
+    UnfitError,
     check_end,
     checked_shape,
     empty_array,
-    unknown_program,
+    explained,
+    widened,
 )
-from passl_densecl.weights.plain import UnfitError, describe, explained, widened
 
 CARD_RECORD = "passl_densecl_card.json"
+ZIP_START = b"PK\x03\x04"
 
 _BFLOAT16 = np.dtype("V2")  # numpy has no bfloat16; it is read as its bits and widened to float32, which is exact
 STORAGES = {  # torch's types of storages → the dtype of their values
@@ -77,8 +78,10 @@ _BOOKKEEPING = (
 )
 
 
-def load_torch(path: Path, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
-    """The plain data in a torch zip file, and the classes of the objects that were not read. Raises InputError."""
+def load(path: Path, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
+    """The plain data in a file of torch.save, and the classes of the objects that were not read. Raises InputError."""
+    if not _is_zip(file):
+        return _load_legacy(path, file, size)
     with _opened_archive(path, file, size) as archive:
         program = archive.read("data.pkl")
         reader = BoundedReader(io.BytesIO(program), len(program))
@@ -92,8 +95,8 @@ def load_torch(path: Path, file: BinaryIO, size: int) -> tuple[object, tuple[str
         return unpickler.finish(content), tuple(sorted(unpickler.not_read))
 
 
-def load_legacy_torch(path: Path, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
-    """As :func:`load_torch`, of torch.save before 1.6, or with _use_new_zipfile_serialization=False."""
+def _load_legacy(path: Path, file: BinaryIO, size: int) -> tuple[object, tuple[str, ...]]:
+    """As :func:`load`, of torch.save before 1.6, or with _use_new_zipfile_serialization=False."""
     with explained(path, size):
         reader, data = BoundedReader(file, size), {}
         unpickler = TorchUnpickler(path, reader, size, lambda key, _size: data[key])
@@ -112,8 +115,10 @@ def load_legacy_torch(path: Path, file: BinaryIO, size: int) -> tuple[object, tu
         return unpickler.finish(content), tuple(sorted(unpickler.not_read))
 
 
-def torch_card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
+def card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
     """The identity card in a torch zip file; None when it has none."""
+    if not _is_zip(file):
+        return None
     with _opened_archive(path, file, size) as archive:
         if not archive.holds(CARD_RECORD) or archive.size_of(CARD_RECORD) > 2 * cards.MAX_BYTES:
             return None
@@ -246,6 +251,12 @@ class TorchUnpickler(DataUnpickler):
         in_bytes = [stride * dtype.itemsize for stride in strides]
         view = np.lib.stride_tricks.as_strided(values, shape, in_bytes, writeable=False)
         return widened(view) if is_bfloat16 else view.astype(dtype.newbyteorder("="), order="C", copy=True)
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    start = file.read(len(ZIP_START))
+    file.seek(0)
+    return start == ZIP_START
 
 
 def _is_tensor(value: object) -> bool:

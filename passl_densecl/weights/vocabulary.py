@@ -7,7 +7,7 @@ layouts. No Paddle is needed here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -45,28 +45,19 @@ class Vocabulary:
     widest_shortcut: bool = False  # the first block of ResNet-18 and 34 has a shortcut convolution too
 
 
+PADDLE = Vocabulary(
+    title="paddle.vision",
+    stem=("conv1", "bn1"),
+    block="layer{stage}.{block}",
+    body=("conv{n}", "bn{n}"),
+    shortcut=("downsample.0", "downsample.1"),
+    norm=PADDLE_NORM,
+    parts=r"conv1|bn1|layer\d+",
+    classifier="fc",
+)
 VOCABULARIES = {
-    "paddle": Vocabulary(
-        title="paddle.vision",
-        stem=("conv1", "bn1"),
-        block="layer{stage}.{block}",
-        body=("conv{n}", "bn{n}"),
-        shortcut=("downsample.0", "downsample.1"),
-        norm=PADDLE_NORM,
-        parts=r"conv1|bn1|layer\d+",
-        classifier="fc",
-    ),
-    "torchvision": Vocabulary(
-        title="torchvision",
-        stem=("conv1", "bn1"),
-        block="layer{stage}.{block}",
-        body=("conv{n}", "bn{n}"),
-        shortcut=("downsample.0", "downsample.1"),
-        norm=TORCH_NORM,
-        parts=r"conv1|bn1|layer\d+",
-        classifier="fc",
-        is_torch=True,
-    ),
+    "paddle": PADDLE,
+    "torchvision": replace(PADDLE, title="torchvision", norm=TORCH_NORM, is_torch=True),
     "paddleclas": Vocabulary(
         title="PaddleClas",
         stem=("stem.0.conv", "stem.0.bn"),
@@ -119,7 +110,6 @@ VOCABULARIES = {
         is_torch=True,
     ),
 }
-PADDLE = VOCABULARIES["paddle"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,12 +25,6 @@ _PICKLES = (".pdparams", ".pdopt", ".pd", ".pkl")
 _TORCH = (".pth", ".pt")
 _SAFETENSORS = (".safetensors",)
 SUFFIXES = (*_PICKLES, *_TORCH, *_SAFETENSORS)
-
-
-class SupportsWrite(Protocol):
-    """What a pickle can be written into."""
-
-    def write(self, data: bytes, /) -> object: ...
 
 
 def write_weights(
@@ -65,10 +59,9 @@ def write_pickle(
 ) -> None:
     """Write plain containers, numbers, text, numpy arrays and Paddle tensors (as arrays) to ``path``, all or nothing.
 
-    The file appears under its name only when it is complete and on the disk, and replaces a former one in the same
-    instant. :func:`~passl_densecl.weights.files.read_weights` reads it, and so do ``paddle.load`` and ``pickle.load``
-    under numpy 1.23 to 2.x; these do not see the ``card``. Equal content and card give equal bytes. One array at a time
-    is copied.
+    :func:`~passl_densecl.weights.files.read_weights` reads it, and so do ``paddle.load`` and ``pickle.load`` under
+    numpy 1.23 to 2.x; these do not see the ``card``. Equal content and card give equal bytes. One array at a time is
+    copied.
 
     Raises:
         InputError: the folder is missing or the file cannot be written there.
@@ -78,8 +71,8 @@ def write_pickle(
         dump_pickle(file, content, card=card)
 
 
-def dump_pickle(file: SupportsWrite, content: object, *, card: cards.Card | Mapping[str, Any] | None = None) -> None:
-    """What :func:`write_pickle` puts into a file, into anything with a `write`."""
+def dump_pickle(file: BinaryIO, content: object, *, card: cards.Card | Mapping[str, Any] | None = None) -> None:
+    """What :func:`write_pickle` puts into a file."""
     if card is not None:
         text = cards.encode(card)
         file.write(cards.PICKLE_START + struct.pack("<Q", len(text)) + text + pickle.POP)
@@ -89,7 +82,7 @@ def dump_pickle(file: SupportsWrite, content: object, *, card: cards.Card | Mapp
 class _PortablePickler(pickle.Pickler):
     """Writes an array as ``numpy.ndarray(shape, dtype, bytes)``, names that every numpy knows."""
 
-    def __init__(self, file: SupportsWrite) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, protocol=4)
         # Without a memo, the bytes of an array are freed as soon as they are written, and the file does not depend on
         # which equal strings happen to be one object.

@@ -15,8 +15,9 @@ import pytest
 from paddle.vision.models.resnet import BasicBlock, ResNet
 
 from passl_densecl.cli.main import main
-from passl_densecl.weights import backbone_shapes, read_card, read_weights
 from passl_densecl.weights.convert import STATE_TARGETS, TARGETS
+from passl_densecl.weights.files import read_card, read_weights
+from passl_densecl.weights.vocabulary import backbone_shapes
 from tests.commands import call_tool, understood
 
 ROOT = Path(__file__).resolve().parents[2]

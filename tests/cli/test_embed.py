@@ -21,7 +21,7 @@ from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
-from passl_densecl.weights import write_pickle
+from passl_densecl.weights.writing import write_pickle
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "embed.py"

@@ -17,7 +17,7 @@ from passl_densecl.cli.main import main
 from passl_densecl.config import BackboneSpec
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.models import build_backbone
-from passl_densecl.weights import write_pickle
+from passl_densecl.weights.writing import write_pickle
 from tests.commands import call_tool, understood
 
 ROOT = Path(__file__).resolve().parents[2]

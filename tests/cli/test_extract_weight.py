@@ -15,16 +15,11 @@ import pytest
 from paddle.vision.models.resnet import BasicBlock, ResNet
 
 from passl_densecl.config import load_config
-from passl_densecl.weights import (
-    Parent,
-    backbone_shapes,
-    load_strict,
-    read_arrays,
-    read_card,
-    write_pickle,
-    write_weights,
-)
-from passl_densecl.weights.card import run_card
+from passl_densecl.weights.card import Parent, run_card
+from passl_densecl.weights.files import read_arrays, read_card
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.vocabulary import backbone_shapes
+from passl_densecl.weights.writing import write_pickle, write_weights
 from tests.commands import call_tool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -99,8 +99,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(paddle, "set_device", chosen.append)
         monkeypatch.setattr(paddle, "get_device", lambda: chosen[-1])
         monkeypatch.setattr(device, "compute", compute)
-        monkeypatch.setattr(device, "_proven", set())
-        monkeypatch.setattr(device, "read_driver", lambda: Driver((12, 4), tuple(gpus)))
+        monkeypatch.setattr(driver, "read_driver", lambda: Driver((12, 4), tuple(gpus)))
         monkeypatch.setenv("FLAGS_selected_gpus", "0")
         monkeypatch.delenv("PADDLE_DISTRI_BACKEND", raising=False)
         return chosen
@@ -119,7 +118,7 @@ def test_a_build_for_cpus(monkeypatch):
 
 def test_a_build_for_gpus_without_a_driver(machine, monkeypatch):
     chosen = machine([])
-    monkeypatch.setattr(device, "read_driver", driver.read_driver)
+    monkeypatch.setattr(driver, "read_driver", read_driver)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library([]))
     with pytest.raises(InputError, match=r"built for CUDA 11\.8, but the driver shows no GPU .*--gpus all"):
         set_device("gpu")

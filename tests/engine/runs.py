@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from passl_densecl.cli.main import main
-from passl_densecl.weights import read_arrays
+from passl_densecl.weights.files import read_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMING_KEYS = ("images_per_second", "data_share", "peak_memory_mb", "seconds")  # differ between two identical runs

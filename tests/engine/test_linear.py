@@ -14,9 +14,13 @@ from passl_densecl.config import BackboneSpec, HeadSpec, load_config, parse_conf
 from passl_densecl.data.datasets import decode, scan_images
 from passl_densecl.engine.linear import fingerprint, linear_eval, load_pretrained
 from passl_densecl.errors import InputError
-from passl_densecl.models import DenseCL, LinearClassifier, normalize
+from passl_densecl.models import DenseCL, normalize
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.reliability.signals import StopRequest
-from passl_densecl.weights import Card, Parent, load_strict, read_arrays, read_card, write_pickle
+from passl_densecl.weights.card import Card, Parent
+from passl_densecl.weights.files import read_arrays, read_card
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.writing import write_pickle
 from tests.engine.runs import arrays, metrics, train
 
 CLASSES = 7

@@ -9,10 +9,9 @@ import pytest
 
 from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.data.datasets import scan_images
-from passl_densecl.engine.learner import check_finite
 from passl_densecl.engine.linear import linear_eval
 from passl_densecl.engine.pretrain import check_image_count, choose_queue_len, pretrain
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.errors import InputError
 from passl_densecl.reliability.log import SilentLog
 from tests.engine.runs import train_here, write_config
 
@@ -105,14 +104,6 @@ def test_processes_that_cannot_share_the_micro_batches(config, monkeypatch, proc
     assert check_image_count(images, config(f"batch_size={batch}", "model.queue_len=32")) == 40 // batch
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(fitting))
     assert check_image_count(images, config()) == 2
-
-
-def test_a_loss_that_is_not_finite():
-    check_finite("the loss", [1.0, 2.0], 7, "Do this")
-    with pytest.raises(RunError, match=r"^step 7: the loss is not finite \(nan, 2\) and was not saved\. Do this$"):
-        check_finite("the loss", [float("nan"), 2.0], 7, "Do this")
-    with pytest.raises(RunError, match=r"\(inf\)"):
-        check_finite("the loss", [float("inf")], 7, "Do this")
 
 
 def test_a_missing_checkpoint(config, tmp_path):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from passl_densecl.weights import read_card
+from passl_densecl.weights.files import read_card
 from tests.engine.runs import ROOT, arrays, command, environment, metrics, train, train_here, write_config
 
 LAST = "epoch_0004"

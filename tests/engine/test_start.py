@@ -12,9 +12,9 @@ from passl_densecl.config import PretrainConfig, load_config
 from passl_densecl.engine.pretrain import build_model, pretrain
 from passl_densecl.engine.start import load_backbones, load_state
 from passl_densecl.errors import InputError
-from passl_densecl.weights import backbone_shapes, read_card
 from passl_densecl.weights.convert import convert_content
-from passl_densecl.weights.vocabulary import translate
+from passl_densecl.weights.files import read_card
+from passl_densecl.weights.vocabulary import backbone_shapes, translate
 from passl_densecl.weights.writing import write_weights
 from tests.engine.runs import arrays, metrics, train, write_config
 

@@ -16,8 +16,8 @@ from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import feature_map, load_backbone, pooled_features, stage_maps, untrained_like
 from passl_densecl.models import build_backbone
 from passl_densecl.transforms import CenterCrop
-from passl_densecl.weights import write_pickle
 from passl_densecl.weights.card import run_card
+from passl_densecl.weights.writing import write_pickle
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)

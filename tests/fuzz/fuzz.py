@@ -347,7 +347,7 @@ _LISTS += "weights.zoo"
 READERS = {
     "configs": ("config.invalid", "integrations.yaml_files"),
     "overrides": ("config.invalid",),
-    "resumes": ("config.invalid", "engine.record", "weights.recorded"),
+    "resumes": ("config.invalid", "engine.record", "weights.pickles", "weights.recorded"),
     "weights": ("config.invalid", *(f"weights.{name}" for name in _WEIGHTS.split())),
     "packs": ("data.datasets", "data.lists", "data.invalid"),
     "lists": (*_LISTS.split(), *(f"visualize.{name}" for name in ("report", "schedule", "views"))),

@@ -126,7 +126,8 @@ def check_html(page: str) -> None:
 def read_checkpoint(folder: Path, output: Path, name: str) -> None:
     from passl_densecl.engine.run import find_start
     from passl_densecl.reliability import checkpoint, restore
-    from passl_densecl.weights import recorded, weights_file
+    from passl_densecl.weights import recorded
+    from passl_densecl.weights.files import weights_file
 
     path = folder / "checkpoints" / name
     checkpoints = checkpoint.Checkpoints(folder, 2)

@@ -19,7 +19,8 @@ from tests.fuzz.pickles import mutated_pickle, mutated_zip, programs
 
 def make_weights(folder: Path) -> dict[str, bytes]:
     """Small files of every format that the project writes or reads."""
-    from passl_densecl.weights import Card, write_weights
+    from passl_densecl.weights.card import Card
+    from passl_densecl.weights.writing import write_weights
 
     rng = np.random.default_rng(0)
     table = {
@@ -115,7 +116,7 @@ _CARD = {
 @st.composite
 def _carded(draw: Any, folder: Path) -> tuple[str, bytes]:
     """A file with an invalid identity card."""
-    from passl_densecl.weights import write_weights
+    from passl_densecl.weights.writing import write_weights
 
     card = json.loads(json.dumps(draw(mutated_tree(_CARD))))
     suffix = draw(st.sampled_from([".pdparams", ".pth", ".safetensors"]))
@@ -138,7 +139,7 @@ def _legacy(seed: bytes) -> st.SearchStrategy[bytes]:
 
 
 def _written(folder: Path, table: Any, how: str) -> bytes:
-    from passl_densecl.weights import write_weights
+    from passl_densecl.weights.writing import write_weights
 
     if how == ".pth":
         with contextlib.suppress(InputError, TypeError, ValueError, OverflowError, RecursionError):

@@ -20,7 +20,8 @@ from passl_densecl.integrations.matching import Network
 from passl_densecl.integrations.prepare import Prepared, coco_layout, prepare
 from passl_densecl.integrations.toolboxes import Kind
 from passl_densecl.integrations.yaml_files import dump, put, read_yaml
-from passl_densecl.weights import read_arrays, write_pickle
+from passl_densecl.weights.files import read_arrays
+from passl_densecl.weights.writing import write_pickle
 
 HERE = Path(__file__).resolve().parent
 DEPTHS = (18, 34, 50, 101, 152)

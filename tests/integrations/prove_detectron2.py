@@ -23,7 +23,9 @@ from passl_densecl.config import BackboneSpec
 from passl_densecl.integrations.matching import Network
 from passl_densecl.integrations.prepare import coco_layout, prepare
 from passl_densecl.integrations.toolboxes import Kind
-from passl_densecl.weights import load_strict, read_arrays, write_pickle
+from passl_densecl.weights.files import read_arrays
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.writing import write_pickle
 
 DEPTHS = (50, 101)
 MODELS: dict[Kind, tuple[str, ...]] = {"detectron2": ("mask_rcnn", "faster_rcnn_voc"), "adelaidet": ("fcos", "solov2")}

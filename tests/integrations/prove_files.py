@@ -40,8 +40,8 @@ def write(scratch: Path) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works from a checkout, installed or not
     from steps import random_weights
 
-    from passl_densecl.weights import write_pickle
     from passl_densecl.weights.convert import convert
+    from passl_densecl.weights.writing import write_pickle
 
     arrays = random_weights(18)
     write_pickle(scratch / "source.pdparams", arrays)

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from passl_densecl.integrations.matching import Network
-from passl_densecl.weights import backbone_shapes
-from passl_densecl.weights.vocabulary import translations
+from passl_densecl.weights.vocabulary import backbone_shapes, translations
 
 Arrays = dict[str, np.ndarray]
 

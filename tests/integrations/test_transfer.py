@@ -28,8 +28,10 @@ from passl_densecl.integrations.matching import Network, count_matches
 from passl_densecl.integrations.prepare import prepare
 from passl_densecl.integrations.toolboxes import CONFIGS, TOOLBOXES, Kind
 from passl_densecl.integrations.yaml_files import Tagged, dump, find, put, read_yaml, resolve
-from passl_densecl.weights import backbone_shapes, read_weights, write_pickle
 from passl_densecl.weights.convert import convert
+from passl_densecl.weights.files import read_weights
+from passl_densecl.weights.vocabulary import backbone_shapes
+from passl_densecl.weights.writing import write_pickle
 from tests.commands import call_tool, understood
 from tests.integrations.coco import write_coco
 

@@ -389,9 +389,15 @@ def published():
     return found
 
 
-def test_strides_keep_the_values_of_the_weights():
+def test_strides_and_a_global_initializer_keep_the_values_of_the_weights():
     plain = state(build_backbone(BackboneSpec(18), seed=2))
-    dense = state(build_backbone(BackboneSpec(18, 1, last_stride=1), seed=2))
+    own = paddle.nn.initializer.Constant(3.0)
+    paddle.nn.initializer.set_global_initializer(own)
+    try:
+        dense = state(build_backbone(BackboneSpec(18, 1, last_stride=1), seed=2))
+        assert paddle.base.initializer._global_weight_initializer_ is own
+    finally:
+        paddle.nn.initializer.set_global_initializer(None)
     for name, value in plain.items():
         np.testing.assert_array_equal(dense[name], value, err_msg=name)
 

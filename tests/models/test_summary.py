@@ -8,7 +8,8 @@ import pytest
 from paddle import nn
 
 from passl_densecl.config import BackboneSpec, HeadSpec, PretrainModelConfig
-from passl_densecl.models import DenseCL, LinearClassifier, build_backbone
+from passl_densecl.models import DenseCL, build_backbone
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.models.summary import Cost, costs, summarize_linear, summarize_pretraining
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -17,9 +17,10 @@ import pytest
 from passl_densecl.errors import InputError
 from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, Snapshot, complete
 from passl_densecl.reliability.restore import read, read_newest, report_start
-from passl_densecl.weights import Card, read_backbone, read_card, read_weights, weights_file
-from passl_densecl.weights.card import PRETRAINING
+from passl_densecl.weights.card import PRETRAINING, Card
 from passl_densecl.weights.checkpoints import CHECKSUMS, FILES, MODEL, OPTIMIZER, STATE, checksums
+from passl_densecl.weights.files import read_card, read_weights, weights_file
+from passl_densecl.weights.read import read_backbone
 from tests.engine.test_messages import Recorder
 from tests.reliability.disks import flip
 

@@ -24,8 +24,7 @@ from passl_densecl.reliability.checkpoint import Checkpoints, Snapshot
 from passl_densecl.reliability.log import RunLog
 from passl_densecl.reliability.logfile import LogFile
 from passl_densecl.reliability.restore import read_newest
-from passl_densecl.weights import Card
-from passl_densecl.weights.card import PRETRAINING
+from passl_densecl.weights.card import PRETRAINING, Card
 from passl_densecl.weights.checkpoints import MODEL, OPTIMIZER, STATE
 from tests.engine.runs import metrics, train, train_here, write_config
 from tests.engine.test_linear import linear_config, write_images

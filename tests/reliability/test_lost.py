@@ -64,10 +64,10 @@ def test_the_second_is_stopped_and_after_a_resume_the_first_is_killed(tmp_path, 
 
 ALONE = """
 import paddle
-from passl_densecl.distributed import process_group
+from passl_densecl.distributed import join, process_group
 from passl_densecl.reliability.signals import StopRequest
 paddle.set_device("cpu")
-process_group.START_WITHIN = 2.0
+join.START_WITHIN = 2.0
 with StopRequest():
     print("here", flush=True)
     process_group.start()

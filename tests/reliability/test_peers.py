@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from passl_densecl.distributed import peers
+from passl_densecl.distributed import join, peers
 from passl_densecl.distributed.peers import Peers
 from passl_densecl.errors import RunError
 
@@ -29,12 +31,13 @@ class Group:
                 theirs = socket.create_connection(server.getsockname())
                 pairs[rank] = (server.accept()[0], theirs)
         self.sockets = pairs
-        self.main = self._peers(0, {rank: ours for rank, (ours, _) in pairs.items()}, main=True)
-        self.others = {rank: self._peers(rank, {0: theirs}, main=False) for rank, (_, theirs) in pairs.items()}
+        self.main = self._peers(0, [(ours, f"process {rank}") for rank, (ours, _) in pairs.items()])
+        self.others = {rank: self._peers(rank, [(theirs, "process 0")]) for rank, (_, theirs) in pairs.items()}
 
-    def _peers(self, rank: int, lines: dict[int, socket.socket], *, main: bool) -> Peers:
-        names = {other: f"process {other}" for other in lines}
-        return Peers(lines, names, main=main, limit=LIMIT, exit_with=lambda code: self.exits.append((rank, code)))
+    def _peers(self, rank: int, lines: list[tuple[socket.socket, str]]) -> Peers:
+        watch: Any = SimpleNamespace(sign=lambda: None, close=lambda: None)
+        options = {"limit": LIMIT, "hang_watch": watch, "exit_with": lambda code: self.exits.append((rank, code))}
+        return Peers(lines, main=rank == 0, **options)
 
     def all(self) -> list[Peers]:
         return [self.main, *self.others.values()]
@@ -123,7 +126,7 @@ def test_a_hanging_main_thread_is_ended(group):
     two.die(1)
     time.sleep(0.5)
     assert two.exits == []  # it has some time to end by itself
-    with two.main.uninterrupted():  # and longer while it writes a checkpoint
+    with two.main.uninterrupted:  # and longer while it writes a checkpoint
         time.sleep(1.5)
         assert two.exits == []
     time.sleep(0.5)
@@ -137,9 +140,9 @@ from passl_densecl.distributed.peers import Peers
 
 server = socket.create_server(("127.0.0.1", 0))
 theirs = socket.create_connection(server.getsockname())
-ours, names = server.accept()[0], {1: "process 1 of 2 (host a, pid 7)"}
-watch = HangWatch({1: ours}, names, limit=3, advice="Continue with --resume auto")
-peers = Peers({1: ours}, names, main=True, limit=3, hang_watch=watch)
+lines = [(server.accept()[0], "process 1 of 2 (host a, pid 7)")]
+watch = HangWatch(lines, limit=3, advice="Continue with --resume auto")
+peers = Peers(lines, main=True, limit=3, hang_watch=watch)
 
 def beat():
     while True:
@@ -175,16 +178,16 @@ def test_a_native_call_that_holds_pythons_lock_is_ended_and_ctrl_z_is_not():
 
 
 def test_strangers_are_rejected():
-    server, port, secret = peers.listen()
-    strangers = [peers.connect("127.0.0.1", port, bytes(16), 1, 5), peers.connect("127.0.0.1", port, secret, 7, 5)]
-    friend = peers.connect("127.0.0.1", port, secret, 1, 5)
-    lines, names = peers.accept_all(server, secret, {1}, 2, 5)
-    assert set(lines) == {1}
-    assert names[1].startswith("process 1 of 2 (host ")
+    server, secret = socket.create_server(("", 0)), bytes(range(16))
+    port = server.getsockname()[1]
+    strangers = [join.connect("127.0.0.1", port, bytes(16), 1, 5), join.connect("127.0.0.1", port, secret, 7, 5)]
+    friend = join.connect("127.0.0.1", port, secret, 1, 5)
+    ((line, name),) = join.accept_all(server, secret, 2, 5)
+    assert name.startswith("process 1 of 2 (host ")
     assert friend is not None
-    lines[1].sendall(b".\n")
+    line.sendall(b".\n")
     assert friend.recv(10) == b".\n"
     for stranger in strangers:
         assert stranger is not None
         assert stranger.recv(10) == b""
-    assert peers.connect("127.0.0.1", port, secret, 1, 1) is None
+    assert join.connect("127.0.0.1", port, secret, 1, 1) is None

@@ -11,7 +11,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import load_backbone
 from passl_densecl.models import DenseCL, Encoder
 from passl_densecl.visualize.maps import cells, load_map
-from passl_densecl.weights import write_pickle
+from passl_densecl.weights.writing import write_pickle
 
 
 @pytest.fixture(scope="module")

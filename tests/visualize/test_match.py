@@ -182,7 +182,7 @@ def test_the_command_writes_a_picture(tool, photo, tmp_path, capsys):
 
 def test_weights_of_a_run_bring_their_stem_and_two_images_their_shapes(tool, photo, tmp_path, capsys):
     from passl_densecl.models import build_backbone
-    from passl_densecl.weights import write_pickle
+    from passl_densecl.weights.writing import write_pickle
 
     weights = tmp_path / "w.pdparams"
     write_pickle(

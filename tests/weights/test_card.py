@@ -11,8 +11,10 @@ import pytest
 from passl_densecl import __version__
 from passl_densecl.config import parse_config
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, Parent, describe_file, read_card, read_weights, write_weights
-from passl_densecl.weights.card import FORMAT, MAX_BYTES, decode, encode, run_card
+from passl_densecl.weights.card import FORMAT, MAX_BYTES, Card, Parent, decode, encode, run_card
+from passl_densecl.weights.files import read_card, read_weights
+from passl_densecl.weights.info import describe_file
+from passl_densecl.weights.writing import write_weights
 from tests.engine.runs import PRETRAIN
 
 

@@ -13,13 +13,13 @@ import pytest
 from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import DenseCL
-from passl_densecl.weights import backbone_shapes, extract_backbone
 from passl_densecl.weights.convert import SOURCES, STATE_TARGETS, TARGETS, backbone_for, convert, convert_content
 from passl_densecl.weights.files import read_card, read_weights
+from passl_densecl.weights.names import extract_backbone
 from passl_densecl.weights.read import read_backbone, read_classifier, read_training_state
 from passl_densecl.weights.state import read_state, state_shapes
 from passl_densecl.weights.tables import unwrap
-from passl_densecl.weights.vocabulary import translate
+from passl_densecl.weights.vocabulary import backbone_shapes, translate
 from passl_densecl.weights.writing import write_weights
 
 Arrays = dict[str, np.ndarray]

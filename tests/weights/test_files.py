@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, read_arrays, read_card, read_weights, weights_file, write_pickle, write_weights
+from passl_densecl.weights.card import Card
+from passl_densecl.weights.files import read_arrays, read_card, read_weights, weights_file
+from passl_densecl.weights.writing import write_pickle, write_weights
 
 DATA = Path(__file__).parent / "data"
 SUFFIXES = [".pdparams", ".pd", ".pdopt", ".pkl", ".pth", ".pt", ".safetensors"]
@@ -159,15 +161,16 @@ def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("suffix", [".pdparams", ".pth", ".safetensors"])
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, suffix):
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, suffix, step):
     path = tmp_path / f"w{suffix}"
     write_weights(path, {"a": np.ones(1)})
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         write_weights(path, state())
     monkeypatch.undo()

@@ -20,11 +20,12 @@ from passl_densecl.config import BackboneSpec
 from passl_densecl.errors import InputError
 from passl_densecl.models import build_backbone
 from passl_densecl.weights import hub as hub_module
-from passl_densecl.weights import read_card, read_weights, write_weights, zoo
+from passl_densecl.weights import zoo
 from passl_densecl.weights.card import PRETRAINING, Card, Parent
-from passl_densecl.weights.files import weights_file
+from passl_densecl.weights.files import read_card, read_weights, weights_file
 from passl_densecl.weights.hub import download
 from passl_densecl.weights.push import push
+from passl_densecl.weights.writing import write_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = Card(kind=PRETRAINING, depth=18, stem_stride=2, last_stride=2, epoch=3, step=30, config={"seed": 7})

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, Parent, describe_file, render, write_weights
+from passl_densecl.weights.card import Card, Parent
+from passl_densecl.weights.info import describe_file, render
+from passl_densecl.weights.writing import write_weights
 
 DATA = Path(__file__).parent / "data"
 ARRAY = np.arange(6, dtype="f4").reshape(2, 3)

@@ -11,17 +11,12 @@ from paddle.vision.models.resnet import BasicBlock, ResNet
 
 from passl_densecl.config import dump_config, load_config
 from passl_densecl.errors import InputError
-from passl_densecl.weights import (
-    Card,
-    backbone_shapes,
-    load_strict,
-    read_backbone,
-    recorded_backbone,
-    recorded_card,
-    recorded_classes,
-    write_pickle,
-    write_weights,
-)
+from passl_densecl.weights.card import Card
+from passl_densecl.weights.load import load_strict
+from passl_densecl.weights.read import read_backbone
+from passl_densecl.weights.recorded import recorded_backbone, recorded_card, recorded_classes
+from passl_densecl.weights.vocabulary import backbone_shapes
+from passl_densecl.weights.writing import write_pickle, write_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 Arrays = dict[str, np.ndarray]
@@ -177,7 +172,7 @@ def test_another_prefix_is_named():
     layer = ResNet(BasicBlock, 18, num_classes=0, with_pool=False)
     arrays = {f"backbone.{name}": array for name, array in state(layer).items()}
     message = failure(layer, arrays)
-    assert "the file's backbone stands behind 'backbone.', the model's behind no prefix" in message
+    assert "the file's backbone has the prefix 'backbone.', the model's ''" in message
     assert "100 missing" in message
     assert "100 unexpected" in message
 

@@ -14,9 +14,16 @@ import pytest
 from paddle.vision.models.resnet import BasicBlock, BottleneckBlock, ResNet
 
 from passl_densecl.errors import InputError, options_of_commands
-from passl_densecl.weights import backbone_names, backbone_shapes, depth_of, extract_backbone, find_encoder
+from passl_densecl.weights.names import depth_of, extract_backbone, find_encoder
 from passl_densecl.weights.tables import beside, unwrap
-from passl_densecl.weights.vocabulary import identity_shortcut, is_identity, translate, translations
+from passl_densecl.weights.vocabulary import (
+    backbone_names,
+    backbone_shapes,
+    identity_shortcut,
+    is_identity,
+    translate,
+    translations,
+)
 from tests.reference.cases import FOLDER as REFERENCE
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -411,7 +418,7 @@ def test_two_copies_that_differ_are_not_chosen_between():
     arrays = passl_state()
     arrays["backbone.bn1._mean"] = np.full(64, 9.0, "f4")
     message = error_of(arrays)
-    assert "differ in bn1._mean" in message
+    assert "differ in backbone.bn1._mean" in message
     assert "choose one: prefix='encoder_q.0.' or prefix='backbone.'" in message
     assert extract_backbone(arrays, prefix="backbone.").backbone["bn1._mean"][0] == 9
     assert extract_backbone(arrays, prefix="encoder_q.0").backbone["bn1._mean"][0] != 9

@@ -20,10 +20,13 @@ from passl_densecl.evaluation.features import load_backbone
 from passl_densecl.export.network import read_network
 from passl_densecl.integrations.paddleseg_backbone import DenseCLResNet
 from passl_densecl.integrations.prepare import prepare
-from passl_densecl.models import DenseCL, LinearClassifier
+from passl_densecl.models import DenseCL
+from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.visualize.maps import load_map
-from passl_densecl.weights import backbone_shapes, read_backbone, read_classifier, read_model, write_pickle
 from passl_densecl.weights.convert import convert
+from passl_densecl.weights.read import read_backbone, read_classifier, read_model
+from passl_densecl.weights.vocabulary import backbone_shapes
+from passl_densecl.weights.writing import write_pickle
 
 ANCHOR = "layer1.0.conv1.weight"
 SPEC = BackboneSpec(18)

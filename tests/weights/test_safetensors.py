@@ -15,7 +15,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, read_arrays, read_card, read_weights, write_weights
+from passl_densecl.weights.card import Card
+from passl_densecl.weights.files import read_arrays, read_card, read_weights
+from passl_densecl.weights.writing import write_weights
 
 
 def file_of(path: Path, header: object, data: bytes = b"") -> Path:

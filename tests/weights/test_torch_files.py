@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 
 from passl_densecl.errors import InputError
-from passl_densecl.weights import Card, read_card, read_weights, write_weights
+from passl_densecl.weights.card import Card
+from passl_densecl.weights.files import read_card, read_weights
+from passl_densecl.weights.writing import write_weights
 
 DATA = Path(__file__).parent / "data"
 WHOLE = np.arange(24, dtype="f4").reshape(2, 3, 4)
