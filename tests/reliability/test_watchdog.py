@@ -149,7 +149,8 @@ def test_a_dense_loss_that_is_won_by_place(tmp_path, photos):
         assert len(log.lines) == (epoch >= 3), epoch
     assert log.lines[0][1].startswith(
         "the dense loss seems to be won by place: its top-1 is 98%, but 27.5% of the cells of two crops match "
-        "correctly, 32.4% before the dense loss began (step 330); a cell's features tell its place with R² 0.95, 0.90 then."
+        "correctly, 32.4% before the dense loss began (step 330); a cell's features tell its place with R² 0.95, 0.90 "
+        "then."
     )
     assert "model.dense_negatives=cells" in log.lines[0][1]
 
