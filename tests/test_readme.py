@@ -170,6 +170,21 @@ def test_every_public_name_that_code_imports_exists():
             assert {alias.name for alias in node.names} <= set(passl_densecl.__all__)
 
 
+def test_the_notebook_was_executed_to_its_end_with_its_pictures():
+    cells = [
+        cell for cell in json.loads(read("docs/notebooks/first_run.ipynb"))["cells"] if cell["cell_type"] == "code"
+    ]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert all(cell["execution_count"] and cell["outputs"] for cell in cells)
+    assert "error" not in {output["output_type"] for output in outputs}
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == 2
+    for command in re.findall(
+        r"^!\{densecl\} (.*)$", "\n".join("".join(cell["source"]) for cell in cells), re.MULTILINE
+    ):
+        words = shlex.split(re.sub(r"\{sets\}.*", "--train D --val D", command).replace("{photo}", "P"))
+        understood(["densecl", *words])
+
+
 def test_the_first_page_stays_short_and_begins_with_what_to_type():
     for name in ("README.md", "README_cn.md"):
         assert len(read(name).splitlines()) <= 150

@@ -104,13 +104,17 @@ def experiment(args: argparse.Namespace) -> tuple[str, list[str]]:
     for word in args.words:
         is_setting = re.match(r"[A-Za-z_][\w.]*=", word) and not Path(word).exists()
         (settings if is_setting else places).append(word)
+    moved = []
     if not places and args.resume not in (None, "auto"):
-        places.append(str(run_of(args.resume) / "config.yaml"))
+        run = run_of(args.resume)
+        places.append(str(run / "config.yaml"))
+        if load_config(places[0]).run_dir.resolve() != run:  # moved, copied, or named from another directory
+            moved = [f"output_dir={path_text(str(run.parent))}", f"name={path_text(run.name)}"]
     if not places:
         raise InputError("which experiment? give a config file or the name of a packaged config, such as densecl_r50")
     if len(places) > 2:
         raise InputError(f"unexpected {printable(places[2])!r} after CONFIG and DATA; settings are written key=value")
-    overrides = [*args.override, *settings]
+    overrides = [*moved, *args.override, *settings]
     if args.name is not None:
         overrides.insert(0, f"name={args.name}")
     if len(places) == 2:

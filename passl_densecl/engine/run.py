@@ -407,7 +407,17 @@ def find_start(
     if resume is not None:
         from passl_densecl.reliability import restore  # a new run reads no checkpoint
 
-        return restore.read_newest(checkpoints.folder) if resume == "auto" else restore.read(Path(resume))
+        if resume == "auto":
+            return restore.read_newest(checkpoints.folder)
+        found = restore.read(Path(resume))
+        named = found.path.resolve().parents[1]  # RUN/checkpoints/NAME
+        if checkpoints.present() and named != run_dir.resolve():
+            raise InputError(
+                f"{option('resume', resume)} belongs to the run in {str(named)!r}, but output_dir and name say "
+                f"{str(run_dir)!r}, which holds another run; set name=NAME for a new folder, or give no config to "
+                "continue in the checkpoint's own"
+            )
+        return found
     newest = checkpoints.newest() or next(reversed(checkpoints.present()), None)
     metrics = run_dir / "metrics.jsonl"
     if not overwrite and (newest or (metrics.is_file() and metrics.stat().st_size)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from passl_densecl.cli.main import main
 from passl_densecl.weights.files import read_card
 from tests.engine.runs import ROOT, arrays, command, environment, metrics, train, train_here, write_config
 
@@ -77,6 +79,21 @@ def test_a_new_run_does_not_write_into_an_old_one(undisturbed, capsys):
     refused = capsys.readouterr().err
     assert "already holds a run" in refused
     assert "--resume" in refused
+
+
+def test_a_copied_run_goes_on_in_its_own_folder_and_leaves_the_original_alone(undisturbed, tmp_path, capsys):
+    copy, step = tmp_path / "copy", "step_00000007"
+    shutil.copytree(undisturbed, copy)
+    shutil.rmtree(copy / "checkpoints" / LAST)
+    before = {path: path.read_bytes() for path in undisturbed.rglob("[!.]*") if path.is_file()}
+    config = undisturbed / "config.yaml"
+    assert main(["train", "-c", str(config), "--resume", str(copy / "checkpoints" / step)]) == 2
+    assert f"belongs to the run in '{copy}', but output_dir and name say" in capsys.readouterr().err
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert {path: path.read_bytes() for path in undisturbed.rglob("[!.]*") if path.is_file()} == before
+    for file in ("model.pdparams", "optimizer.pdopt"):
+        ours, expected = arrays(copy, LAST, file), arrays(undisturbed, LAST, file)
+        assert all(np.array_equal(ours[name], expected[name]) for name in expected)
 
 
 def test_a_checkpoint_of_another_depth_is_refused(undisturbed, tmp_path, few_photos, capsys):
