@@ -342,14 +342,14 @@ class Reader:
 
 # Modules that read cases, by target: imported before the guard is armed.
 _WEIGHTS = "convert hub info read torch_files safetensors_files"
-_LISTS = "data.lists data.invalid integrations.prepare engine.pretrain evaluation.masks evaluation.multilabel "
-_LISTS += "weights.zoo"
+_LISTS = "data.class_folders data.invalid data.lists data.packs data.sixteen_bit engine.pretrain evaluation.masks "
+_LISTS += "evaluation.multilabel integrations.prepare weights.zoo"
 READERS = {
     "configs": ("config.invalid", "integrations.yaml_files"),
     "overrides": ("config.invalid",),
     "resumes": ("config.invalid", "engine.record", "weights.pickles", "weights.recorded"),
     "weights": ("config.invalid", *(f"weights.{name}" for name in _WEIGHTS.split())),
-    "packs": ("data.datasets", "data.lists", "data.invalid"),
+    "packs": ("data.class_folders", "data.datasets", "data.lists", "data.invalid", "data.sixteen_bit"),
     "lists": (*_LISTS.split(), *(f"visualize.{name}" for name in ("report", "schedule", "views"))),
 }
 _CODECS = "ascii latin1 unicode_escape raw_unicode_escape utf-8-sig cp437 "
