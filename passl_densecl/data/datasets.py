@@ -12,12 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from passl_densecl.data.folders import scan_images  # noqa: F401
-from passl_densecl.data.image_set import ImageSet, check_decodable  # noqa: F401
-from passl_densecl.data.images import EXTENSIONS, UndecodableImage, checked_size, decode, decode_pixels, memory_is_named  # noqa: F401
+from passl_densecl.data.folders import scan_images
+from passl_densecl.data.image_set import ImageSet, check_decodable
+from passl_densecl.data.images import EXTENSIONS, UndecodableImage, checked_size, decode, decode_pixels, memory_is_named
 from passl_densecl.errors import RunError
 from passl_densecl.text import one_line
 from passl_densecl.transforms import RandomResizedCrop, apply, resized_crop
+
+__all__ = [
+    "EXTENSIONS",
+    "WHY",
+    "Dataset",
+    "ImageSet",
+    "PairDataset",
+    "Transforms",
+    "UndecodableImage",
+    "check_decodable",
+    "decode",
+    "scan_images",
+]
 
 WHY = np.dtype("S240")
 """Bytes of UTF-8 that say why an image could not be decoded; empty for one that could."""
