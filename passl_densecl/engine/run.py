@@ -410,7 +410,7 @@ def find_start(
         if resume == "auto":
             return restore.read_newest(checkpoints.folder)
         found = restore.read(Path(resume))
-        named = found.path.resolve().parents[1]  # RUN/checkpoints/NAME
+        named = found.path.resolve().parent.parent  # RUN/checkpoints/NAME
         if checkpoints.present() and named != run_dir.resolve():
             raise InputError(
                 f"{option('resume', resume)} belongs to the run in {str(named)!r}, but output_dir and name say "
