@@ -7,10 +7,7 @@ step. All processes decide together, so their weights and queues stay equal.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import paddle
@@ -18,17 +15,12 @@ import paddle
 from passl_densecl.config import PretrainConfig
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import PairBatch
-from passl_densecl.disk import whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.engine.learner import Learner, scaler_state, trained
 from passl_densecl.engine.run import Run
-from passl_densecl.errors import InputError, RunError
+from passl_densecl.errors import RunError
 from passl_densecl.models import DenseCL, Keys, Losses
 from passl_densecl.models.batch_norm import ChainedStatistics
-from passl_densecl.reliability.checkpoint import Checkpoints
-from passl_densecl.tensors import to_tensor
-
-FOLDER, REPORT, BATCH = "nonfinite", "report.json", "batch.npz"
 
 # Paddle's GradScaler halves its scale for every overflow, without end. Below 1 it would make gradients smaller than
 # they are, so an overflow there is not of its making.
@@ -94,7 +86,9 @@ class Guard:
 
     def _skip(self, step: int, batch: PairBatch, losses: Sequence[Losses], keys: Keys, loss_lambda: float) -> None:
         """Undo what the step has changed, log it and keep what it was."""
-        found = self._nonfinite(losses, keys)
+        from passl_densecl.engine import nonfinite  # most runs never meet such a step
+
+        found = nonfinite.find_nonfinite(self._learner, losses, keys)
         self._statistics.undo()
         self._model.undo_key_update()
         run, done, lr = self._run, step + 1, float(self._learner.optimizer.get_lr())
@@ -102,7 +96,8 @@ class Guard:
         self._row_began = self._row_began or done
         what = f"step {done:,}: {next((kind for kind, names in found.items() if names), 'gradients')} are not finite"
         facts = {"step": done, "epoch": step // run.steps_per_epoch + 1, "lr": lr}
-        kept = self._keep(skipped, batch, {**facts, "loss_lambda": loss_lambda, "nonfinite": found})
+        report = {**facts, "loss_lambda": loss_lambda, "nonfinite": found}
+        kept = nonfinite.keep(run, self._images, skipped, batch, report)
         run.log.metrics({**facts, "nonfinite_steps": skipped})
         limit = run.config.guard.max_nonfinite_steps
         if skipped > limit:
@@ -113,59 +108,3 @@ class Guard:
             )
         count = f"{skipped} of at most {limit} in a run"
         run.log.line("warning", f"{what}; the step was skipped and changed nothing ({count}){kept}")
-
-    def _nonfinite(self, losses: Sequence[Losses], keys: Keys) -> dict[str, list[Any]]:
-        """What is not finite: every loss of every process, and the names of keys, statistics and gradients."""
-        rows = paddle.stack([paddle.stack([value.detach() for value in each.values()]) for each in losses])
-        table = dist.gather_rows(rows).numpy().tolist()  # (micro-batches of all processes, number of losses)
-        broken = [
-            # JSON has no word for infinity and NaN.
-            {"micro_batch": number}
-            | {name: value if math.isfinite(value) else str(value) for name, value in zip(losses[0], row, strict=True)}
-            for number, row in enumerate(table)
-            if not np.isfinite(row).all()
-        ]
-        tensors = {
-            "keys": {"global": keys.global_vector, "dense_mean": keys.dense_mean},
-            "BatchNorm statistics": {
-                name: value for name, value in self._model.named_parameters() if name.endswith(("._mean", "._variance"))
-            },
-            "gradients": {name: weight.grad for name, weight in self._trained.items()},
-        }
-        return {"losses": broken} | {
-            kind: [name for name, one in named.items() if one is not None and not np.isfinite(one.numpy()).all()]
-            for kind, named in tensors.items()
-        }
-
-    def _keep(self, skipped: int, batch: PairBatch, report: dict[str, Any]) -> str:
-        """Write the report, and of the first such steps the batch and the state; returns where, for a message.
-
-        The state is the one before the step: it has been undone. A disk that refuses ends no run.
-        """
-        run, done = self._run, report["step"]
-        if skipped > run.config.guard.max_nonfinite_steps + 1:  # a limit that was lowered: reports are bounded too
-            return ""
-        whole = skipped <= run.config.guard.keep_dumps
-        indices = dist.gather_rows(to_tensor(batch.indices)).numpy()
-        views = [dist.gather_rows(view).numpy() for view in (batch.query, batch.key)] if whole else []
-        if not dist.is_main():
-            return ""
-        folder = run.config.run_dir / FOLDER / f"step_{done:08d}"
-        share = len(indices) // dist.world_size()
-        images = [
-            {"process": row // share, "index": int(index), "path": self._images.path(int(index))}
-            for row, index in enumerate(indices)
-        ]
-        report |= {"processes": dist.world_size(), "nonfinite_steps": skipped, "images": images}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if whole:  # the state before the step, as a checkpoint like any other
-                state = run.snapshot(done - 1, nonfinite_steps=skipped - 1)
-                Checkpoints(folder, keep=1).save(f"step_{done - 1:08d}", state, must=True)
-                with whole_file(folder / BATCH) as file:
-                    np.savez(file, query=views[0], key=views[1], indices=indices)
-            with whole_file(folder / REPORT) as file:  # last: where it is, the rest is
-                file.write((json.dumps(report, indent=1) + "\n").encode())
-        except (OSError, InputError, RunError) as error:
-            return f"; what it was could not be kept: {error}"
-        return f"; kept for --replay: {folder}" if whole else f"; see {folder / REPORT}"

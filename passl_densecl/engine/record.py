@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from passl_densecl.config import RANDOM, Config, PretrainConfig, load_config, parse_config
-from passl_densecl.disk import sha256_of
+from passl_densecl.disk import sha256_of, whole_file
 from passl_densecl.errors import InputError, option, printable
 from passl_densecl.reliability.checkpoint import MODEL, Checkpoint
 from passl_densecl.text import listed
@@ -71,6 +71,18 @@ def check_settings(start: Checkpoint, config: Config, *, accept_changes: bool) -
     raise InputError(
         "\n".join([f"{option('resume', start.path)}: trained with other settings:", *lines, f"{'; or '.join(ways)}"])
     )
+
+
+def keep_config(start: Checkpoint, run_dir: Path) -> None:
+    """The config that held until now stays beside the new one, under the step from which it held."""
+    if not (run_dir / "config.yaml").is_file():
+        return
+    content = (run_dir / "config.yaml").read_bytes()
+    kept = run_dir / f"config_from_step_{start.state.get('config_since', 0):08d}.yaml"
+    if kept.exists() and kept.read_bytes() != content:  # of an attempt from this checkpoint that saved nothing
+        kept = run_dir / f"config_from_step_{start.step:08d}.yaml"
+    with whole_file(kept) as file:
+        file.write(content)
 
 
 def recorded_settings(start: Checkpoint) -> Config | None:

@@ -16,8 +16,8 @@ import paddle
 from passl_densecl.config import PretrainConfig
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed.device import set_device
-from passl_densecl.engine.guard import BATCH, REPORT
 from passl_densecl.engine.learner import Learner, trained
+from passl_densecl.engine.nonfinite import BATCH, REPORT
 from passl_densecl.engine.pretrain import build_model, encode_keys, forward_backward, key_order
 from passl_densecl.errors import InputError, option
 from passl_densecl.models import DenseCL

@@ -18,7 +18,6 @@ import paddle
 from passl_densecl.config import RANDOM, LinearConfig, PretrainConfig
 from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import choose_workers
-from passl_densecl.disk import whole_file
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
 from passl_densecl.distributed.device import amp_problem, set_device
@@ -175,7 +174,10 @@ class Run(Generic[C]):
             in_epoch=state.get("bad_in_epoch", 0),
         )
         if dist.is_main():
-            self._keep_config()
+            if self.start is not None and self.changes:
+                from passl_densecl.engine.record import keep_config
+
+                keep_config(self.start, self.config.run_dir)
             self.log.record()
             if self.start is not None:
                 from passl_densecl.reliability.restore import report_start
@@ -191,18 +193,6 @@ class Run(Generic[C]):
             if each and due and not dist.any_process(first in self.log.recorded(each.key)):
                 each.run(learner.model, first)
         self.stopwatch = Stopwatch()
-
-    def _keep_config(self) -> None:
-        """The config that held until now stays beside the new one, under the step from which it held."""
-        folder = self.config.run_dir
-        if self.start is None or not self.changes or not (folder / "config.yaml").is_file():
-            return
-        content = (folder / "config.yaml").read_bytes()
-        kept = folder / f"config_from_step_{self.start.state.get('config_since', 0):08d}.yaml"
-        if kept.exists() and kept.read_bytes() != content:  # of an attempt from this checkpoint that saved nothing
-            kept = folder / f"config_from_step_{self.first_step:08d}.yaml"
-        with whole_file(kept) as file:
-            file.write(content)
 
     # ------------------------------------------------------------ after each step
 
@@ -407,17 +397,7 @@ def find_start(
     if resume is not None:
         from passl_densecl.reliability import restore  # a new run reads no checkpoint
 
-        if resume == "auto":
-            return restore.read_newest(checkpoints.folder)
-        found = restore.read(Path(resume))
-        named = found.path.resolve().parent.parent  # RUN/checkpoints/NAME
-        if checkpoints.present() and named != run_dir.resolve():
-            raise InputError(
-                f"{option('resume', resume)} belongs to the run in {str(named)!r}, but output_dir and name say "
-                f"{str(run_dir)!r}, which holds another run; set name=NAME for a new folder, or give no config to "
-                "continue in the checkpoint's own"
-            )
-        return found
+        return restore.find(run_dir, checkpoints, resume)
     newest = checkpoints.newest() or next(reversed(checkpoints.present()), None)
     metrics = run_dir / "metrics.jsonl"
     if not overwrite and (newest or (metrics.is_file() and metrics.stat().st_size)):

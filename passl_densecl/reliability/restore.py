@@ -6,10 +6,28 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from passl_densecl.errors import InputError
+from passl_densecl.errors import InputError, option
 from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, complete, lacks, raise_refusal, read_state
 from passl_densecl.weights.checkpoints import DAMAGED, FILES, MODEL, OPTIMIZER, check_content, checkpoints_in
 from passl_densecl.weights.files import read_arrays
+
+
+def find(run_dir: Path, checkpoints: Checkpoints, resume: str) -> Checkpoint | None:
+    """The checkpoint that `resume` names; of "auto" the newest of the run, None when it has none yet.
+
+    Raises InputError as :func:`read` does, or when the checkpoint is another run's and the folder holds one already.
+    """
+    if resume == "auto":
+        return read_newest(checkpoints.folder)
+    found = read(Path(resume))
+    named = found.path.resolve().parent.parent  # RUN/checkpoints/NAME
+    if checkpoints.present() and named != run_dir.resolve():
+        raise InputError(
+            f"{option('resume', resume)} belongs to the run in {str(named)!r}, but output_dir and name say "
+            f"{str(run_dir)!r}, which holds another run; set name=NAME for a new folder, or give no config to "
+            "continue in the checkpoint's own"
+        )
+    return found
 
 
 def read(path: Path) -> Checkpoint:

@@ -23,8 +23,6 @@ PATIENCE_STEPS, PATIENCE_FILLINGS = 500, 5
 # A share of the time. Below one half the device is the bottleneck; five readings in a row, because the first ones of a
 # run, and those beside other work on the machine, are not reliable.
 WAITING, WAITING_READINGS = 0.5, 5
-# Top-1 of the dense head: above 0.9 within an epoch where place tells positives from negatives, 0.5 where it does not.
-WON_AT = 0.9
 _FEWEST_READINGS = 5
 
 
@@ -51,13 +49,12 @@ class Watchdog:
         self._past: dict[str, deque[tuple[int, float]]] = {}
         self._waited: deque[float] = deque(maxlen=WAITING_READINGS)
         self._warned: set[str] = set()
-        self._dense_top1 = 0.0  # of the last logged step
-        self._below = 0  # monitored epochs in a row with the dense loss won and worse correspondences than before it
+        self.dense_top1 = 0.0  # of the last logged step
 
     def check(self, values: Mapping[str, float]) -> None:
         """Check the values of one logged step."""
         step, loss_lambda = int(values["step"]), values["loss_lambda"]
-        self._dense_top1 = values.get("dense_top1", 0.0)
+        self.dense_top1 = values.get("dense_top1", 0.0)
         untrained = {"global": loss_lambda == 1, "dense": loss_lambda == 0}
         for name, loss in values.items():
             term = name.removesuffix("_loss")
@@ -88,21 +85,6 @@ class Watchdog:
                 f"over {WAITING:.0%} of the time is spent waiting for images: "
                 f"{more if self._workers else 'data.num_workers: auto'}; densecl data pack with --shorter-side puts "
                 "small copies of them into one file, which data.root accepts",
-            )
-
-    def check_place(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
-        """Compare what the monitor measured while the dense loss is trained with the last measurement before that."""
-        below = self._dense_top1 >= WON_AT and now["correspondence_accuracy"] < before["correspondence_accuracy"]
-        self._below = self._below + 1 if below else 0
-        if self._below > 1:  # one epoch may be chance
-            self._warn(
-                "place",
-                f"the dense loss seems to be won by place: its top-1 is {self._dense_top1:.0%}, but "
-                f"{now['correspondence_accuracy']:.1%} of the cells of two crops match correctly, "
-                f"{before['correspondence_accuracy']:.1%} before the dense loss began (step {before['step']:,}); a "
-                f"cell's features tell its place with R² {now['place_r2']:.2f}, {before['place_r2']:.2f} then. The "
-                "encoder may be learning where a cell lies, not what it shows. In another run try "
-                "model.dense_negatives=cells, or a larger map (larger crops in data.transforms, model.last_stride 1)",
             )
 
     def _stays_above(self, name: str, step: int, value: float, limit: float) -> bool:

@@ -134,27 +134,6 @@ def test_waiting_for_data_most_of_the_time(watched):
         assert said[0].startswith(f"over 50% of the time is spent waiting for images: {remedy} densecl data pack")
 
 
-def test_a_dense_loss_that_is_won_by_place(tmp_path, photos):
-    def measured(step: int, accuracy: float, place: float) -> dict:
-        return {"step": step, "correspondence_accuracy": accuracy, "place_r2": place}
-
-    log, before = Recorder(), measured(330, 0.324, 0.903)
-    config = load_config(write_config(tmp_path, photos))
-    assert isinstance(config, PretrainConfig)
-    dog = Watchdog(config, 512, 2, log)
-    # (dense top-1, correspondences): won and better, worse but not won, won and worse once and then twice
-    for epoch, (top1, accuracy) in enumerate([(0.98, 0.33), (0.6, 0.3), (0.98, 0.3), (0.98, 0.275), (0.98, 0.27)]):
-        dog.check(line(400 + epoch, 4.0, dense_top1=top1))
-        dog.check_place(measured(400 + epoch, accuracy, 0.952), before)
-        assert len(log.lines) == (epoch >= 3), epoch
-    assert log.lines[0][1].startswith(
-        "the dense loss seems to be won by place: its top-1 is 98%, but 27.5% of the cells of two crops match "
-        "correctly, 32.4% before the dense loss began (step 330); a cell's features tell its place with R² 0.95, 0.90 "
-        "then."
-    )
-    assert "model.dense_negatives=cells" in log.lines[0][1]
-
-
 def test_similarity_is_the_mean_cosine_of_pairs():
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((2, 6, 5)).astype("float32") + 0.5
