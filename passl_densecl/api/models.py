@@ -15,7 +15,6 @@ from passl_densecl.config import (
     DEPTHS,
     QUEUE_LEN_MAX,
     RANDOM,
-    BackboneOptions,
     BackboneSpec,
     Config,
     HeadSpec,
@@ -31,7 +30,7 @@ from passl_densecl.weights.hub import PREFIX
 from passl_densecl.weights.load import load_strict
 from passl_densecl.weights.names import depth_of
 from passl_densecl.weights.read import read_model
-from passl_densecl.weights.recorded import recorded_backbone, recorded_classes, recorded_config
+from passl_densecl.weights.recorded import BackboneOptions, recorded_backbone, recorded_classes, recorded_config
 
 if TYPE_CHECKING:
     from passl_densecl.models import DenseCL, ResNetBackbone

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -291,12 +291,15 @@ def measure(weights: str, checkpoint: str, overrides: list[str], images: Images)
     from passl_densecl.evaluation.correspondence import ViewSampling, correspondence_accuracy
     from passl_densecl.evaluation.features import load_backbone, pooled_features
     from passl_densecl.evaluation.knn import knn_accuracy
+    from passl_densecl.weights.recorded import BackboneOptions
 
     warnings.filterwarnings("ignore", message="When training, we now always track")  # BatchNorm, and it is meant to
     config = pretraining_config(overrides)
     set_device(config.device)
     size = output_size(config.data.transforms)
-    backbone = load_backbone(checkpoint if weights != "random" else weights, config.model.backbone.as_options())
+    backbone = load_backbone(
+        checkpoint if weights != "random" else weights, BackboneOptions(**asdict(config.model.backbone))
+    )
     val = scan_images(images.val.root, images.val.list_file, labeled=images.labeled)
     result = contrastive_top1(config, None if weights == "random" else checkpoint)
     for name, options in CORRESPONDENCES.items():

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from passl_densecl.cli.command import Parser
-from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
+from passl_densecl.config import DEPTHS, RANDOM
 from passl_densecl.data.datasets import ImageSet, scan_images
 from passl_densecl.data.images import SixteenBit
 from passl_densecl.data.workers import available_cores
 from passl_densecl.errors import InputError
+from passl_densecl.weights.files import weights_file
+from passl_densecl.weights.recorded import BackboneOptions, recorded_sixteen_bit, recorded_size
 
 WEIGHTS = "a run or checkpoint folder, a weight file, the name of a published model, or 'random' for untrained weights"
 PUBLISHED_SIZE = 224
@@ -117,8 +119,6 @@ def size_of(size: int | None, weights: Sequence[str | Path]) -> int:
     """
     if size is not None:
         return size
-    from passl_densecl.weights.recorded import recorded_size
-
     recorded = _recorded(weights, recorded_size, "were trained at different sizes", "choose one with --size PIXELS")
     chosen = recorded or PUBLISHED_SIZE
     why = "as in the run of the weights" if recorded else "no size is recorded for the weights"
@@ -131,16 +131,12 @@ def sixteen_bit_for(weights: Sequence[str | Path]) -> SixteenBit:
 
     Raises InputError when they read them differently.
     """
-    from passl_densecl.weights.recorded import recorded_sixteen_bit
-
     remedy = "evaluate them one at a time"
     return _recorded(weights, recorded_sixteen_bit, "read 16-bit images differently", remedy) or "high_byte"
 
 
 def _recorded(weights: Sequence[str | Path], read: Callable[[Path], T | None], differ: str, remedy: str) -> T | None:
     """The one value that is recorded for the weights, None for none. Raises InputError when there are several."""
-    from passl_densecl.weights.files import weights_file
-
     found = {str(one): read(weights_file(Path(one))) for one in weights if str(one) != RANDOM}
     values = {each for each in found.values() if each is not None}
     if len(values) > 1:

@@ -8,7 +8,6 @@ from passl_densecl.config.schema import (  # noqa: F401
     RANDOM,
     AmpConfig,
     BackboneConfig,
-    BackboneOptions,
     BackboneSpec,
     Config,
     EvaluationConfig,

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from passl_densecl.config.schema import PretrainConfig, models_in
+from passl_densecl.config.overrides import models_in
+from passl_densecl.config.schema import PretrainConfig
 from passl_densecl.text import suggestion
 
 OTHER_NAMES = {  # what people write for a key

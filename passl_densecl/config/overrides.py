@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from passl_densecl.config.dialect import parse_yaml
-from passl_densecl.config.schema import TASKS, models_in
+from passl_densecl.config.schema import TASKS
 
 
 def apply_override(tree: dict[str, Any], override: str) -> list[tuple[str, str]]:
@@ -55,6 +55,15 @@ def _takes_text(cls: type[BaseModel] | None, parts: Sequence[str]) -> tuple[bool
         annotations = [field.annotation for field in fields] or (annotations if part.isdigit() else [])
     choices = {get_args(one)[0] if get_origin(one) is Annotated else one for a in annotations for one in _members(a)}
     return str in choices and choices <= {str, type(None)}, type(None) in choices
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every model class inside an annotation such as tuple[A | B, ...]."""
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
+        return [model for part in get_args(annotation) for model in models_in(part)]
+    return []
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

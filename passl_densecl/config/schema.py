@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import os
 import re
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -94,9 +93,6 @@ class BackboneSpec:
         """Whether the strides are those of the published network, which other projects' ResNets have."""
         return (self.stem_stride, self.last_stride) == (4, 2)
 
-    def as_options(self) -> BackboneOptions:
-        return BackboneOptions(self.depth, self.stem_stride, self.last_stride)
-
 
 @dataclass(frozen=True)
 class HeadSpec:
@@ -106,21 +102,6 @@ class HeadSpec:
     out_dim: int = 128  # D
     num_grid: int | None = None  # the dense head sees the map pooled to so many cells a side; None: the whole map
     dense: bool = True  # False: no dense head, as in MoCo-v2
-
-
-@dataclass(frozen=True)
-class BackboneOptions:
-    """What a caller states about a backbone in a file. None: as the file's card says, else as published."""
-
-    depth: int | None = None
-    stem_stride: int | None = None
-    last_stride: int | None = None
-    prefix: str | None = None  # what stands before its names, where the file holds several
-
-    def resolve(self, depth: int, recorded: BackboneSpec | None = None) -> BackboneSpec:
-        """The backbone of `depth` with the strides that were stated, else those that are `recorded`."""
-        base = recorded or BackboneSpec(depth)
-        return BackboneSpec(depth, self.stem_stride or base.stem_stride, self.last_stride or base.last_stride)
 
 
 class BackboneConfig(Section):
@@ -378,12 +359,3 @@ class LinearConfig(RunConfig):
 
 Config = PretrainConfig | LinearConfig
 TASKS: dict[str, type[PretrainConfig] | type[LinearConfig]] = {"pretrain": PretrainConfig, "linear": LinearConfig}
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Every model class inside an annotation such as tuple[A | B, ...]."""
-    if isinstance(annotation, type) and not get_origin(annotation):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
-        return [model for part in get_args(annotation) for model in models_in(part)]
-    return []

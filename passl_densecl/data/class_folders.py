@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.scan import SPLIT_NAMES, Scan, nothing_found
+from passl_densecl.data.invalid import nothing_found
+from passl_densecl.data.scan import SPLIT_NAMES, Scan
 from passl_densecl.errors import InputError
 from passl_densecl.text import listed, plural, printable, quantity, suggestion
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from passl_densecl.data.image_set import ImageSet, spread
 from passl_densecl.data.images import COUNTED_AS, SixteenBit, extension
-from passl_densecl.data.scan import folder_images, walk
+from passl_densecl.data.scan import walk
 from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +69,12 @@ def scan_images(
 
         images = class_images(root, walk(root, extensions), classes)
     else:
-        images = folder_images(root, walk(root, extensions))
+        scan = walk(root, extensions)
+        if not scan.paths:
+            from passl_densecl.data.invalid import nothing_found
+
+            raise InputError(nothing_found(root, scan))
+        images = ImageSet.from_paths(root, scan.paths, notes=scan.notes())
     images = replace(images, sixteen_bit=sixteen_bit)
     kinds = ((i, COUNTED_AS.get(extension(images.relative_path(i)))) for i in spread(len(images), 256))
     if deep := [index for index, kind in kinds if kind not in _EIGHT_BIT]:

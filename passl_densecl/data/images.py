@@ -53,8 +53,7 @@ _READ_RGB = getattr(cv2, "IMREAD_COLOR_RGB", 0)  # from OpenCV 4.11 on: without 
 # The reduction's bits only; gray is a bit of its own.
 _REDUCED = {1: 0, **{factor: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{factor}") for factor in (2, 4, 8)}}
 _ORIENTATION_TAG = 0x0112
-_BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
-_READERS: dict[bytes, type[ImageFile]] = {
+READERS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
     b"GIF8": GifImageFile,
@@ -146,7 +145,7 @@ def read_file(path: str) -> bytes:
 
 def header(data: bytes) -> ImageFile | None:
     """The header of an image file as Pillow reads it, nothing decoded; None for WebP, AVIF and what it cannot read."""
-    reader = next((reader for start, reader in _READERS.items() if data.startswith(start)), None)
+    reader = next((reader for start, reader in READERS.items() if data.startswith(start)), None)
     if reader is None:
         return None
     try:
@@ -225,20 +224,7 @@ def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
     except cv2.error as error:
         raise UndecodableImage(path, f"refused by OpenCV ({error.err})") from error
     if image is None or image.dtype.itemsize > 2:
-        from passl_densecl.data.invalid import what_it_is  # images that decode need none of it
+        from passl_densecl.data.undecodable import what_it_is  # images that decode need none of it
 
         raise UndecodableImage(path, what_it_is(data))
     return image
-
-
-def looks_like_image(start: bytes) -> bool:
-    """Whether the first 32 bytes are those of an image of a kind that the installed OpenCV decodes."""
-    if start.startswith(b"BM"):
-        return start[14:18] in _BMP_HEADERS
-    if start.startswith(b"P"):
-        return start[:2] in _READERS and start[2:3].isspace()
-    if start[:4] == b"RIFF":
-        return start[8:12] == b"WEBP" and "webp" in EXTENSIONS
-    if start[4:8] == b"ftyp":
-        return b"avif" in start[8:] and "avif" in EXTENSIONS
-    return start.startswith(tuple(_READERS)) and (start[:2] != b"\xff\xd8" or start[2:3] == b"\xff")

@@ -28,7 +28,7 @@ from passl_densecl.data.class_folders import class_images
 from passl_densecl.data.image_set import ImageSet
 from passl_densecl.data.lists import Reading, listed_images, read_labels
 from passl_densecl.data.lmdb_check import bytes_needed, check_lmdb
-from passl_densecl.data.scan import Scan, folder_images
+from passl_densecl.data.scan import Scan
 from passl_densecl.disk import check_format, parse_json, sync_folder
 from passl_densecl.errors import InputError
 from passl_densecl.text import printable
@@ -171,7 +171,8 @@ def packed_images(
             )
         folders = sorted({path[: path.index(b"/")] for path in pack.paths if b"/" in path} - {b"", b"..", b"."})
         scan = Scan(pack.paths, folders)
-        images = class_images(root, scan, classes) if labeled else folder_images(root, scan)
+        plain = ImageSet.from_paths(root, pack.paths, notes=scan.notes())
+        images = class_images(root, scan, classes) if labeled else plain
     side = pack.shorter_side
     notes = (*images._notes, f"a pack, {'as they were' if side is None else f'shorter side at most {side} px'}")
     return replace(images, _notes=notes, _record=Records(pack, numbers))

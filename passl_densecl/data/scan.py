@@ -1,4 +1,4 @@
-"""What lies below a folder, and the images of it."""
+"""What lies below a folder: images, and what does not count as one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from passl_densecl.data.image_set import ImageSet
-from passl_densecl.data.images import COUNTED_AS, counted, extension, looks_like_image
+from passl_densecl.data.images import COUNTED_AS, counted, extension
 from passl_densecl.errors import InputError
-from passl_densecl.text import listed, plural, printable, quantity
+from passl_densecl.text import listed, printable, quantity
 
 SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "unlabeled"])
 _SYSTEM_FOLDERS = frozenset([b"@eaDir", b"#recycle", b"#snapshot", b"@Recycle", b"@Recently-Snapshot", b"@__thumb"])
 _SYSTEM_FOLDERS |= frozenset([b"$RECYCLE.BIN", b"System Volume Information", b"__MACOSX", b"lost+found"])
-_ARCHIVES = frozenset(["zip", "tar", "gz", "tgz", "xz", "rar", "7z"])
 _EXAMPLES = 20  # endings of which one file is looked into
 
 
@@ -40,7 +38,7 @@ class Scan:
         left_out += [f"{quantity(n, 'folder')} {os.fsdecode(name)}" for name, n in sorted(self.system.items())]
         if left_out:
             notes.append(f"left out: {', '.join(left_out)}")
-        images = [kind for kind, path in sorted(self.examples.items())[:_EXAMPLES] if is_image(path)]
+        images = [kind for kind, path in sorted(self.examples.items())[:_EXAMPLES] if _is_image(path)]
         if images:
             kinds = listed([f".{kind}" if kind else "no ending" for kind in images], quoted=False)
             notes.append(f"files with {kinds} look like images: extensions: any takes them")
@@ -50,45 +48,10 @@ class Scan:
         return notes
 
 
-def folder_images(root: str, scan: Scan) -> ImageSet:
-    """The images of a scan, without labels. Raises InputError when there are none."""
-    if not scan.paths:
-        raise InputError(nothing_found(root, scan))
-    return ImageSet.from_paths(root, scan.paths, notes=scan.notes())
+def _is_image(path: bytes) -> bool:
+    from passl_densecl.data.signatures import is_image  # most names tell
 
-
-def nothing_found(root: str, scan: Scan) -> str:
-    """What lies below ``root`` instead of images, and what to do."""
-    found = []
-    if scan.others:
-        found.append(f"{counted(scan.others)} {plural(scan.others.total(), 'file')}")
-    if scan.hidden:
-        found.append(f"{quantity(scan.hidden, 'hidden name')} (left out)")
-    if scan.broken_links:
-        found.append(f"{quantity(scan.broken_links, 'link')} to missing files")
-    if scan.folders:
-        names = [os.fsdecode(name) for name in scan.folders]
-        found.append(f"the {plural(len(names), 'folder')} {listed(names)}")
-    packed = not _ARCHIVES.isdisjoint(scan.others)
-    advice = "give a folder that holds " + ", ".join(sorted(set(COUNTED_AS.values())))
-    if any(map(is_image, scan.examples.values())):
-        advice = "some of them are images by their first bytes: set extensions: any"
-    elif not {"heic", "heif"}.isdisjoint(scan.others):
-        advice = "OpenCV does not decode HEIC: convert it to JPEG"
-    elif packed:
-        advice = "unpack the archive first"
-    return f"no images under {printable(root)!r}; found {' and '.join(found) or 'nothing at all'}; {advice}"
-
-
-def is_image(path: bytes) -> bool:
-    """Whether the file begins like an image; False where it cannot be read."""
-    if not os.path.isfile(path):  # a named pipe would wait for its other end
-        return False
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return looks_like_image(file.read(32))
-    except OSError:
-        return False
+    return is_image(path)
 
 
 def walk(root: str, extensions: str) -> Scan:
@@ -125,7 +88,7 @@ def walk(root: str, extensions: str) -> Scan:
                 else:
                     pending.append((path, here))
             elif (kind := extension(entry.name)) not in COUNTED_AS and not (
-                extensions == "any" and is_image(entry.path)
+                extensions == "any" and _is_image(entry.path)
             ):
                 scan.others[kind] += 1
                 scan.examples.setdefault(kind, entry.path)

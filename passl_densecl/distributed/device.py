@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator
 
@@ -16,7 +15,6 @@ import paddle.version
 from passl_densecl.errors import InputError
 from passl_densecl.tensors import to_tensor
 
-PADDLE_3 = "install Paddle 3 for GPUs as https://www.paddlepaddle.org.cn/install/quick shows"
 _LEAST = {"float16": (7, 0), "bfloat16": (8, 0)}  # compute capability below which Paddle turns mixed precision off
 
 
@@ -64,6 +62,8 @@ def set_device(requested: str) -> str | None:
     try:
         compute()
     except Exception as error:  # Paddle raises OSError, RuntimeError, SystemError, …
+        from passl_densecl.distributed.gpu_failure import explain
+
         name, why = paddle.device.cuda.get_device_name(number), explain(str(error), number)
         more = "densecl doctor says more, and device: cpu computes without it"
         raise InputError(f"GPU {number} ({name}): {why}; {more}") from error
@@ -100,26 +100,6 @@ def compute() -> None:
     found = [float(product.mean()), float(gradient.sum())]
     if not np.allclose(found, 972.0):
         raise ArithmeticError(f"it computed {found[0]:g} and {found[1]:g} instead of 972 twice")
-
-
-def explain(message: str, number: int) -> str:
-    """What Paddle's message about GPU `number` means, and what to do."""
-    capability = paddle.device.cuda.get_device_capability(number)
-    shown = f"compute capability {capability[0]}.{capability[1]}"
-    build = f"Paddle {paddle.__version__} for CUDA {paddle.version.cuda()}"
-    library = re.search(r"library \(lib(\w+)\.so|lib(\w+)\.so[.\d]*: cannot open|load (\w+) shared library", message)
-    if library:
-        return f"the library lib{library[library.lastindex or 0]}.so that {build} opens is missing or does not fit"
-    if re.search(r"no kernel image|invalid device function|CUDA error\((209|98|8)\)|PTX", message) or (
-        message.startswith("it computed")
-    ):
-        remedy = PADDLE_3 if capability >= (8, 9) else "it needs another build of Paddle, or another GPU"
-        return f"{build} has no code for {shown}; {remedy}"
-    if re.search(r"out of memory|ResourceExhausted", message, re.IGNORECASE):
-        return "it has no free memory: another program uses it (nvidia-smi lists them)"
-    lines = [line.strip() for line in message.partition("Error Message Summary:")[2].splitlines() or [message]]
-    told = [line for line in lines if line.strip("- ")] or message.strip().splitlines()[-1:]
-    return f"it cannot compute ({build}, {shown}): {told[0][:300] if told else 'no message'}"
 
 
 def amp_problem(dtype: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import paddle
 
-from passl_densecl.config import DEPTHS, RANDOM, BackboneOptions
+from passl_densecl.config import DEPTHS, RANDOM
 from passl_densecl.data.datasets import ImageSet, Transforms
 from passl_densecl.data.labeled import EvaluationLoader
 from passl_densecl.errors import InputError, option
@@ -19,7 +19,7 @@ from passl_densecl.models.resnet import initialize
 from passl_densecl.tensors import to_tensor
 from passl_densecl.weights.files import weights_file
 from passl_densecl.weights.load import load_strict
-from passl_densecl.weights.recorded import recorded_backbone
+from passl_densecl.weights.recorded import BackboneOptions, recorded_backbone
 
 Backbone = Callable[[paddle.Tensor], paddle.Tensor]
 """Normalized float32 images (B, 3, height, width) → map (B, C, H, W)."""

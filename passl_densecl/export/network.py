@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 import passl_densecl
-from passl_densecl.config import BackboneOptions, BackboneSpec, PretrainConfig
+from passl_densecl.config import BackboneSpec, PretrainConfig
 from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
 from passl_densecl.transforms import MEAN, STD
 from passl_densecl.weights.files import weights_file
 from passl_densecl.weights.names import Extraction
 from passl_densecl.weights.read import read_backbone, read_model
-from passl_densecl.weights.recorded import recorded_backbone, recorded_classes, recorded_config
+from passl_densecl.weights.recorded import BackboneOptions, recorded_backbone, recorded_classes, recorded_config
 
 PIXEL_MEAN, PIXEL_STD = (tuple(round(255 * value, 3) for value in values) for values in (MEAN, STD))  # of 0..255
 

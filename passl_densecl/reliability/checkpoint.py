@@ -41,7 +41,7 @@ from passl_densecl.weights.checkpoints import (
     checksums,
     recorded_step,
 )
-from passl_densecl.weights.writing import dump_pickle
+from passl_densecl.weights.pickle_writing import dump_pickle
 
 FORMAT = 1  # of state.json; a checkpoint with a larger number is refused
 TOLERATED = 2  # failed writes in a row that do not stop a run

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from passl_densecl.errors import InputError, option
 from passl_densecl.reliability.checkpoint import Checkpoint, Checkpoints, complete, lacks, raise_refusal, read_state
-from passl_densecl.weights.checkpoints import DAMAGED, FILES, MODEL, OPTIMIZER, check_content, checkpoints_in
-from passl_densecl.weights.files import read_arrays
+from passl_densecl.weights.checkpoints import DAMAGED, FILES, MODEL, OPTIMIZER, checkpoints_in
+from passl_densecl.weights.files import check_content, read_arrays
 
 
 def find(run_dir: Path, checkpoints: Checkpoints, resume: str) -> Checkpoint | None:

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 from paddle import nn
 
-from passl_densecl.config import RANDOM, BackboneOptions
+from passl_densecl.config import RANDOM
 from passl_densecl.errors import InputError, option
 from passl_densecl.evaluation.features import Backbone, load_backbone
 from passl_densecl.models import Encoder
 from passl_densecl.weights.files import read_weights, weights_file
 from passl_densecl.weights.load import load_strict
 from passl_densecl.weights.names import find_encoder
+from passl_densecl.weights.recorded import BackboneOptions
 from passl_densecl.weights.tables import unwrap
 
 FEATURES = ("backbone", "dense")

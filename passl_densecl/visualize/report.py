@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -259,9 +259,10 @@ class _Report:
     def matches(self) -> Iterator[str]:
         from passl_densecl.evaluation.features import load_backbone
         from passl_densecl.visualize.match import draw_matches, match_images, summary, two_views
+        from passl_densecl.weights.recorded import BackboneOptions
 
         trained = self.backbone
-        random = load_backbone(RANDOM, self._config().model.backbone.as_options())
+        random = load_backbone(RANDOM, BackboneOptions(**asdict(self._config().model.backbone)))
         size, figures = self._fine_size(), []
         for name, image in self.photographs[: 1 if self.sources.quick else None]:
             views = two_views(image.shape[0], image.shape[1], size, _SEED)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from passl_densecl import __version__
-from passl_densecl.disk import check_format, sha256_of
+from passl_densecl.disk import sha256_of
 from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FOREIGN = "file without a card"  # the kind of a parent that this project did no
 FORMAT = 1  # raised when an entry changes its meaning; a new entry alone needs no new format
 MAX_BYTES = 2**20
 PICKLE_START = b"\x80\x04\x8d"  # of a pickle with a card: protocol 4, then a text, whose length and bytes follow
-_MAGIC = "passl_densecl card "
+MAGIC = "passl_densecl card "
 
 # Where a run's images lie, what it ran on, how often it was saved and when it gives up say nothing about its weights.
 _PLACES: dict[str, Any] = {"data": {"root", "list_file", "train", "val", "num_workers"}}
@@ -119,18 +119,4 @@ def encode(card: Card | Mapping[str, Any]) -> bytes:
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)  # ASCII: names may be any bytes
     if len(text) > MAX_BYTES:
         raise ValueError(f"an identity card of {len(text):,} bytes; at most {MAX_BYTES:,} are meant")
-    return (_MAGIC + text).encode("ascii")
-
-
-def decode(path: Path, text: bytes) -> dict[str, Any] | None:
-    """What ``encode`` was given; None for a text that is no card. Raises InputError for a damaged one."""
-    if not text.startswith(_MAGIC.encode()):
-        return None
-    try:
-        values = json.loads(text[len(_MAGIC) :])
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: the file is damaged: its identity card cannot be read")
-    check_format(f"{path}: its identity card", values.get("format", 1), FORMAT)
-    return values
+    return (MAGIC + text).encode("ascii")

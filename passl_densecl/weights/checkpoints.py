@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from passl_densecl.disk import parse_json, sha256_of
+from passl_densecl.disk import parse_json
 from passl_densecl.errors import InputError
 
 MODEL, OPTIMIZER, STATE, CHECKSUMS = "model.pdparams", "optimizer.pdopt", "state.json", "checksums.json"
@@ -84,7 +84,7 @@ def checksum_text(written: dict[str, tuple[int, str]]) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def _written(file: Path) -> tuple[int, str] | None:
+def written_as(file: Path) -> tuple[int, str] | None:
     """Bytes and SHA-256 of a checkpoint's file as written; None where nothing says them."""
     known = checksums(file.parent) if file.name in FILES else None
     return known[file.name] if known else None
@@ -98,40 +98,7 @@ def check_size(file: Path) -> None:
         raise InputError(f"{file} is missing") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
-    expected = _written(file)
+    expected = written_as(file)
     if expected and size != expected[0]:
         cut = "; it was cut off" if size < expected[0] else ""
         raise InputError(f"{file} is damaged: it has {size:,} bytes, {expected[0]:,} were written{cut}")
-
-
-def check_content(file: Path) -> None:
-    """Raises InputError when a file of a checkpoint is not, byte for byte, what was written. Reads it once.
-
-    A file without checksums beside it passes, and so does any that is no checkpoint's.
-    """
-    check_size(file)
-    expected = _written(file)
-    if expected and (digest := sha256_of(file)) != expected[1]:
-        digests = f"its SHA-256 is {digest[:12]}…, {expected[1][:12]}… was written ({CHECKSUMS})"
-        raise InputError(f"{file} is damaged: {digests}; the size is right")
-
-
-def check_weights(file: Path) -> None:
-    """As :func:`check_content`, with the newest checkpoint beside it whose weights are whole in the message."""
-    try:
-        check_content(file)
-    except InputError as error:
-        raise InputError(f"{error}; {other_weights(file)}") from None
-
-
-def other_weights(file: Path) -> str:
-    """Which checkpoint beside this file's holds the same file whole, in words."""
-    for other in reversed(by_age(checkpoints_in(file.parent.parent))):
-        if other.name == file.parent.name:
-            continue
-        try:
-            check_content(other / file.name)
-        except InputError:
-            continue
-        return f"the newest other checkpoint whose {file.name} is whole is {other}"
-    return f"there is no other checkpoint with a whole {file.name} beside it"

@@ -16,12 +16,12 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from passl_densecl.disk import did_you_mean, opened
+from passl_densecl.disk import did_you_mean, opened, sha256_of
 from passl_densecl.errors import InputError
 from passl_densecl.text import listed
 from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
-from passl_densecl.weights.plain import describe
+from passl_densecl.weights.reading import describe
 
 Format = Literal["pickle", "torch", "torch (legacy)", "safetensors"]
 
@@ -53,7 +53,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightFile:
         InputError: missing, incomplete, damaged, of another kind, or it asks for anything but plain data.
     """
     path = weights_file(path)
-    checkpoints.check_weights(path)
+    check_weights(path)
     return _read_weights(path)
 
 
@@ -136,8 +136,41 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
         )
     file = checkpoints.by_age(found)[-1] / checkpoints.MODEL
     if not file.is_file():  # an older one may be whole, but nobody asked for it
-        raise InputError(f"{file} is missing; {checkpoints.other_weights(file)}")
+        raise InputError(f"{file} is missing; {other_weights(file)}")
     return file
+
+
+def check_content(file: Path) -> None:
+    """Raises InputError when a file of a checkpoint is not, byte for byte, what was written. Reads it once.
+
+    A file without checksums beside it passes, and so does any that is no checkpoint's.
+    """
+    checkpoints.check_size(file)
+    expected = checkpoints.written_as(file)
+    if expected and (digest := sha256_of(file)) != expected[1]:
+        digests = f"its SHA-256 is {digest[:12]}…, {expected[1][:12]}… was written ({checkpoints.CHECKSUMS})"
+        raise InputError(f"{file} is damaged: {digests}; the size is right")
+
+
+def check_weights(file: Path) -> None:
+    """As :func:`check_content`, with the newest checkpoint beside it whose weights are whole in the message."""
+    try:
+        check_content(file)
+    except InputError as error:
+        raise InputError(f"{error}; {other_weights(file)}") from None
+
+
+def other_weights(file: Path) -> str:
+    """Which checkpoint beside this file's holds the same file whole, in words."""
+    for other in reversed(checkpoints.by_age(checkpoints.checkpoints_in(file.parent.parent))):
+        if other.name == file.parent.name:
+            continue
+        try:
+            check_content(other / file.name)
+        except InputError:
+            continue
+        return f"the newest other checkpoint whose {file.name} is whole is {other}"
+    return f"there is no other checkpoint with a whole {file.name} beside it"
 
 
 def recognize(path: Path, file: BinaryIO, size: int) -> Format:

@@ -13,7 +13,7 @@ import numpy as np
 
 from passl_densecl.disk import sha256_of
 from passl_densecl.weights.files import read_weights, weights_file
-from passl_densecl.weights.plain import describe
+from passl_densecl.weights.reading import describe
 
 _SHOWN_HASH = 12  # hexadecimal digits
 _WIDEST = 100  # letters of a column; a longer name stands out of it

@@ -56,7 +56,9 @@ def load_strict(
         if names
     ]
     if problems:
-        raise InputError(f"{source} do not fit {type(layer).__name__}{_hint(state, arrays)}{''.join(problems)}")
+        from passl_densecl.weights.names import misfit_hint
+
+        raise InputError(f"{source} do not fit {type(layer).__name__}{misfit_hint(state, arrays)}{''.join(problems)}")
     for name, target in state.items():
         if name in arrays:
             # A copy, so that the layer never shares memory with the caller's array.
@@ -88,19 +90,3 @@ def _contradictions(state: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray
             if not np.array_equal(arrays[other], arrays[name]):
                 problems.append(f"{other} and {name} are one weight of the model with two different values")
     return problems
-
-
-def _hint(state: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> str:
-    """The usual reasons, where the names show one: another depth, another prefix."""
-    from passl_densecl.weights.names import backbone_depths
-
-    asked, held = backbone_depths(state), backbone_depths(arrays)
-    for prefix, depth in asked.items():
-        other = held.get(prefix)
-        if depth and other and depth != other:
-            fits = f"set model.depth: {other} or choose another file"
-            return f": the file holds a ResNet-{other}, the config asks for ResNet-{depth}: {fits}"
-    if asked and held and not set(asked) & set(held):
-        there, here = (" and ".join(map(repr, prefixes)) for prefixes in (held, asked))
-        return f": the file's backbone has the prefix {there}, the model's {here}"
-    return ""

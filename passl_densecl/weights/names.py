@@ -185,6 +185,20 @@ def backbone_depths(names: Collection[str]) -> dict[str, int | None]:
     return {prefix: depth_of(name[len(prefix) :] for name in names if name.startswith(prefix)) for prefix in prefixes}
 
 
+def misfit_hint(wanted: Collection[str], given: Collection[str]) -> str:
+    """The usual reasons why weights do not fit a model, where the names show one: another depth, another prefix."""
+    asked, held = backbone_depths(wanted), backbone_depths(given)
+    for prefix, depth in asked.items():
+        other = held.get(prefix)
+        if depth and other and depth != other:
+            fits = f"set model.depth: {other} or choose another file"
+            return f": the file holds a ResNet-{other}, the config asks for ResNet-{depth}: {fits}"
+    if asked and held and not set(asked) & set(held):
+        there, here = (" and ".join(map(repr, prefixes)) for prefixes in (held, asked))
+        return f": the file's backbone has the prefix {there}, the model's {here}"
+    return ""
+
+
 def find_encoder(
     names: Collection[str],
     *,

@@ -19,8 +19,17 @@ import numpy as np
 
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.plain import ARRAY_KINDS, MAX_NESTING, describe
-from passl_densecl.weights.reading import BoundedReader, UnfitError, check_end, checked_shape, empty_array, explained
+from passl_densecl.weights.plain import ARRAY_KINDS, MAX_NESTING
+from passl_densecl.weights.reading import (
+    BoundedReader,
+    UnfitError,
+    check_end,
+    checked_shape,
+    decode_card,
+    describe,
+    empty_array,
+    explained,
+)
 
 # What paddle.save adds to a state: automatic names, which depend on what the process built before, and the list of
 # arrays that protocols 2 and 3 could not hold in one piece (paddle/framework/io_utils.py).
@@ -57,7 +66,7 @@ def card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
     if count > min(size, cards.MAX_BYTES):
         return None
     text = file.read(count)
-    return cards.decode(path, text) if file.read(1) == pickle.POP else None
+    return decode_card(path, text) if file.read(1) == pickle.POP else None
 
 
 class Note(list):

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from passl_densecl.disk import check_format
 from passl_densecl.errors import InputError
-from passl_densecl.weights.plain import describe
+from passl_densecl.weights.card import FORMAT, MAGIC
 
 _MAX_DIMENSIONS = 32
 _MAX_LENGTH = 2**48  # of one dimension
+
+
+def describe(value: object) -> str:
+    """A value read from a file in a few words, for messages."""
+    if isinstance(value, np.ndarray):
+        return f"an array {list(value.shape)} of {value.dtype}"
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 2**128:  # Python refuses to print very large ones
+        return f"int of {value.bit_length():,} bits"
+    text = repr(value[:41] if isinstance(value, (str, bytes)) else value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
 
 class UnfitError(Exception):
@@ -94,3 +108,17 @@ def widened(bits: np.ndarray) -> np.ndarray:
     wide = bits.astype("u4", order="C")
     np.left_shift(wide, np.uint32(16), out=wide)  # in place: an array without dimensions stays one
     return wide.view("f4")
+
+
+def decode_card(path: Path, text: bytes) -> dict[str, Any] | None:
+    """What ``card.encode`` was given; None for a text that is no card. Raises InputError for a damaged one."""
+    if not text.startswith(MAGIC.encode()):
+        return None
+    try:
+        values = json.loads(text[len(MAGIC) :])
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: the file is damaged: its identity card cannot be read")
+    check_format(f"{path}: its identity card", values.get("format", 1), FORMAT)
+    return values

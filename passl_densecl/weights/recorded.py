@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,21 @@ from passl_densecl.transforms import output_size
 from passl_densecl.weights.card import Card, run_card
 from passl_densecl.weights.checkpoints import MODEL, STATE
 from passl_densecl.weights.files import read_card
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """What a caller states about a backbone in a file. None: as the file's card says, else as published."""
+
+    depth: int | None = None
+    stem_stride: int | None = None
+    last_stride: int | None = None
+    prefix: str | None = None  # what stands before its names, where the file holds several
+
+    def resolve(self, depth: int, recorded: BackboneSpec | None = None) -> BackboneSpec:
+        """The backbone of `depth` with the strides that were stated, else those that are `recorded`."""
+        base = recorded or BackboneSpec(depth)
+        return BackboneSpec(depth, self.stem_stride or base.stem_stride, self.last_stride or base.last_stride)
 
 
 def recorded_card(file: Path) -> Card | None:

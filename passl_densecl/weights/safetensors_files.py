@@ -20,8 +20,8 @@ from safetensors.numpy import save
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.plain import as_array, describe
-from passl_densecl.weights.reading import UnfitError, explained, widened
+from passl_densecl.weights.plain import as_array
+from passl_densecl.weights.reading import UnfitError, decode_card, describe, explained, widened
 
 _CARD_KEY = "passl_densecl"  # in the file's metadata
 _NUMBERS = re.compile("[FIUC](8|16|32|64)")
@@ -38,7 +38,7 @@ def card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
     """The identity card in the metadata; None when there is none."""
     with _explained(path, size), safetensors.safe_open(path, "numpy") as opened:
         text = (opened.metadata() or {}).get(_CARD_KEY)
-    return None if text is None else cards.decode(path, text.encode())
+    return None if text is None else decode_card(path, text.encode())
 
 
 def write_safetensors(

@@ -10,7 +10,7 @@ import numpy as np
 from passl_densecl.errors import InputError, option
 from passl_densecl.text import listed
 from passl_densecl.weights.names import encoder_vocabularies, known_network
-from passl_densecl.weights.plain import describe
+from passl_densecl.weights.reading import describe
 
 Dtype = Literal["float32", "float16", "float64"]  # of weights that are written
 

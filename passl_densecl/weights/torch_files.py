@@ -26,12 +26,13 @@ import numpy as np
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
 from passl_densecl.weights.pickles import NAMES, DataUnpickler, Note, unknown_program
-from passl_densecl.weights.plain import describe
 from passl_densecl.weights.reading import (
     BoundedReader,
     UnfitError,
     check_end,
     checked_shape,
+    decode_card,
+    describe,
     empty_array,
     explained,
     widened,
@@ -122,7 +123,7 @@ def card(path: Path, file: BinaryIO, size: int) -> dict[str, Any] | None:
     with _opened_archive(path, file, size) as archive:
         if not archive.holds(CARD_RECORD) or archive.size_of(CARD_RECORD) > 2 * cards.MAX_BYTES:
             return None
-        return cards.decode(path, archive.read(CARD_RECORD))
+        return decode_card(path, archive.read(CARD_RECORD))
 
 
 class TorchUnpickler(DataUnpickler):

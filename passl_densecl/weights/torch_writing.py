@@ -16,7 +16,8 @@ import numpy as np
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.plain import MAX_NESTING, as_array, describe, not_plain
+from passl_densecl.weights.plain import MAX_NESTING, as_array, not_plain
+from passl_densecl.weights.reading import describe
 from passl_densecl.weights.torch_files import CARD_RECORD, DTYPES, STORAGES
 
 _ARCHIVE = "archive"  # the folder in the zip files that are written here; any name will do

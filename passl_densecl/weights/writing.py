@@ -1,25 +1,16 @@
-"""Weight files written in the format that their suffix says; pickles so that everybody can read them.
-
-The identity card of a pickle is a text that its first three instructions push and drop again: every reader of pickles
-passes over it, as over a comment.
-"""
+"""Weight files written in the format that their suffix says."""
 
 from __future__ import annotations
 
 import os
-import pickle
-import struct
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from passl_densecl.disk import whole_file
 from passl_densecl.errors import InputError
 from passl_densecl.weights import card as cards
-from passl_densecl.weights.plain import as_array, not_plain
+from passl_densecl.weights.pickle_writing import dump_pickle
 
 _PICKLES = (".pdparams", ".pdopt", ".pd", ".pkl")
 _TORCH = (".pth", ".pt")
@@ -69,29 +60,3 @@ def write_pickle(
     """
     with whole_file(path) as file:
         dump_pickle(file, content, card=card)
-
-
-def dump_pickle(file: BinaryIO, content: object, *, card: cards.Card | Mapping[str, Any] | None = None) -> None:
-    """What :func:`write_pickle` puts into a file."""
-    if card is not None:
-        text = cards.encode(card)
-        file.write(cards.PICKLE_START + struct.pack("<Q", len(text)) + text + pickle.POP)
-    _PortablePickler(file).dump(content)
-
-
-class _PortablePickler(pickle.Pickler):
-    """Writes an array as ``numpy.ndarray(shape, dtype, bytes)``, names that every numpy knows."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, protocol=4)
-        # Without a memo, the bytes of an array are freed as soon as they are written, and the file does not depend on
-        # which equal strings happen to be one object.
-        self.fast = True
-
-    def reducer_override(self, value: Any) -> Any:
-        array = as_array(value)
-        if array is not None:
-            return np.ndarray, (array.shape, array.dtype.str, array.tobytes())
-        if type(value) is OrderedDict or value is OrderedDict or value is np.ndarray:
-            return NotImplemented
-        raise not_plain(value)
