@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from passl_densecl.config import BackboneOptions, BackboneSpec, HeadSpec, dump_config, load_config
+from passl_densecl.config import BackboneSpec, HeadSpec, dump_config, load_config
 from passl_densecl.errors import InputError
 from passl_densecl.export import write
 from passl_densecl.export.layer import StageLayer
@@ -26,6 +26,7 @@ from passl_densecl.export.write import export
 from passl_densecl.models import DenseCL, Encoder, build_backbone, normalize
 from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.transforms import MEAN, STD
+from passl_densecl.weights.recorded import BackboneOptions
 from passl_densecl.weights.writing import write_pickle
 from tests.commands import call_tool
 

@@ -145,8 +145,3 @@ def all_reduce(values: paddle.Tensor) -> paddle.Tensor:
     if world_size() > 1:
         paddle.distributed.all_reduce(values)
     return values
-
-
-def count_flags(flag: bool) -> paddle.Tensor:
-    """In how many processes the flag is set; the device may still be computing it."""
-    return all_reduce(paddle.full([], float(flag)))

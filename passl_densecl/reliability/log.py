@@ -9,9 +9,7 @@ import contextlib
 import faulthandler
 import json
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 import warnings
@@ -264,6 +262,8 @@ def open_log(config: Config, *, resumed: bool) -> SilentLog:
         loggers = Loggers(config)
     if not dist.is_main():
         return SilentLog()
+    from passl_densecl.reliability.environment import environment  # one of several processes asks
+
     make_writable(config.run_dir / "checkpoints", "output_dir")
     make_writable(config.run_dir, "output_dir")
     documents = {"config.yaml": dump_config(config), "environment.json": json.dumps(environment(), indent=1) + "\n"}
@@ -273,31 +273,6 @@ def open_log(config: Config, *, resumed: bool) -> SilentLog:
     title = f"passl_densecl {passl_densecl.__version__} · paddle {paddle.__version__} · {dist.world_size()} × {kind}"
     log.line(title, f"· {config.run_dir} ({how})")
     return log
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device, machine and commit, to understand a run later."""
-    import cv2
-
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "passl_densecl": passl_densecl.__version__,
-        "paddle": paddle.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": paddle.get_device(),
-        "devices": [paddle.device.cuda.get_device_name()] if paddle.get_device().startswith("gpu") else [],
-        "processes": dist.world_size(),
-        "cpu_count": os.cpu_count(),
-        "commit": commit.stdout.strip() or None,
-        "command": sys.argv,
-        "working_directory": os.getcwd(),  # which relative paths of config.yaml start from
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
 
 
 def peak_memory_mb() -> float:

@@ -67,7 +67,7 @@ class StopRequest:
             return self.signal is not None
         if self.asked_anywhere is not None:
             return self.asked_anywhere
-        before, self._flags = self._flags, dist.count_flags(self.signal is not None)
+        before, self._flags = self._flags, dist.all_reduce(paddle.full([], float(self.signal is not None)))
         return before is not None and bool(before.numpy() > 0)
 
     @property

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from passl_densecl import __version__
 from passl_densecl.disk import sha256_of
-from passl_densecl.errors import InputError
 
 if TYPE_CHECKING:
     from passl_densecl.config import LinearConfig, PretrainConfig
@@ -71,17 +70,6 @@ class Card(_Entry):
     parents: tuple[Parent, ...] = ()
     version: str = __version__  # of passl_densecl
     format: int = FORMAT  # cards of before there was this entry have format 1
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Card:
-        """The card in a plain dictionary; unknown keys are kept. Raises InputError, which names the wrong entries."""
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-            raise InputError(
-                f"the identity card is damaged, or of a version this one does not know ({wrong})"
-            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, without what is unknown."""

@@ -21,7 +21,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.text import listed
 from passl_densecl.weights import checkpoints
 from passl_densecl.weights.card import Card
-from passl_densecl.weights.reading import describe
+from passl_densecl.weights.reading import checked_card, describe
 
 Format = Literal["pickle", "torch", "torch (legacy)", "safetensors"]
 
@@ -76,7 +76,7 @@ def read_card(path: str | os.PathLike[str]) -> Card | None:
     with opened(path) as (file, size):
         card = _reader(recognize(path, file, size)).card(path, file, size)
     try:
-        return None if card is None else Card.from_dict(card)
+        return None if card is None else checked_card(card)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from pydantic import ValidationError
 
 from passl_densecl.disk import check_format
 from passl_densecl.errors import InputError
-from passl_densecl.weights.card import FORMAT, MAGIC
+from passl_densecl.weights.card import FORMAT, MAGIC, Card
 
 _MAX_DIMENSIONS = 32
 _MAX_LENGTH = 2**48  # of one dimension
@@ -122,3 +123,12 @@ def decode_card(path: Path, text: bytes) -> dict[str, Any] | None:
         raise InputError(f"{path}: the file is damaged: its identity card cannot be read")
     check_format(f"{path}: its identity card", values.get("format", 1), FORMAT)
     return values
+
+
+def checked_card(values: Mapping[str, Any]) -> Card:
+    """The card in a plain dictionary; unknown keys are kept. Raises InputError, which names the wrong entries."""
+    try:
+        return Card.model_validate(dict(values))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise InputError(f"the identity card is damaged, or of a version this one does not know ({wrong})") from None

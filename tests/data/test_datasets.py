@@ -24,9 +24,10 @@ from passl_densecl.data.datasets import (
     decode,
     scan_images,
 )
-from passl_densecl.data.images import decode_bytes, looks_like_image
+from passl_densecl.data.images import decode_bytes
 from passl_densecl.data.labeled import LabeledDataset
 from passl_densecl.data.packing import pack_images
+from passl_densecl.data.signatures import looks_like_image
 from passl_densecl.errors import InputError, RunError
 from tests.data.damaged import tiff
 from tests.reference.cases import FOLDER as REFERENCE

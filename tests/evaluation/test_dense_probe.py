@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passl_densecl.config import BackboneOptions
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.dense_probe import (
     Cells,
@@ -21,6 +20,7 @@ from passl_densecl.evaluation.dense_probe import (
     with_place,
 )
 from passl_densecl.evaluation.features import load_backbone
+from passl_densecl.weights.recorded import BackboneOptions
 
 
 def test_targets_are_shares_around_the_centers():

@@ -10,13 +10,14 @@ import paddle
 import pytest
 
 from passl_densecl.cli.main import main
-from passl_densecl.config import BackboneOptions, BackboneSpec, dump_config, load_config
+from passl_densecl.config import BackboneSpec, dump_config, load_config
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import feature_map, load_backbone, pooled_features, stage_maps, untrained_like
 from passl_densecl.models import build_backbone
 from passl_densecl.transforms import CenterCrop
 from passl_densecl.weights.card import run_card
+from passl_densecl.weights.recorded import BackboneOptions
 from passl_densecl.weights.writing import write_pickle
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -342,14 +342,14 @@ class Reader:
 
 # Modules that read cases, by target: imported before the guard is armed.
 _WEIGHTS = "convert hub info read torch_files safetensors_files"
-_LISTS = "data.class_folders data.invalid data.lists data.packs data.sixteen_bit engine.pretrain evaluation.masks "
-_LISTS += "evaluation.multilabel integrations.prepare weights.zoo"
+_IMAGES = "data.class_folders data.invalid data.lists data.signatures data.sixteen_bit data.undecodable "
+_LISTS = f"{_IMAGES}data.packs engine.pretrain evaluation.masks evaluation.multilabel integrations.prepare weights.zoo"
 READERS = {
     "configs": ("config.invalid", "integrations.yaml_files"),
     "overrides": ("config.invalid",),
     "resumes": ("config.invalid", "engine.record", "weights.pickles", "weights.recorded"),
     "weights": ("config.invalid", *(f"weights.{name}" for name in _WEIGHTS.split())),
-    "packs": ("data.class_folders", "data.datasets", "data.lists", "data.invalid", "data.sixteen_bit"),
+    "packs": ("data.datasets", *_IMAGES.split()),
     "lists": (*_LISTS.split(), *(f"visualize.{name}" for name in ("report", "schedule", "views"))),
 }
 _CODECS = "ascii latin1 unicode_escape raw_unicode_escape utf-8-sig cp437 "

@@ -6,11 +6,12 @@ import numpy as np
 import paddle
 import pytest
 
-from passl_densecl.config import BackboneOptions, BackboneSpec, HeadSpec
+from passl_densecl.config import BackboneSpec, HeadSpec
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import load_backbone
 from passl_densecl.models import DenseCL, Encoder
 from passl_densecl.visualize.maps import cells, load_map
+from passl_densecl.weights.recorded import BackboneOptions
 from passl_densecl.weights.writing import write_pickle
 
 

@@ -11,9 +11,10 @@ import pytest
 from passl_densecl import __version__
 from passl_densecl.config import parse_config
 from passl_densecl.errors import InputError
-from passl_densecl.weights.card import FORMAT, MAX_BYTES, Card, Parent, decode, encode, run_card
+from passl_densecl.weights.card import FORMAT, MAX_BYTES, Card, Parent, encode, run_card
 from passl_densecl.weights.files import read_card, read_weights
 from passl_densecl.weights.info import describe_file
+from passl_densecl.weights.reading import checked_card, decode_card
 from passl_densecl.weights.writing import write_weights
 from tests.engine.runs import PRETRAIN
 
@@ -49,9 +50,9 @@ def test_a_card_goes_there_and_back():
     card = Card(
         kind="linear classifier", classes=("a", "ü", "\udcff"), parents=(Parent(file="a", sha256="b", kind="c"),)
     )
-    values = decode(None, encode(card))  # type: ignore[arg-type]
+    values = decode_card(None, encode(card))  # type: ignore[arg-type]
     assert values == card.to_dict()
-    assert Card.from_dict(values or {}) == card
+    assert checked_card(values or {}) == card
     assert "depth" not in card.to_dict()  # what is unknown is left out
     assert card.replace(step=3).step == 3
     assert card.step is None
@@ -67,8 +68,8 @@ def test_a_newer_cards_entries_are_kept():
         "tokens": [1, 2],
         "parents": [{"file": "a", "sha256": "b", "kind": "c", "size": 3}],
     }
-    assert Card.from_dict(values).to_dict() == values | {"format": 1}  # the format of cards that do not say it
-    assert Card.from_dict(values).replace(step=1).to_dict() == values | {"step": 1, "format": 1}
+    assert checked_card(values).to_dict() == values | {"format": 1}  # the format of cards that do not say it
+    assert checked_card(values).replace(step=1).to_dict() == values | {"step": 1, "format": 1}
 
 
 @pytest.mark.parametrize("suffix", [".pdparams", ".pth", ".safetensors"])
@@ -100,7 +101,7 @@ def test_a_file_with_a_card_of_a_newer_format_is_refused_with_both_numbers(tmp_p
 )
 def test_a_card_that_does_not_fit_is_an_input_error(values, said):
     with pytest.raises(InputError, match=rf"the identity card is damaged, or of a version .*{said}"):
-        Card.from_dict(values)
+        checked_card(values)
 
 
 def test_a_parent_is_a_name_and_a_hash(tmp_path):

@@ -13,7 +13,7 @@ import paddle
 import pytest
 
 from passl_densecl import FeatureExtractor, get_model, linear_eval, pretrain
-from passl_densecl.config import BackboneOptions, BackboneSpec
+from passl_densecl.config import BackboneSpec
 from passl_densecl.engine.start import load_backbones, load_classifier, load_pretrained
 from passl_densecl.errors import InputError, option, options_of_commands
 from passl_densecl.evaluation.features import load_backbone
@@ -25,6 +25,7 @@ from passl_densecl.models.linear import LinearClassifier
 from passl_densecl.visualize.maps import load_map
 from passl_densecl.weights.convert import convert
 from passl_densecl.weights.read import read_backbone, read_classifier, read_model
+from passl_densecl.weights.recorded import BackboneOptions
 from passl_densecl.weights.vocabulary import backbone_shapes
 from passl_densecl.weights.writing import write_pickle
 
