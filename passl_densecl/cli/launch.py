@@ -88,22 +88,9 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
 
     The first trainer writes to this process's output; what every trainer and the launcher print is under `logs`.
     """
-    where = (
-        ["--devices", ",".join(map(str, devices.gpus))] if devices.gpus else ["--nproc_per_node", str(devices.count)]
-    )
-    if hosts.count > 1:
-        where += ["--nnodes", str(hosts.count), "--rank", str(hosts.rank), "--master", str(hosts.master)]
-    quiet = [] if verbose else ["--log_level", "CRITICAL"]
-    launcher = ["-m", "paddle.distributed.launch"] if devices.gpus else ["-c", _LAUNCH_ON_CPU]
-    program = [sys.executable, *launcher, *where, *quiet, "--log_dir", str(logs)]
     direct = Path("/proc/self/fd").is_dir()
-    package = str(Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    unwanted = ("No ccache found", "You are using GPU version Paddle")  # Paddle is imported before this package
-    quiet = {"PYTHONWARNINGS": ",".join(f"ignore:{start}:UserWarning" for start in unwanted)}
-    environment = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
-    if not devices.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # the trainers see no GPU either, and connect with gloo
+    program = [*_launcher(devices, hosts, logs, verbose=verbose), str(_SCRIPT), *words]
+    environment = _environment(on_gpus=bool(devices.gpus))
     if direct:
         environment[_OUTPUT_OF] = str(os.getpid())
     received: list[int] = []
@@ -117,10 +104,7 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     before = {number: signal.signal(number, forward) for number in _EXIT_CODES}
     # In a session of its own: Ctrl-C on the terminal reaches the trainers once, through the handler above.
     process = subprocess.Popen(
-        [*program, str(_SCRIPT), *words],
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL if direct and not verbose else None,
+        program, env=environment, start_new_session=True, stdout=subprocess.DEVNULL if direct and not verbose else None
     )
     if received:
         _stop(process.pid, received[0])
@@ -147,6 +131,30 @@ def launch(words: Sequence[str], devices: Devices, hosts: Hosts, logs: Path, *, 
     if code not in (0, 2):
         print(f"logs     of every process: {printable(str(logs))}", file=sys.stderr)
     return code if code >= 0 else 128 - code
+
+
+def _launcher(devices: Devices, hosts: Hosts, logs: Path, *, verbose: bool) -> list[str]:
+    """The command that starts Paddle's launcher, but for the script and its options."""
+    where = (
+        ["--devices", ",".join(map(str, devices.gpus))] if devices.gpus else ["--nproc_per_node", str(devices.count)]
+    )
+    if hosts.count > 1:
+        where += ["--nnodes", str(hosts.count), "--rank", str(hosts.rank), "--master", str(hosts.master)]
+    quiet = [] if verbose else ["--log_level", "CRITICAL"]
+    launcher = ["-m", "paddle.distributed.launch"] if devices.gpus else ["-c", _LAUNCH_ON_CPU]
+    return [sys.executable, *launcher, *where, *quiet, "--log_dir", str(logs)]
+
+
+def _environment(*, on_gpus: bool) -> dict[str, str]:
+    """The variables of the processes: they find this package, and say nothing that is of no use."""
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    unwanted = ("No ccache found", "You are using GPU version Paddle")  # Paddle is imported before this package
+    environment = os.environ | {"PYTHONWARNINGS": ",".join(f"ignore:{start}:UserWarning" for start in unwanted)}
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    if not on_gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # the trainers see no GPU either, and connect with gloo
+    return environment
 
 
 def _stop(launcher: int, number: int) -> None:
