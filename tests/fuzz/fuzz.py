@@ -76,7 +76,8 @@ def run(name: str, cases: int, seed: int, keep: Path) -> int:
                 break
             deaths += 1
             done += 1
-            last = (scratch / "stderr").read_text(errors="replace")[-1500:]
+            lines = (scratch / "stderr").read_text(errors="replace").splitlines()
+            last = "\n".join(line[:300] for line in lines[-12:])  # Hypothesis prints whole strategies in a line
             if process.returncode == 1 or not (scratch / "case" / "case.json").is_file():
                 raise SystemExit(f"\nfuzz     {name}: this program failed, not the code that it tests:\n{last}")
             cause = f"killed after {SILENCE} s without a report" if process.returncode == -9 else "died"

@@ -126,7 +126,7 @@ def _carded(draw: Any, folder: Path) -> tuple[str, bytes]:
     except (ValueError, TypeError):  # JSON cannot hold this card: written as text instead
         from passl_densecl.weights import card as cards
 
-        text = (cards._MAGIC + json.dumps(card)).encode()[: cards.MAX_BYTES]
+        text = (cards.MAGIC + json.dumps(card)).encode()[: cards.MAX_BYTES]
         return ".pdparams", b"\x80\x04\x8d" + len(text).to_bytes(8, "little") + text + b"0}."
     return suffix, path.read_bytes()
 
