@@ -130,7 +130,7 @@ def main(words: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_weights_options(parser, several=True)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="train, train_masks, val, val_masks")
-    parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--lr", type=float, default=0.01, help="of the backbone (default: %(default)s)")
     parser.add_argument("--head-lr", type=float, default=0.1, help="default: %(default)s")
