@@ -72,7 +72,8 @@ def chunks(requested: str, queries: int, keys: int) -> dict[str, Callable[[], An
     import numpy as np
     import paddle
 
-    from passl_densecl.distributed.device import amp_problem, set_device
+    from passl_densecl.distributed.device import set_device
+    from passl_densecl.distributed.gpu_failure import amp_problem
     from passl_densecl.models import losses
     from passl_densecl.tensors import to_tensor
 

@@ -220,7 +220,7 @@ def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
     """What OpenCV makes of the bytes, of 8 or 16 bits. Raises as :func:`decode_bytes`."""
     try:
         with memory_is_named(path):
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            image = None if _is_cut_png(data) else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise UndecodableImage(path, f"refused by OpenCV ({error.err})") from error
     if image is None or image.dtype.itemsize > 2:
@@ -228,3 +228,14 @@ def _decoded(data: bytes, path: str, flags: int) -> np.ndarray:
 
         raise UndecodableImage(path, what_it_is(data))
     return image
+
+
+def _is_cut_png(data: bytes) -> bool:
+    """Whether a chunk of a PNG does not fit into the file: OpenCV would take memory for all of it, up to 2 GB."""
+    position = 8 if data.startswith(b"\x89PNG") else len(data)
+    while position + 8 <= len(data) and data[position + 4 : position + 8] != b"IEND":
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if end > len(data):
+            return True
+        position = end + 4  # behind its checksum
+    return False

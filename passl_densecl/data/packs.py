@@ -171,8 +171,10 @@ def packed_images(
             )
         folders = sorted({path[: path.index(b"/")] for path in pack.paths if b"/" in path} - {b"", b"..", b"."})
         scan = Scan(pack.paths, folders)
-        plain = ImageSet.from_paths(root, pack.paths, notes=scan.notes())
-        images = class_images(root, scan, classes) if labeled else plain
+        if labeled:
+            images = class_images(root, scan, classes)
+        else:
+            images = ImageSet.from_paths(root, pack.paths, notes=scan.notes())
     side = pack.shorter_side
     notes = (*images._notes, f"a pack, {'as they were' if side is None else f'shorter side at most {side} px'}")
     return replace(images, _notes=notes, _record=Records(pack, numbers))

@@ -15,8 +15,6 @@ import paddle.version
 from passl_densecl.errors import InputError
 from passl_densecl.tensors import to_tensor
 
-_LEAST = {"float16": (7, 0), "bfloat16": (8, 0)}  # compute capability below which Paddle turns mixed precision off
-
 
 def gpu_problem() -> str | None:
     """Why Paddle sees no GPU, and what to do, in a sentence; None where it sees one."""
@@ -100,17 +98,3 @@ def compute() -> None:
     found = [float(product.mean()), float(gradient.sum())]
     if not np.allclose(found, 972.0):
         raise ArithmeticError(f"it computed {found[0]:g} and {found[1]:g} instead of 972 twice")
-
-
-def amp_problem(dtype: str) -> str | None:
-    """Why Paddle turns mixed precision off on the current device, without an error; None where it does not."""
-    if not paddle.get_device().startswith("gpu"):
-        return "amp.enabled: Paddle has mixed precision on GPUs only; this run is in float32 throughout"
-    capability, least = paddle.device.cuda.get_device_capability(), _LEAST[dtype]
-    if capability >= least:
-        return None
-    instead = "set amp.dtype=float16, or " if capability >= _LEAST["float16"] else ""
-    return (
-        f"amp.dtype {dtype} needs compute capability {least[0]}.{least[1]}, and {paddle.device.cuda.get_device_name()} "
-        f"has {capability[0]}.{capability[1]}: Paddle computes in float32 throughout; {instead}amp.enabled=false"
-    )

@@ -1,4 +1,4 @@
-"""Why a GPU that Paddle sees does not compute: missing libraries, no code for it, no memory."""
+"""Why a GPU that Paddle sees does not compute: missing libraries, no code for it, no memory, no mixed precision."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import paddle
 import paddle.version
 
+_LEAST = {"float16": (7, 0), "bfloat16": (8, 0)}  # compute capability below which Paddle turns mixed precision off
 _PADDLE_3 = "install Paddle 3 for GPUs as https://www.paddlepaddle.org.cn/install/quick shows"
 
 
@@ -28,3 +29,17 @@ def explain(message: str, number: int) -> str:
     lines = [line.strip() for line in message.partition("Error Message Summary:")[2].splitlines() or [message]]
     told = [line for line in lines if line.strip("- ")] or message.strip().splitlines()[-1:]
     return f"it cannot compute ({build}, {shown}): {told[0][:300] if told else 'no message'}"
+
+
+def amp_problem(dtype: str) -> str | None:
+    """Why Paddle turns mixed precision off on the current device, without an error; None where it does not."""
+    if not paddle.get_device().startswith("gpu"):
+        return "amp.enabled: Paddle has mixed precision on GPUs only; this run is in float32 throughout"
+    capability, least = paddle.device.cuda.get_device_capability(), _LEAST[dtype]
+    if capability >= least:
+        return None
+    instead = "set amp.dtype=float16, or " if capability >= _LEAST["float16"] else ""
+    return (
+        f"amp.dtype {dtype} needs compute capability {least[0]}.{least[1]}, and {paddle.device.cuda.get_device_name()} "
+        f"has {capability[0]}.{capability[1]}: Paddle computes in float32 throughout; {instead}amp.enabled=false"
+    )

@@ -21,7 +21,8 @@ from passl_densecl.config import AmpConfig, PretrainConfig
 from passl_densecl.data.datasets import scan_images
 from passl_densecl.data.loader import PairLoader
 from passl_densecl.data.workers import available_cores
-from passl_densecl.distributed.device import amp_problem, set_device, silent
+from passl_densecl.distributed.device import set_device, silent
+from passl_densecl.distributed.gpu_failure import amp_problem
 from passl_densecl.doctor.findings import Finding, each
 from passl_densecl.doctor.reference import REFERENCE, TERMS, run_steps
 from passl_densecl.doctor.several import config_of, start, train_steps

@@ -20,7 +20,7 @@ from passl_densecl.data.datasets import ImageSet
 from passl_densecl.data.loader import choose_workers
 from passl_densecl.distributed import collectives as dist
 from passl_densecl.distributed import process_group
-from passl_densecl.distributed.device import amp_problem, set_device
+from passl_densecl.distributed.device import set_device
 from passl_densecl.engine.learner import Learner, check_finite, optimizer_state, scaler_state
 from passl_densecl.errors import InputError, RunError, option
 from passl_densecl.models import Keys, Losses
@@ -152,9 +152,11 @@ class Run(Generic[C]):
 
     def warn_of_amp(self) -> None:
         """Warn when mixed precision is asked for on a device where Paddle ignores it."""
-        problem = amp_problem(self.config.amp.dtype) if self.config.amp.enabled else None
-        if problem:
-            self.log.line("warning", problem)
+        if self.config.amp.enabled:
+            from passl_densecl.distributed.gpu_failure import amp_problem
+
+            if problem := amp_problem(self.config.amp.dtype):
+                self.log.line("warning", problem)
 
     def begin(self, learner: Learner, images: ImageSet) -> None:
         """Everything is ready for the first step: leave in the run folder what a run that continues here would have.

@@ -262,7 +262,7 @@ def open_log(config: Config, *, resumed: bool) -> SilentLog:
         loggers = Loggers(config)
     if not dist.is_main():
         return SilentLog()
-    from passl_densecl.reliability.environment import environment  # one of several processes asks
+    from passl_densecl.reliability.environment import environment  # the main process alone writes it
 
     make_writable(config.run_dir / "checkpoints", "output_dir")
     make_writable(config.run_dir, "output_dir")

@@ -19,8 +19,6 @@ from passl_densecl.weights.names import find_encoder
 from passl_densecl.weights.recorded import BackboneOptions
 from passl_densecl.weights.tables import unwrap
 
-FEATURES = ("backbone", "dense")
-
 # prefix of an encoder's backbone → prefix of its dense head
 _HEADS = {
     "query_encoder.backbone.": "query_encoder.dense_head.",

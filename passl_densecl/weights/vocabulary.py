@@ -189,11 +189,6 @@ def backbone_shapes(depth: int) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(depth))
 
 
-def backbone_names(depth: int) -> list[str]:
-    """Names of ``paddle.vision.models.ResNet(…, depth, num_classes=0).state_dict()``, in its order."""
-    return list(_shapes(depth))
-
-
 @cache
 def translations(vocabulary: str, depth: int) -> dict[str, str]:
     """Their name → paddle.vision's, for every array that a ResNet of this depth must have, in Paddle's order."""

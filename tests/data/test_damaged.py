@@ -106,6 +106,18 @@ def test_every_image_that_is_no_square_or_is_tiny_trains_and_is_evaluated(folder
             assert T.apply(recipe, image, np.random.default_rng(0)).shape == (16, 16, 3)
 
 
+def test_a_png_chunk_that_is_longer_than_the_file_takes_no_memory(monkeypatch):
+    """OpenCV would take what the chunk's length says, up to 2 GB, before it finds that the file ends."""
+    data = damaged.encoded(Image.fromarray(damaged.photograph(1)), "PNG")
+    image = decode_bytes(data, "it")
+    assert np.array_equal(decode_bytes(data + b"\xff" * 99, "it"), image)  # what follows the end is of no account
+    assert data[37:41] == b"IDAT"
+    long = data[:33] + (2**29).to_bytes(4, "big") + data[37:]
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("OpenCV was asked"))
+    with pytest.raises(UndecodableImage, match="damaged, cut short or no image"):
+        decode_bytes(long, "it")
+
+
 def test_a_long_strip_is_not_blown_up():
     """With a shorter side of 256 pixels it would be 3.9 GB; the middle of it is the same."""
     strip = np.resize(damaged.photograph(3), (1, 20_000, 3))

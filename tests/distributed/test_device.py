@@ -9,8 +9,9 @@ import paddle
 import pytest
 
 from passl_densecl.distributed import device, driver
-from passl_densecl.distributed.device import amp_problem, set_device
+from passl_densecl.distributed.device import set_device
 from passl_densecl.distributed.driver import Driver, Gpu, read_driver
+from passl_densecl.distributed.gpu_failure import amp_problem
 from passl_densecl.errors import InputError
 
 NO_KERNEL = """

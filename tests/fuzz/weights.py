@@ -58,10 +58,10 @@ def _tables(draw: Any) -> Any:
     """Tables of weights, most names valid and a few not, behind wrappers and prefixes."""
     from passl_densecl.weights.names import LAYOUTS
     from passl_densecl.weights.tables import WRAPPERS
-    from passl_densecl.weights.vocabulary import VOCABULARIES, backbone_names, translations
+    from passl_densecl.weights.vocabulary import VOCABULARIES, backbone_shapes, translations
 
     vocabulary = draw(st.sampled_from(sorted(VOCABULARIES)))
-    names = list(backbone_names(18)) if vocabulary == "paddle" else list(translations(vocabulary, 18))
+    names = list(backbone_shapes(18)) if vocabulary == "paddle" else list(translations(vocabulary, 18))
     prefixes = ["", "backbone.", "module.", "encoder_q.", "encoder_q.0.", "encoder_k.0.", "a.b."]
     prefixes += [prefix for layout in LAYOUTS.values() for prefix in layout.backbones]
     table: dict[Any, Any] = {}

@@ -16,14 +16,7 @@ from paddle.vision.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from passl_densecl.errors import InputError, options_of_commands
 from passl_densecl.weights.names import depth_of, extract_backbone, find_encoder
 from passl_densecl.weights.tables import beside, unwrap
-from passl_densecl.weights.vocabulary import (
-    backbone_names,
-    backbone_shapes,
-    identity_shortcut,
-    is_identity,
-    translate,
-    translations,
-)
+from passl_densecl.weights.vocabulary import backbone_shapes, identity_shortcut, is_identity, translate, translations
 from tests.reference.cases import FOLDER as REFERENCE
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -85,12 +78,12 @@ def test_names_and_shapes_are_those_of_paddle(depth):
     network = ResNet(BottleneckBlock if depth >= 50 else BasicBlock, depth, num_classes=0, with_pool=False)
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     assert list(backbone_shapes(depth).items()) == list(wanted.items())
-    assert backbone_names(depth) == list(wanted)
+    assert list(backbone_shapes(depth)) == list(wanted)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_depth_shows_in_the_names(depth):
-    names = backbone_names(depth)
+    names = list(backbone_shapes(depth))
     assert depth_of(names) == depth
     assert depth_of([*names, "fc.weight", "fc.bias"]) == depth
     assert depth_of(reversed(names)) == depth
@@ -102,8 +95,8 @@ def test_the_depth_shows_in_the_names(depth):
 def test_a_resnet_of_other_blocks_has_no_depth():
     assert depth_of([]) is None
     assert depth_of(["fc.weight"]) is None
-    assert depth_of([*backbone_names(18), "layer5.0.conv1.weight"]) is None
-    assert depth_of([*backbone_names(18), "layer1.0.conv3.weight"]) is None
+    assert depth_of([*backbone_shapes(18), "layer5.0.conv1.weight"]) is None
+    assert depth_of([*backbone_shapes(18), "layer1.0.conv3.weight"]) is None
 
 
 # The vocabularies, against names written out by hand
@@ -186,7 +179,7 @@ def test_resnet18_in_every_vocabulary(vocabulary):
     rows = [line.split()[column] for line in R18_CONVOLUTIONS.split("\n") if line]
     expected = [name for row in rows for name in written_out(row, vocabulary)]
     assert list(translations(vocabulary, 18)) == expected
-    assert list(translations(vocabulary, 18).values()) == backbone_names(18)
+    assert list(translations(vocabulary, 18).values()) == list(backbone_shapes(18))
     assert len(expected) == 100
 
 
@@ -199,7 +192,7 @@ def test_deeper_resnets_in_every_vocabulary(vocabulary, depth):
         theirs = written_out(columns[COLUMNS.index(vocabulary)], vocabulary)
         ours = written_out(columns[0], "paddle")
         assert [table[name] for name in theirs] == ours
-    assert list(table.values()) == backbone_names(depth)
+    assert list(table.values()) == list(backbone_shapes(depth))
     assert len(set(table)) == len(table) == {34: 180, 50: 265, 101: 520, 152: 775}[depth]
 
 
@@ -464,12 +457,12 @@ def test_a_missing_key_encoder_is_said():
 def test_missing_and_leftover_names_are_listed():
     arrays = behind("backbone.", backbone(50))
     del arrays["backbone.bn1._mean"]
-    for name in backbone_names(50)[50:60]:
+    for name in list(backbone_shapes(50))[50:60]:
         del arrays[f"backbone.{name}"]
     arrays["backbone.layer2.1.conv4.weight"] = np.zeros(1)
     message = error_of(arrays)
     assert "ResNet-50" in message
-    assert f"11 missing: bn1._mean, {', '.join(backbone_names(50)[50:54])} and 6 more" in message
+    assert f"11 missing: bn1._mean, {', '.join(list(backbone_shapes(50))[50:54])} and 6 more" in message
     assert "1 left over: layer2.1.conv4.weight" in message
 
 
