@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,27 +26,33 @@ from paddle import nn
 
 from passl_densecl.cli.command import Parser, command
 from passl_densecl.config import PretrainConfig
-from passl_densecl.data.datasets import PairDataset, scan_images
-from passl_densecl.data.loader import epoch_order
+from passl_densecl.data.datasets import scan_images
+from passl_densecl.data.loader import PairLoader
 from passl_densecl.engine.learner import Learner
 from passl_densecl.engine.pretrain import encode_keys, forward_backward
 from passl_densecl.engine.record import recorded_settings
-from passl_densecl.evaluation.correspondence import View, ViewSampling, correspondence_accuracy, true_positions
+from passl_densecl.evaluation.correspondence import ViewSampling, correspondence_accuracy
 from passl_densecl.models import DenseCL, Keys, Losses, Projections, match
-from passl_densecl.models.losses import gather_matches, info_nce
 from passl_densecl.reliability import restore
 from passl_densecl.tensors import to_tensor
-from passl_densecl.transforms import RandomHorizontalFlip, RandomResizedCrop, output_size
+from passl_densecl.transforms import RandomResizedCrop, output_size
 
-VARIANTS = {
-    "moco": "λ stays 0",
-    "published": "matched by the backbone's features, negatives are means of images",
-    "cells": "negatives are single cells (model.dense_negatives: cells)",
-    "inner": "the cells on the border of the map take no part",
-    "geometry": "matched by the known geometry of the crops; cells outside the other crop take no part",
-    "geometry_cells": "both of these",
-    "dense_match": "matched by the dense vectors",
-    "reflect": "the last stage pads by reflection instead of zeros",
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # what it is, and how its recipe differs
+    "moco": ("λ stays 0", {}),
+    "published": ("matched by the backbone's features, negatives are means of images", {}),
+    "cells": ("negatives are single cells (model.dense_negatives: cells)", {"dense_negatives": "cells"}),
+    "inner": ("the cells on the border of the map take no part", {}),
+    "geometry": (
+        "matched by the known geometry of the crops (model.dense_matches: geometry)",
+        {"dense_matches": "geometry"},
+    ),
+    "geometry_cells": ("both of these", {"dense_matches": "geometry", "dense_negatives": "cells"}),
+    "dense_match": ("matched by the dense vectors", {}),
+    "reflect": ("the last stage pads by reflection instead of zeros", {}),
+    "lambda_0.1": ("λ 0.1", {"loss_lambda": 0.1}),
+    "lambda_0.8": ("λ 0.8", {"loss_lambda": 0.8}),
+    "grid_3": ("the dense head sees the map pooled to 3×3 cells", {"num_grid": 3}),
+    "views_144": ("views of 144 px instead of 96: a map of 9×9 cells, 2.25 times the work", {}),
 }
 
 
@@ -55,56 +60,32 @@ class Variant(DenseCL):
     """DenseCL with another choice of positives; `kind` is one of VARIANTS."""
 
     kind: str = "published"
-    geometry: Iterator[list[tuple[View, View]]]  # (query, key) views of each micro-batch to come
 
     def losses(self, query: Projections, key: Projections, loss_lambda: float) -> Losses:
-        losses = super().losses(Projections(query.global_vector), key, 0.0)
-        assert query.dense is not None
-        assert key.dense is not None
-        assert self.dense_queue is not None
-        matches, used = self._positives(query, key)
-        rows = to_tensor(np.flatnonzero(used))
-        vectors = query.dense.transpose([0, 2, 1]).reshape([-1, query.dense.shape[1]])
-        positive = paddle.gather(gather_matches(key.dense, matches), rows)
-        dense_loss, dense_top1 = info_nce(
-            paddle.gather(vectors, rows), positive, self.dense_queue.keys, self.temperature
-        )
-        loss = (1 - loss_lambda) * losses["global_loss"] + loss_lambda * dense_loss
-        return losses | {"loss": loss, "dense_loss": dense_loss, "dense_top1": dense_top1}
-
-    def _positives(self, query: Projections, key: Projections) -> tuple[paddle.Tensor, np.ndarray]:
-        """(B, S) int64 matched key positions, and (B, S) bool: which query positions take part."""
-        views = next(self.geometry)
         assert query.features is not None
         assert key.features is not None
-        count, _, positions = query.features.shape
-        side = round(positions**0.5)
-        used = np.ones((count, positions), bool)
         if self.kind == "inner":
-            inside = np.flatnonzero(_inner(side))
-            found = match(query.features, paddle.gather(key.features, to_tensor(inside), axis=2))
-            return paddle.gather(to_tensor(inside), found.flatten()).reshape(found.shape), used & _inner(side)
-        if self.kind.startswith("geometry"):
-            places, used = zip(*(true_positions(*pair, (side, side), (side, side)) for pair in views), strict=True)
-            cells = np.clip(np.rint(np.stack(places)), 0, side - 1).astype(np.int64)
-            return to_tensor(cells[..., 0] * side + cells[..., 1]), np.stack(used)
+            inside = _inner(query.features.shape[2])
+            cells = np.flatnonzero(inside)
+            found = match(query.features, paddle.gather(key.features, to_tensor(cells), axis=2)).numpy()
+            key = replace(key, matches=to_tensor(np.where(inside, cells[found], -1)))
         if self.kind == "dense_match":
             assert query.dense is not None
             assert key.dense is not None
-            return match(query.dense, key.dense), used
-        return match(query.features, key.features), used
+            key = replace(key, matches=match(query.dense, key.dense))
+        return super().losses(query, key, loss_lambda)
 
     def enqueue(self, keys: Keys) -> None:
         if self.kind == "inner":  # the mean of unit vectors here, since those before normalization are gone
             assert keys.local.dense is not None
-            inside = to_tensor(np.flatnonzero(_inner(round(keys.local.dense.shape[2] ** 0.5))))
+            inside = to_tensor(np.flatnonzero(_inner(keys.local.dense.shape[2])))
             keys = replace(keys, dense_mean=F.normalize(paddle.gather(keys.local.dense, inside, axis=2).mean(axis=2)))
         super().enqueue(keys)
 
 
-def _inner(side: int) -> np.ndarray:
+def _inner(cells: int) -> np.ndarray:
     """(S,) bool: the cells that are not on the border."""
-    inside = np.zeros((side, side), bool)
+    inside = np.zeros((round(cells**0.5),) * 2, bool)
     inside[1:-1, 1:-1] = True
     return inside.ravel()
 
@@ -131,43 +112,22 @@ def build(config: PretrainConfig, kind: str, queue_len: int) -> Variant:
     return model
 
 
-def views_of(dataset: PairDataset, epoch: int, index: int, height: int, width: int) -> tuple[View, View]:
-    """The geometry of the two views that `dataset[epoch, index]` holds: its draws, made again."""
-    crop, *others, flip = dataset.transforms
-    assert isinstance(crop, RandomResizedCrop)
-    assert isinstance(flip, RandomHorizontalFlip)
-    found = []
-    for view in (0, 1):
-        rng = np.random.default_rng([dataset.seed, epoch, index, view])
-        rectangle = crop.draw(rng, height, width)
-        blank = np.zeros((crop.size, crop.size, 3), np.uint8)
-        for transform in others:
-            transform(blank, rng)
-        found.append(View(rectangle, crop.size, bool(rng.random() < flip.p)))
-    return found[0], found[1]
-
-
 def train(config: PretrainConfig, checkpoint: str, kind: str, steps: int) -> tuple[Variant, list[dict[str, float]]]:
     """The model after `steps` steps from the checkpoint, and the losses of every step."""
     start = restore.read(Path(checkpoint))
     model = build(config, kind, len(start.model["global_queue.keys"]))
     learner = Learner.build(model, config, start)
     images = scan_images(**config.data.source())
-    dataset = PairDataset(images, config.data.transforms, config.seed)
-    per_epoch, size = len(images) // config.batch_size, config.micro_batch_size
+    loader = PairLoader(
+        images, config.data.transforms, config.matched_side, seed=config.seed, batch_size=config.batch_size
+    )
     history = []
-    for step in range(start.step, start.step + steps):
-        epoch, batch = divmod(step, per_epoch)
-        order = epoch_order(len(images), config.seed, epoch)[batch * config.batch_size :][: config.batch_size]
-        query, key = (
-            to_tensor(np.stack(side)) for side in zip(*(dataset[epoch, int(i)][:2] for i in order), strict=True)
-        )
-        geometry = [views_of(dataset, epoch, int(i), *images.decode(int(i)).shape[:2]) for i in order]
-        model.geometry = iter([geometry[at : at + size] for at in range(0, len(geometry), size)])
-        factor = config.schedule(step, steps_per_epoch=per_epoch, epochs=config.epochs)
+    for step, batch in loader.steps(start.step, start.step + steps):
+        factor = config.schedule(step, steps_per_epoch=loader.steps_per_epoch, epochs=config.epochs)
         learner.optimizer.set_lr(config.base_lr * factor)
-        keys = encode_keys(config, model, key, step)
-        losses = forward_backward(config, learner, query, keys, 0.0 if kind == "moco" else config.model.loss_lambda)
+        keys = encode_keys(config, model, batch.key, step, batch.matches)
+        loss_lambda = 0.0 if kind == "moco" else config.model.loss_lambda
+        losses = forward_backward(config, learner, batch.query, keys, loss_lambda)
         learner.step()
         model.enqueue(keys)
         learner.optimizer.clear_grad()
@@ -187,17 +147,22 @@ def pilot(args: argparse.Namespace) -> dict[str, Any]:
     for kind in args.variants:
         if kind in found:
             continue
-        negatives = "cells" if "cells" in kind else "image_mean"
-        data = recorded.data.model_copy(update={"root": str(args.train)})
-        model = recorded.model.model_copy(update={"dense_negatives": negatives})
+        what, changes = VARIANTS[kind]
+        views = recorded.data.transforms
+        if kind == "views_144":
+            views = tuple(
+                one.model_copy(update={"size": 144} if isinstance(one, RandomResizedCrop) else {}) for one in views
+            )
+        data = recorded.data.model_copy(update={"root": str(args.train), "transforms": views})
+        model = recorded.model.model_copy(update=changes)
         config = recorded.model_copy(update={"data": data, "model": model})
         network, history = train(config, args.checkpoint, kind, args.steps)
-        sampling = ViewSampling(2 * output_size(config.data.transforms))
+        sampling = ViewSampling(2 * output_size(recorded.data.transforms))
         judged = correspondence_accuracy(
             network.query_encoder.backbone, scan_images(str(args.val)), sampling, pairs=args.pairs
         )
         last = {name: float(np.mean([row[name] for row in history[-11:]])) for name in history[-1]} if history else {}
-        found[kind] = {"what": VARIANTS[kind], "steps": args.steps, "last_epoch": last, **asdict(judged)}
+        found[kind] = {"what": what, "steps": args.steps, "last_epoch": last, **asdict(judged)}
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 

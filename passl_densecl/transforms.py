@@ -335,8 +335,11 @@ class RandomHorizontalFlip(_Transform):
     name: Literal["RandomHorizontalFlip"] = "RandomHorizontalFlip"
     p: _Probability = 0.5
 
+    def draw(self, rng: np.random.Generator) -> bool:
+        return bool(rng.random() < self.p)
+
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return horizontal_flip(image) if rng.random() < self.p else image
+        return horizontal_flip(image) if self.draw(rng) else image
 
 
 class Resize(_Transform):

@@ -245,6 +245,20 @@ def test_the_batch_must_be_divisible_and_fit_into_the_queue(problems):
     assert found["model.queue_len"].endswith("try 32 or auto")
 
 
+def test_matches_by_geometry_need_one_crop_that_comes_first(load, problems):
+    geometry = ("model.dense_matches=geometry",)
+    assert load(*geometry).matched_side == 2
+    assert load(*geometry, "model.num_grid=7").matched_side == 7
+    assert load(*geometry, "model.loss_lambda=0").matched_side is load().matched_side is None
+    crop = "{name: RandomResizedCrop, size: 64}"
+    for views in (f"[{{name: RandomHorizontalFlip}}, {crop}]", f"[{crop}, {{name: CenterCrop, size: 32}}]"):
+        found = problems(*geometry, f"data.transforms={views}")
+        assert list(found) == ["model.dense_matches"]
+        assert (
+            "begin with RandomResizedCrop, the only one to crop or resize, got Random" in found["model.dense_matches"]
+        )
+
+
 def test_too_few_values_for_batch_norm(load, problems):
     """32 px views have a 1×1 map in the last stage, 33 px ones 2×2."""
     found = problems("micro_batch_size=1", "data.transforms.0.size=32")

@@ -128,6 +128,11 @@ class PretrainModelConfig(BackboneConfig):
         description="what a key image leaves in the dense queue: the mean of its cells, as published; cells (an "
         "extension): one cell, drawn at random",
     )
+    dense_matches: Literal["features", "geometry"] = Field(
+        "features",
+        description="which key cell is a query cell's positive: the most similar by the backbone's features, as "
+        "published; geometry (an extension): the one at its place in the image, by the known crops",
+    )
     loss_lambda: float = Field(0.5, ge=0, le=1, description="weight of the dense loss; 0 is MoCo-v2")
     loss_lambda_warmup_steps: int = Field(0, ge=0, description="loss_lambda is 0 for this many steps")
     loss_lambda_warmup_epochs: int = Field(0, ge=0, description="the same in epochs; give one of the two")
@@ -312,6 +317,12 @@ class PretrainConfig(RunConfig):
         return -(-size // (self.model.stem_stride * 4 * self.model.last_stride))
 
     @property
+    def matched_side(self) -> int | None:
+        """Cells a side of the dense head's map, where the geometry of the crops matches them; else None."""
+        by_geometry = self.model.dense_matches == "geometry" and self.model.heads.dense
+        return (self.model.num_grid or self.map_side) if by_geometry else None
+
+    @property
     def batch_norm_values(self) -> int:
         """From how many values a channel BatchNorm takes its statistics where they are fewest, in the last stage:
         micro_batch_size × height × width of its map.
@@ -337,6 +348,11 @@ class PretrainConfig(RunConfig):
         if self.monitor is not None and self.map_side == 1:
             remedy = "set larger views (data.transforms), model.last_stride 1 or monitor null"
             yield "monitor", f"the last stage's map is one cell, which has no place; {remedy}"
+        names = [transform.name for transform in self.data.transforms]
+        moves = [name for name in names if name in ("RandomResizedCrop", "Resize", "CenterCrop")]
+        if self.matched_side and (names[0], *moves) != ("RandomResizedCrop", "RandomResizedCrop"):
+            message = "geometry needs data.transforms that begin with RandomResizedCrop, the only one to crop or resize"
+            yield "model.dense_matches", f"{message}, got {', '.join(names)}; or set features"
         if size % micro:
             low = [d for d in range(1, math.isqrt(size) + 1) if size % d == 0]
             best = min([*low, *(size // d for d in low)], key=lambda d: abs(d - micro))

@@ -46,12 +46,14 @@ class PairBatch:
         query, key: uint8 tensors, N×H×W×3, on the current device.
         indices: (N,) int64, which images of the set these are.
         bad: those among ``indices`` that could not be decoded and were replaced, and why.
+        matches: with ``matched_side``, (N, S) int64, see :class:`data.geometry.MatchedPairs`.
     """
 
     query: paddle.Tensor
     key: paddle.Tensor
     indices: np.ndarray
     bad: Mapping[int, str]
+    matches: paddle.Tensor | None = None
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -125,15 +127,26 @@ class TrainingLoader:
 
 
 class PairLoader(TrainingLoader):
-    """Two augmented views of every image: the batches of pre-training."""
+    """Two augmented views of every image: the batches of pre-training.
+
+    ``matched_side``: the cells a side of a view's map, for batches that also say which cells show the same.
+    """
 
     dataset_type = PairDataset
 
+    def __init__(self, image_set: ImageSet, transforms: Transforms, matched_side: int | None = None, **options: Any):
+        super().__init__(image_set, transforms, **options)
+        if matched_side is not None:
+            from passl_densecl.data.geometry import MatchedPairs
+
+            self._dataset = MatchedPairs(image_set, transforms, self._seed, matched_side)
+
     def steps(self, start: int, stop: int) -> Generator[tuple[int, PairBatch], None, None]:
         """(step, this rank's batch) for every step from ``start`` up to, not including, ``stop``."""
-        for step, (query, key, indices, why) in self.batches(start, stop):
+        for step, (query, key, indices, why, *matches) in self.batches(start, stop):
             # The arrays are a worker's, which will write to them again: copies go out.
-            yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), bad_images(indices, why))
+            bad, matched = bad_images(indices, why), to_tensor(matches[0]) if matches else None
+            yield step, PairBatch(to_tensor(query), to_tensor(key), indices.copy(), bad, matched)
 
 
 def bad_images(indices: np.ndarray, why: np.ndarray) -> dict[int, str]:

@@ -16,7 +16,6 @@ from passl_densecl.errors import InputError, RunError
 from passl_densecl.reliability.checkpoint import Checkpoint
 from passl_densecl.tensors import to_tensor
 from passl_densecl.text import listed
-from passl_densecl.weights.load import load_strict
 
 _VELOCITY = "_velocity_0"  # what Paddle appends to a weight's automatic name
 
@@ -45,6 +44,8 @@ class Learner:
         )
         scaler = paddle.amp.GradScaler(enable=config.amp.enabled and config.amp.dtype == "float16")
         if start is not None:
+            from passl_densecl.weights.load import load_strict  # a new run from random weights needs none of it
+
             load_strict(model, start.model)
             load_optimizer_state(optimizer, model, start.optimizer)
             restore_scaler(scaler, start.state.get("scaler"))

@@ -64,7 +64,8 @@ def keep(run: Run[PretrainConfig], images: ImageSet, skipped: int, batch: PairBa
         return ""
     whole = skipped <= run.config.guard.keep_dumps
     indices = dist.gather_rows(to_tensor(batch.indices)).numpy()
-    views = [dist.gather_rows(view).numpy() for view in (batch.query, batch.key)] if whole else []
+    parts = {"query": batch.query, "key": batch.key} | ({} if batch.matches is None else {"matches": batch.matches})
+    arrays = {name: dist.gather_rows(part).numpy() for name, part in parts.items()} if whole else {}
     if not dist.is_main():
         return ""
     folder = run.config.run_dir / FOLDER / f"step_{done:08d}"
@@ -80,7 +81,7 @@ def keep(run: Run[PretrainConfig], images: ImageSet, skipped: int, batch: PairBa
             state = run.snapshot(done - 1, nonfinite_steps=skipped - 1)
             Checkpoints(folder, keep=1).save(f"step_{done - 1:08d}", state, must=True)
             with whole_file(folder / BATCH) as file:
-                np.savez(file, query=views[0], key=views[1], indices=indices)
+                np.savez(file, indices=indices, **arrays)  # pyright: ignore[reportArgumentType]
         with whole_file(folder / REPORT) as file:  # last: where it is, the rest is
             file.write((json.dumps(report, indent=1) + "\n").encode())
     except (OSError, InputError, RunError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -71,6 +72,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
     loader = PairLoader(
         images,
         config.data.transforms,
+        config.matched_side,
         seed=config.seed,
         batch_size=config.batch_size,
         rank=dist.rank(),
@@ -86,7 +88,7 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
             learner.optimizer.set_lr(run.learning_rate(step))
             loss_lambda = config.model.loss_lambda if step >= lambda_warmup else 0.0
             with statistics.step():
-                keys = encode_keys(config, model, batch.key, step)
+                keys = encode_keys(config, model, batch.key, step, batch.matches)
                 losses = forward_backward(config, learner, batch.query, keys, loss_lambda)
             if step == 0 and config.loggers:
                 from passl_densecl.reliability.pictures import first_pictures
@@ -111,15 +113,18 @@ def _train(run: Run[PretrainConfig], load: str | None, pretrained: str | None, p
     return 0
 
 
-def encode_keys(config: PretrainConfig, model: DenseCL, images: paddle.Tensor, step: int) -> Keys:
+def encode_keys(
+    config: PretrainConfig, model: DenseCL, images: paddle.Tensor, step: int, matches: paddle.Tensor | None = None
+) -> Keys:
     """Move the key encoder, then encode this process's key views, uint8 (N, height, width, 3), of a step."""
-    return model.encode_keys(
+    keys = model.encode_keys(
         images,
         micro_batch_size=config.micro_batch_size,
         order=key_order(config, step),
         cells=cell_draws(config, step),
         amp=amp_context(config.amp),
     )
+    return keys if matches is None else replace(keys, local=replace(keys.local, matches=matches))
 
 
 def forward_backward(
@@ -253,7 +258,8 @@ def _describe(run: Run[PretrainConfig], model: DenseCL, queue_len: int, *, queue
     weights = sum(size for name, size in sizes.items() if not name.endswith(("._mean", "._variance")))
     trained = sum(int(np.prod(p.shape)) for p in model.parameters() if not p.stop_gradient)
     cells = ", negatives: single cells" if config.model.dense_negatives == "cells" else ""
-    method = f"DenseCL{cells}" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
+    geometry = ", matched by geometry" if config.model.dense_matches == "geometry" else ""
+    method = f"DenseCL{geometry}{cells}" if config.model.loss_lambda > 0 else "MoCo-v2 (loss_lambda 0: no dense branch)"
     auto = f" (auto, for {images:,} images)" if config.model.queue_len == "auto" else ""
     run.log.line(
         "model",

@@ -80,7 +80,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         with np.load(folder / BATCH, allow_pickle=False) as file:
-            batch = {name: file[name] for name in ("query", "key", "indices")}
+            batch = {name: file[name] for name in ("query", "key", "indices", *({"matches"} & {*file}))}
         paths = [image["path"] for image in report["images"]]
         return {key: report[key] for key in ("step", "epoch", "lr", "loss_lambda")} | {"images": paths}, batch
     except FileNotFoundError as error:
@@ -103,7 +103,8 @@ def _step(
 ) -> bool:
     """Losses and gradients as in the training loop; prints the losses and returns whether all are finite."""
     assert isinstance(learner.model, DenseCL)
-    keys = encode_keys(config, learner.model, to_tensor(batch["key"]), step)
+    matches = to_tensor(batch["matches"]) if "matches" in batch else None
+    keys = encode_keys(config, learner.model, to_tensor(batch["key"]), step, matches)
     losses = forward_backward(config, learner, to_tensor(batch["query"]), keys, loss_lambda)
     size, rows = config.micro_batch_size, [{name: float(value) for name, value in each.items()} for each in losses]
     for index, row in enumerate(rows):

@@ -14,47 +14,18 @@ import paddle
 
 from passl_densecl import transforms
 from passl_densecl.data.datasets import ImageSet, Transforms, UndecodableImage
+from passl_densecl.data.geometry import View, grid, true_positions
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.features import Backbone, feature_maps
 from passl_densecl.evaluation.position import L2, position_score
 from passl_densecl.models import match
-from passl_densecl.transforms import Crop, RandomResizedCrop
+from passl_densecl.transforms import RandomResizedCrop
 
 _PLACE_VIEWS = 256  # whose maps are kept for the position score
 TOLERANCE = 1.0  # cells: allowed distance of a match from the true position along either axis
 
 PHOTOMETRIC: Transforms = (transforms.ColorJitter(), transforms.RandomGrayscale(), transforms.GaussianBlur())
 """MoCo-v2's augmentations that do not move pixels."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A rectangle of an image, resized to size×size pixels and optionally flipped."""
-
-    crop: Crop
-    size: int
-    flipped: bool = False
-
-    def render(
-        self, image: np.ndarray, photometric: Transforms = (), rng: np.random.Generator | None = None
-    ) -> np.ndarray:
-        """uint8 H×W×3, the whole image → uint8 size×size×3; the flip comes last, as in training."""
-        view = transforms.resized_crop(image, *self.crop, size=self.size)
-        if photometric:
-            view = transforms.apply(photometric, view, rng or np.random.default_rng(0))
-        return transforms.horizontal_flip(view) if self.flipped else view
-
-    def to_image(self, points: np.ndarray) -> np.ndarray:
-        """(S, 2) points (y, x) of the view, from 0 to 1 → (S, 2) points (y, x) of the image, in pixels."""
-        y, x = points[:, 0], points[:, 1]
-        x = 1 - x if self.flipped else x
-        return np.stack([self.crop.top + y * self.crop.height, self.crop.left + x * self.crop.width], axis=1)
-
-    def from_image(self, points: np.ndarray) -> np.ndarray:
-        """The inverse of to_image; points outside the view are below 0 or above 1."""
-        y = (points[:, 0] - self.crop.top) / self.crop.height
-        x = (points[:, 1] - self.crop.left) / self.crop.width
-        return np.stack([y, 1 - x if self.flipped else x], axis=1)
 
 
 @dataclass(frozen=True)
@@ -70,31 +41,6 @@ class ViewSampling:
         """A random view of a height×width image."""
         crop = RandomResizedCrop(size=self.size, scale=self.scale).draw(rng, height, width)
         return View(crop, self.size, bool(rng.random() < self.flip))
-
-
-def grid(height: int, width: int) -> np.ndarray:
-    """(H·W, 2) float64: row and column of every cell, in the order of a flattened map."""
-    rows, columns = np.divmod(np.arange(height * width, dtype=np.float64), width)
-    return np.stack([rows, columns], axis=1)
-
-
-def true_positions(
-    query: View, key: View, query_shape: tuple[int, int], key_shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the centers of the query view's cells in the key view.
-
-    Args:
-        query_shape, key_shape: (H, W) of the maps. The center of cell (i, j) is at ((i + ½) / H, (j + ½) / W) of the
-            view.
-
-    Returns:
-        (S, 2) float64 row and column in key cells, where a whole number is the center of a cell; and (S,) bool,
-        whether the position lies in the key view.
-    """
-    centers = (grid(*query_shape) + 0.5) / query_shape
-    in_key = key.from_image(query.to_image(centers))
-    inside = (in_key.min(axis=1) >= 0) & (in_key.max(axis=1) <= 1)
-    return in_key * key_shape - 0.5, inside
 
 
 def is_near(cells: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ class Projections:
     features: paddle.Tensor | None = None  # (B, C, S) of the backbone, on the dense head's grid, in its own precision
     dense: paddle.Tensor | None = None  # (B, D, S) unit vectors over D
     dense_mean: paddle.Tensor | None = None  # (B, D) unit vectors: mean of the dense ones before normalization
+    matches: paddle.Tensor | None = None  # of keys, (B, S) int64: each query cell's positive, -1 for none
 
     def rows(self, index: slice) -> Projections:
         """The projections of some of the images."""
@@ -201,7 +202,8 @@ class DenseCL(nn.Layer):
         """Losses of B images by name: `loss`, which is minimized, and of each term X its `X_loss` and `X_top1`.
 
         Float32 scalars. Chance level of a term's loss is ln(K+1); its top-1 is the share of queries whose positive
-        beats every negative, from 0 to 1.
+        beats every negative, from 0 to 1. Where the keys hold `matches`, the features choose none, and query cells with
+        -1 take no part.
         """
         global_loss, global_top1 = info_nce(
             query.global_vector, key.global_vector, self.global_queue.keys, self.temperature
@@ -211,9 +213,14 @@ class DenseCL(nn.Layer):
             return losses
         if query.features is None or key.features is None or key.dense is None:
             raise ValueError("the keys have no dense part, but the query encoder has a dense head")
-        positive = gather_matches(key.dense, match(query.features, key.features))  # (B·S, D)
+        matches, matched = key.matches, None
+        if matches is None:
+            matches = match(query.features, key.features)
+        else:
+            matches, matched = matches.clip(min=0), (matches >= 0).flatten()
+        positive = gather_matches(key.dense, matches)  # (B·S, D)
         dense = query.dense.transpose([0, 2, 1]).reshape([-1, query.dense.shape[1]])  # (B·S, D)
-        dense_loss, dense_top1 = info_nce(dense, positive, self.dense_queue.keys, self.temperature)
+        dense_loss, dense_top1 = info_nce(dense, positive, self.dense_queue.keys, self.temperature, matched)
         loss = (1 - loss_lambda) * global_loss + loss_lambda * dense_loss
         return losses | {"loss": loss, "dense_loss": dense_loss, "dense_top1": dense_top1}
 

@@ -55,18 +55,22 @@ def gather_matches(key_dense: paddle.Tensor, matches: paddle.Tensor) -> paddle.T
 
 
 def info_nce(
-    query: paddle.Tensor, positive: paddle.Tensor, negatives: paddle.Tensor, temperature: float
+    query: paddle.Tensor,
+    positive: paddle.Tensor,
+    negatives: paddle.Tensor,
+    temperature: float,
+    used: paddle.Tensor | None = None,
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """(N, D), (N, D), (K, D) unit vectors → mean InfoNCE and the share of queries whose positive beats every negative.
 
     The cross-entropy of [query·positive, query·negatives] / temperature with the positive as the right class; chance is
     ln(K+1). Exact float32, inside `auto_cast` too. Gradient reaches `query` only. The N×K logits never exist as a
-    whole: beside the arguments the memory needed does not grow with K.
+    whole: beside the arguments the memory needed does not grow with K. `used` (N,) bool: the mean is over these queries
+    only, and 0 where there is none.
     """
     with paddle.amp.auto_cast(enable=False), exact_float32():
-        return _InfoNCE.apply(
-            query.astype("float32"), positive.astype("float32"), negatives.astype("float32"), temperature
-        )
+        vectors = (part.astype("float32") for part in (query, positive, negatives))
+        return _InfoNCE.apply(*vectors, temperature, used)
 
 
 def info_nce_plain(
@@ -90,7 +94,12 @@ class _InfoNCE(PyLayer):
 
     @staticmethod
     def forward(
-        ctx: Any, query: paddle.Tensor, positive: paddle.Tensor, negatives: paddle.Tensor, temperature: float
+        ctx: Any,
+        query: paddle.Tensor,
+        positive: paddle.Tensor,
+        negatives: paddle.Tensor,
+        temperature: float,
+        used: paddle.Tensor | None,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         count, dim = query.shape
         at_once = _LOGITS_AT_ONCE["gpu" if paddle.get_device().startswith("gpu") else "cpu"]
@@ -110,12 +119,20 @@ class _InfoNCE(PyLayer):
             keys_sum = keys_sum * decay + paddle.matmul(weights, keys)
         gap = highest + total.log() - similarity
         share = F.sigmoid(gap)  # of the negatives in the softmax over all
-        ctx.save_for_backward((keys_sum / total - positive) * share / (temperature * count))
-        top1 = (similarity > highest).astype("float32").mean()
+        gradient = (keys_sum / total - positive) * share / (temperature * count)
+        losses, beats = F.softplus(gap), (similarity > highest).astype("float32")
+        if used is None:
+            loss, top1 = losses.mean(), beats.mean()
+        else:
+            part = used.astype("float32").unsqueeze(1)
+            part = part / part.sum().clip(min=1)
+            gradient, loss, top1 = gradient * (part * count), (losses * part).sum(), (beats * part).sum()
+        ctx.save_for_backward(gradient)
+        ctx.without_gradient = 2 if used is None else 3
         ctx.mark_non_differentiable(top1)
-        return F.softplus(gap).mean(), top1
+        return loss, top1
 
     @staticmethod
     def backward(ctx: Any, *gradients: paddle.Tensor) -> Any:
         (gradient,) = ctx.saved_tensor()
-        return gradient * gradients[0], None, None  # of the loss; the others get none
+        return gradient * gradients[0], *[None] * ctx.without_gradient  # of the loss; the other tensors get none

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from passl_densecl.evaluation.correspondence import View, ViewSampling, grid, is_near, true_positions
+from passl_densecl.data.geometry import View, grid, true_positions
+from passl_densecl.evaluation.correspondence import ViewSampling, is_near
 from passl_densecl.evaluation.features import Backbone, feature_map
 from passl_densecl.visualize.maps import cells
 from passl_densecl.visualize.style import HEAT, RIGHT, UNSEEN, WIDTH, WRONG, heading, new_figure, styled

@@ -62,6 +62,22 @@ def test_processes_share_micro_batches_without_changing_the_result(alone, tmp_pa
             np.testing.assert_allclose(ours[name], expected[name], atol=1e-5, rtol=1e-4, err_msg=name)
 
 
+def test_nor_with_matches_by_geometry_and_single_cells_as_negatives(alone, tmp_path, photos):
+    settings = SETTINGS | {"epochs": 1, "model__dense_matches": "geometry", "model__dense_negatives": "cells"}
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        train(write_config(folder, photos, **settings), processes=processes, launcher=processes > 1)
+        found.append((metrics(folder / "run")[0], arrays(folder / "run", "epoch_0001")))
+    (line, expected), (other, ours) = found
+    for key in ("global_loss", "dense_loss"):
+        assert other[key] == pytest.approx(line[key], abs=1e-5), key
+    for name in expected:
+        np.testing.assert_allclose(ours[name], expected[name], atol=1e-5, rtol=1e-4, err_msg=name)
+    assert abs(line["dense_loss"] - metrics(alone)[0]["dense_loss"]) > 1e-3
+
+
 def test_shuffling_changes_the_keys(alone, tmp_path, photos):
     """The comparison above would prove little if the order of the key images did not matter."""
     assert train_here(write_config(tmp_path, photos, **(SETTINGS | {"micro_batch_size": 32, "epochs": 1}))) == 0

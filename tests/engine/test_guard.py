@@ -35,6 +35,7 @@ from tests.engine.test_linear import linear_config
 TINY = {
     "model__hidden_dim": 16,
     "model__out_dim": 8,
+    "model__dense_matches": "geometry",  # which the kept batches must hold
     "batch_size": 8,
     "micro_batch_size": 4,
     "epochs": 2,
@@ -286,6 +287,7 @@ def test_what_is_kept(damaged):
     with np.load(folders[1] / "batch.npz", allow_pickle=False) as batch:
         assert batch["query"].shape == batch["key"].shape == (8, 32, 32, 3)
         assert batch["query"].dtype == np.uint8
+        assert batch["matches"].shape == (8, 1)  # one cell a map
         assert batch["indices"].tolist() == [image["index"] for image in report["images"]]
     kept = restore.read(folders[1])
     assert kept.step == 3

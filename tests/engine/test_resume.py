@@ -74,6 +74,22 @@ def test_stopped_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, fe
     assert kept == [LAST, "step_00000007"]
 
 
+def test_the_extensions_of_the_dense_loss_are_resumed_to_the_bit(tmp_path, few_photos):
+    """Matches by geometry and single cells as negatives, both of which are drawn anew."""
+    extensions = {"model__dense_matches": "geometry", "model__dense_negatives": "cells"}
+    config = write_config(tmp_path, few_photos, **(EVERY_STEP | extensions | {"epochs": 2}))
+    assert train_here(config) == 0
+    run = tmp_path / "run"
+    expected, lines = arrays(run, "epoch_0002"), metrics(run)
+    shutil.rmtree(run / "checkpoints" / "epoch_0002")
+    assert train_here(config, "--resume", "auto", "-o", "data.num_workers=2") == 0
+    assert metrics(run) == lines
+    assert len(lines) == 4
+    ours = arrays(run, "epoch_0002")
+    for name in expected:
+        np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
+
+
 def test_a_new_run_does_not_write_into_an_old_one(undisturbed, capsys):
     assert train_here(undisturbed.parent / "run.yaml") == 2
     refused = capsys.readouterr().err

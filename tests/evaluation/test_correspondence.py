@@ -9,8 +9,9 @@ import paddle.nn.functional as F
 import pytest
 
 from passl_densecl.data.datasets import scan_images
+from passl_densecl.data.geometry import View, true_positions
 from passl_densecl.errors import InputError
-from passl_densecl.evaluation.correspondence import View, ViewSampling, correspondence_accuracy, is_near, true_positions
+from passl_densecl.evaluation.correspondence import ViewSampling, correspondence_accuracy, is_near
 from passl_densecl.transforms import MEAN, STD, Crop
 
 SIZE, GRID = 64, 8

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import paddle
 import pytest
 
 from passl_densecl.config import BackboneSpec, HeadSpec
-from passl_densecl.models import DenseCL, Encoder, Projections, build_backbone, normalize
+from passl_densecl.models import DenseCL, Encoder, Projections, build_backbone, match, normalize
+from passl_densecl.models.losses import info_nce_plain
 
 HEADS = {"hidden_dim": 16, "out_dim": 8}
 
@@ -207,6 +209,23 @@ def test_single_cells_in_the_place_of_dense_means():
         np.testing.assert_allclose(parts(keys.local)[name], parts(plain.local)[name], atol=1e-6, err_msg=name)
     model.enqueue(keys)
     np.testing.assert_array_equal(model.dense_queue.keys.numpy()[:6], keys.dense_mean.numpy())
+
+
+def test_given_matches_take_the_place_of_the_most_similar_features():
+    model, batch = frozen_keys(last_stride=1), images(4)
+    query, key = model.query_encoder(normalize(images(4, seed=1))), model.encode_keys(batch, micro_batch_size=4).local
+    found = match(query.features, key.features)
+    chosen, given = (model.losses(query, each, 0.5) for each in (key, replace(key, matches=found)))
+    for name, value in chosen.items():
+        assert float(given[name]) == pytest.approx(float(value), rel=1e-6), name
+    # Of the first image alone, each cell with the cell of the same place.
+    matches = np.full(found.shape, -1)
+    matches[0] = np.arange(found.shape[1])
+    vectors = (part.dense[0].transpose([1, 0]) for part in (query, key))
+    expected, _ = info_nce_plain(*vectors, model.dense_queue.keys, model.temperature)
+    losses = model.losses(query, replace(key, matches=paddle.to_tensor(matches)), 0.5)
+    assert float(losses["dense_loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(expected) != pytest.approx(float(chosen["dense_loss"]), rel=1e-3)
 
 
 # ---------------------------------------------------------------- projections

@@ -44,6 +44,29 @@ def test_the_streamed_loss_equals_the_plain_one(temperature):
     assert tensors[2].grad is None
 
 
+def test_only_used_queries_count():
+    query, positive, negatives = unit((12, 6), 0), unit((12, 6), 2), unit((30, 6), 1)
+    used = np.arange(12) % 3 > 0
+    tensors = [paddle.to_tensor(part) for part in (query, positive, negatives)]
+    tensors[0].stop_gradient = False
+    loss, top1 = info_nce(*tensors, 0.2, paddle.to_tensor(used))
+    loss.backward()
+    expected_loss, expected_top1, gradient = plain(query[used], positive[used], negatives, temperature=0.2)
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
+    assert float(top1) == pytest.approx(expected_top1)
+    np.testing.assert_allclose(tensors[0].grad.numpy()[used], gradient, atol=1e-6, rtol=1e-4)
+    assert not tensors[0].grad.numpy()[~used].any()
+
+
+def test_no_used_query_gives_zero_and_no_gradient():
+    tensors = [paddle.to_tensor(unit((shape, 6), shape)) for shape in (4, 4, 9)]
+    tensors[0].stop_gradient = False
+    loss, top1 = info_nce(*tensors, 0.2, paddle.zeros([4], "bool"))
+    loss.backward()
+    assert (float(loss), float(top1)) == (0, 0)
+    assert not tensors[0].grad.numpy().any()
+
+
 def test_info_nce_is_exact_where_exponentials_overflow():
     query, positive, negatives = unit((4, 6), 3), -unit((4, 6), 3), unit((9, 6), 4)
     loss, _ = info_nce(*(paddle.to_tensor(part) for part in (query, positive, negatives)), 0.002)

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from passl_densecl.config import BackboneSpec
-from passl_densecl.evaluation.correspondence import View
+from passl_densecl.data.geometry import View
 from passl_densecl.transforms import Crop
 from passl_densecl.visualize.match import as_json, draw_matches, match_images, summary, two_views
 from passl_densecl.visualize.style import RIGHT, UNSEEN, WRONG
@@ -128,7 +128,7 @@ def test_top_limits_the_lines_and_not_the_counts():
 
 
 def test_two_views_have_a_common_part_and_follow_the_seed():
-    from passl_densecl.evaluation.correspondence import true_positions
+    from passl_densecl.data.geometry import true_positions
 
     for seed in range(20):
         views = two_views(300, 200, 224, seed)
