@@ -164,7 +164,7 @@ def normalized(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 def build(config: PretrainConfig, device: torch.device) -> tuple[DenseCL, torch.optim.Optimizer]:
     model, sgd = config.model, config.optimizer
     assert isinstance(model.queue_len, int), "give model.queue_len as a number"
-    assert model.dense_negatives == "image_mean", "the yardstick is the published method"
+    assert (model.dense_negatives, model.dense_matches) == ("image_mean", "features"), "the yardstick is as published"
     torch.manual_seed(config.seed)
     strides = model.depth, model.stem_stride, model.last_stride
     encoder = Encoder(*strides, model.hidden_dim, model.out_dim, model.num_grid).to(device)

@@ -15,7 +15,7 @@ from passl_densecl.text import listed
 from passl_densecl.weights.card import Parent
 from passl_densecl.weights.files import read_card, weights_file
 
-# Prefixes of keys: what the network is; and what says nothing of what is learned.
+# Keys that say what the network is; and prefixes of keys that say nothing of what is learned.
 _NETWORK = ("task", "model.depth", "model.stem_stride", "model.last_stride", "model.hidden_dim", "model.out_dim",
             "model.num_grid", "model.queue_len", "model.dense")  # fmt: skip
 _PLUMBING = ("name", "device", "checkpoint.", "log_every_steps", "guard.", "dist_timeout", "evaluation",
@@ -33,7 +33,7 @@ class Change:
 
     @property
     def is_network(self) -> bool:
-        return self.key.startswith(_NETWORK)
+        return self.key in _NETWORK
 
     @property
     def is_plumbing(self) -> bool:

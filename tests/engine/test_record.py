@@ -60,6 +60,7 @@ def test_an_accepted_change_is_logged_recorded_and_the_old_config_stays(run, tmp
     path, folder = run[1], tmp_path / "run"
     shutil.copytree(run[0], folder)
     longer = ["device=cpu", f"output_dir={tmp_path}", "epochs=3", "log_every_steps=2", "optimizer.lr=0.001"]
+    longer += ["model.dense_matches=geometry", "model.dense_negatives=cells"]  # of the loss, not of the network
     old = (folder / "config.yaml").read_text()
     lr = re.search(r"^ +lr: (\S+)$", old, re.MULTILINE)
     assert lr
@@ -69,6 +70,8 @@ def test_an_accepted_change_is_logged_recorded_and_the_old_config_stays(run, tmp
     steps = 4  # two an epoch
     assert metrics(folder)[-1]["step"] == 6
     assert f"changed  optimizer.lr {lr[1]} → 0.001, from step {steps} on" in (folder / "train.log").read_text()
+    for key in ("dense_matches features → geometry", "dense_negatives image_mean → cells"):
+        assert f"changed  model.{key}, from step {steps} on" in (folder / "train.log").read_text()
     assert (folder / "config_from_step_00000000.yaml").read_text() == old
     assert load_config(folder / "config.yaml") == load_config(path, longer)
     state = json.loads((folder / "checkpoints" / "epoch_0003" / "state.json").read_text())
