@@ -2,10 +2,11 @@
 
     python -m benchmarks.scenes --runs output/scenes --epoch 90 --data camvid --output output/scenes/judged
 
---runs holds the run folders densecl_sSEED and moco_sSEED; a seed counts when both of its runs have a checkpoint of
---epoch. --data holds train/, train_masks/, val/ and val_masks/. Each network is judged by the linear probe (also
-with every cell's coordinates given to it, the control), by a fine-tuned segmenter (benchmarks/segmenter.py: minutes for
-each network), by correspondences and by how well its features tell place.
+--runs holds the run folders METHOD_sSEED, moco_s0 and densecl_s0 for example; a seed counts when its runs of all
+--methods have a checkpoint of --epoch. The first method is the one that the others are compared with. --data holds
+train/, train_masks/, val/ and val_masks/. Each network is judged by the linear probe (also with every cell's
+coordinates given to it, the control), by a fine-tuned segmenter (benchmarks/segmenter.py: minutes for each network), by
+correspondences and by how well its features tell place.
 What has been judged is kept: the same command goes on, and draws table and figure anew. ± joins the standard errors
 over seeds and over images; differences are paired over both.
 """
@@ -28,7 +29,7 @@ from passl_densecl.errors import InputError
 from passl_densecl.evaluation.dense_probe import DenseScores, jackknife
 
 RANDOM = ("--depth", "18", "--stem-stride", "4", "--last-stride", "1")  # as configs/small/reproduce_r18.yaml
-METHODS = {"random": "random weights", "moco": "MoCo-v2", "densecl": "DenseCL"}
+METHODS = {"random": "random weights", "moco": "MoCo-v2", "densecl": "DenseCL", "geometry": "DenseCL, true matches"}
 MEASURES = {
     "dense": "probe mIoU, %",
     "dense_with_place": "probe mIoU, place given, %",
@@ -52,11 +53,11 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
             int(path.parts[-3].rsplit("_s", 1)[1])
             for path in args.runs.glob(f"{method}_s*/checkpoints/epoch_{args.epoch:04d}")
         }
-        for method in ("moco", "densecl")
+        for method in args.methods
     }
-    seeds = sorted(found["moco"] & found["densecl"])
+    seeds = sorted(set.intersection(*found.values()))
     if not seeds:
-        raise InputError(f"{args.runs}: no seed has epoch {args.epoch} of both methods, found {found}")
+        raise InputError(f"{args.runs}: no seed has epoch {args.epoch} of all methods, found {found}")
     return seeds
 
 
@@ -116,25 +117,28 @@ def shown(mean: float, over_seeds: float, over_images: float, sign: str = "") ->
 def compare(args: argparse.Namespace) -> str:
     """Judges what is not yet judged and writes table, figures and picture. Returns the table."""
     seeds = seeds_of(args)
-    columns = [*METHODS.values(), "DenseCL − MoCo-v2"]
+    names = [METHODS[method] for method in ("random", *args.methods)]
+    gains = {method: f"{METHODS[method]} − {names[1]}" for method in args.methods[1:]}
+    columns = [*names, *gains.values()]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    rows: dict[str, dict[str, list[Figure]]] = {title: {} for title in METHODS.values()}
+    rows: dict[str, dict[str, list[Figure]]] = {title: {} for title in names}
     found: dict[str, Any] = {}
     titles = {measure: MEASURES[measure] for measure in args.measures}
     for measure, title in titles.items():
-        judged = {method: [judge(args, measure, method, seed) for seed in seeds] for method in ("moco", "densecl")}
+        judged = {method: [judge(args, measure, method, seed) for seed in seeds] for method in args.methods}
         judged = {"random": [judge(args, measure, "random", 0)], **judged}
         means = {method: joined(measure, [(one,) for one in each]) for method, each in judged.items()}
-        gain = joined(measure, list(zip(judged["moco"], judged["densecl"], strict=True)))
-        cells = [*(shown(*one) for one in means.values()), shown(*gain, "+")]
+        base = judged[args.methods[0]]
+        gained = {gains[one]: joined(measure, list(zip(base, judged[one], strict=True))) for one in gains}
+        cells = [*(shown(*one) for one in means.values()), *(shown(*one, "+") for one in gained.values())]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
         for method, each in judged.items():
             points = [Figure(one.value, joined(measure, [(one,)])[2]) for one in each]
             rows[METHODS[method]][measure] = points
-        names = ("mean", "error_over_seeds", "error_over_images")
+        parts = ("mean", "error_over_seeds", "error_over_images")
+        figures = {METHODS[method]: one for method, one in means.items()} | gained
         found[title] = {
-            **{METHODS[method]: dict(zip(names, one, strict=True)) for method, one in means.items()},
-            columns[-1]: dict(zip(names, gain, strict=True)),
+            **{name: dict(zip(parts, one, strict=True)) for name, one in figures.items()},
             "seeds": {METHODS[method]: [one.value for one in each] for method, each in judged.items()},
         }
     note = f"epoch {args.epoch}, seeds {', '.join(map(str, seeds))}; ± one standard error, over seeds and images"
@@ -159,6 +163,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=360, help="pixels of the probe (default: %(default)s)")
     parser.add_argument("--pair-size", type=int, default=192, help="and of the crops (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=404, help="of crops (default: %(default)s)")
+    known = [method for method in METHODS if method != "random"]
+    parser.add_argument("--methods", nargs="+", choices=known, default=known[:2], help="default: moco densecl")
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
     args = parser.parse_args(words)
     args.runs, args.data, args.output = (path.resolve() for path in (args.runs, args.data, args.output))
