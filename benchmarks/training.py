@@ -148,7 +148,7 @@ def profile(depth: int, size: int, batch: int, queue_len: int) -> dict[str, Call
     parts.wrap(densecl, "match", "dense loss: match")
     parts.wrap(densecl, "gather_matches", "dense loss: match")
 
-    def which_loss(_query: Any, _positive: Any, negatives: Any, _temperature: float) -> str:
+    def which_loss(_query: Any, _positive: Any, negatives: Any, *_: Any) -> str:
         return "global loss" if negatives is model.global_queue.keys else "dense loss: contrast"
 
     parts.wrap(densecl, "info_nce", which_loss)
