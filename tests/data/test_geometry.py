@@ -44,7 +44,7 @@ def test_matched_cells_show_the_same_place(images):
             assert bool(why) == (index == 3)  # then another image, with its own size, stands in
             assert (matches.dtype, matches.shape) == (np.int64, (SIDE * SIDE,))
             shown, there = centers(query), centers(key)
-            cell = np.abs(there[[1, SIDE]] - there[0]).max(axis=0)[::1]  # of the key view, in pixels' values
+            cell = np.abs(there[[1, SIDE]] - there[0]).max(axis=0)  # of the key view, in pixels' values
             inside = matches >= 0
             distance = np.abs(there[matches[inside]] - shown[inside])
             assert (distance <= cell / 2 + 3).all()  # the nearest center is half a cell away at most
