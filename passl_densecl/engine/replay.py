@@ -47,6 +47,12 @@ def replay(config: PretrainConfig, folder: str | Path, *, say: Say = print) -> i
             f"{option('replay', folder)}: a batch of {len(batch['indices'])}, the config says {config.batch_size}; "
             "give the config.yaml in the run's folder"
         )
+    if ("matches" in batch) != (config.matched_side is not None):
+        held = "geometry" if "matches" in batch else "features"
+        raise InputError(
+            f"{option('replay', folder)}: a batch of a run with model.dense_matches {held}, the config says "
+            f"{config.model.dense_matches}; give the config.yaml in the run's folder"
+        )
     set_device(config.device)
     learner = _restored(config, start)
     say(

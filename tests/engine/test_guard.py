@@ -352,6 +352,9 @@ def test_replay_refuses_what_does_not_fit(damaged, tmp_path):
     other = config.model_copy(update={"batch_size": 4})
     with pytest.raises(InputError, match="a batch of 8, the config says 4"):
         replay(other, folder / "step_00000002")
+    model = config.model.model_copy(update={"dense_matches": "features"})
+    with pytest.raises(InputError, match=r"with model\.dense_matches geometry, the config says features"):
+        replay(config.model_copy(update={"model": model}), folder / "step_00000002")
     broken = tmp_path / "step"
     broken.mkdir()
     (broken / "report.json").write_text("{")
