@@ -4,7 +4,8 @@
 
 Each variant takes the same steps on the same views from the same state; only the dense loss differs. Afterwards the
 query backbone is judged on crops of the images of --val: correspondences, and how well features tell place. One
-checkpoint is one seed: what comes out says where to look, not what is better. Finished variants are not run again.
+checkpoint is one seed: what comes out says where to look, not what is better; benchmarks/pilot_table.py joins the
+seeds. Finished variants are not run again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from passl_densecl.data.loader import PairLoader
 from passl_densecl.engine.learner import Learner
 from passl_densecl.engine.pretrain import encode_keys, forward_backward
 from passl_densecl.engine.record import recorded_settings
+from passl_densecl.errors import InputError
 from passl_densecl.evaluation.correspondence import ViewSampling, correspondence_accuracy
 from passl_densecl.models import DenseCL, Keys, Losses, Projections, match
 from passl_densecl.reliability import restore
@@ -51,6 +53,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # what it is, and how its r
     "reflect": ("the last stage pads by reflection instead of zeros", {}),
     "lambda_0.1": ("λ 0.1", {"loss_lambda": 0.1}),
     "lambda_0.8": ("λ 0.8", {"loss_lambda": 0.8}),
+    "grid_1": ("the dense head sees the map pooled to one cell", {"num_grid": 1}),
     "grid_3": ("the dense head sees the map pooled to 3×3 cells", {"num_grid": 3}),
     "views_144": ("views of 144 px instead of 96: a map of 9×9 cells, 2.25 times the work", {}),
 }
@@ -145,7 +148,8 @@ def pilot(args: argparse.Namespace) -> dict[str, Any]:
     assert isinstance(recorded, PretrainConfig)
     found = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for kind in args.variants:
-        if kind in found:
+        name = args.label or kind
+        if name in found:
             continue
         what, changes = VARIANTS[kind]
         views = recorded.data.transforms
@@ -162,7 +166,7 @@ def pilot(args: argparse.Namespace) -> dict[str, Any]:
             network.query_encoder.backbone, scan_images(str(args.val)), sampling, pairs=args.pairs
         )
         last = {name: float(np.mean([row[name] for row in history[-11:]])) for name in history[-1]} if history else {}
-        found[kind] = {"what": what, "steps": args.steps, "last_epoch": last, **asdict(judged)}
+        found[name] = {"what": what, "steps": args.steps, "last_epoch": last, **asdict(judged)}
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 
@@ -186,10 +190,14 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--train", type=Path, required=True, metavar="DIR", help="the images of that run")
     parser.add_argument("--val", type=Path, required=True, metavar="DIR", help="other images, to judge on")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--label", metavar="NAME", help="of the one variant in the figures, such as start_epoch_20")
     parser.add_argument("--steps", type=int, default=110, help="of each variant (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=404, help="of crops to judge on (default: %(default)s)")
     parser.add_argument("--json", type=Path, required=True, metavar="F", help="the figures; what is in it is kept")
-    print(shown(pilot(parser.parse_args(words))))
+    args = parser.parse_args(words)
+    if args.label and len(args.variants) != 1:
+        raise InputError(f"--label {args.label}: expected one of --variants with it, got {len(args.variants)}")
+    print(shown(pilot(args)))
     return 0
 
 
