@@ -146,6 +146,10 @@ def pilot(args: argparse.Namespace) -> dict[str, Any]:
     """The figures of every variant, written to --json as soon as each is known."""
     recorded = recorded_settings(restore.read(Path(args.checkpoint)))
     assert isinstance(recorded, PretrainConfig)
+    if not recorded.model.heads.dense:
+        raise InputError(
+            f"{args.checkpoint}: its run has no dense head (model.loss_lambda is 0); expected one of DenseCL"
+        )
     found = json.loads(args.json.read_text()) if args.json.is_file() else {}
     for kind in args.variants:
         name = args.label or kind

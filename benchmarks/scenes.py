@@ -6,9 +6,10 @@
 --methods have a checkpoint of --epoch. The first method is the one that the others are compared with. --data holds
 train/, train_masks/, val/ and val_masks/. Each network is judged by the linear probe (also with every cell's
 coordinates given to it, the control), by a fine-tuned segmenter (benchmarks/segmenter.py: minutes for each network), by
-correspondences and by how well its features tell place.
+correspondences and by how well its features tell place; or by 20-NN and a linear classifier where train/ and val/ hold
+a folder per class.
 What has been judged is kept: the same command goes on, and draws table and figure anew. ± joins the standard errors
-over seeds and over images; differences are paired over both.
+over seeds and over images; differences are paired over both, but those of place, 20-NN and linear only over seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.reproduce import Figure, draw, say_and_run
+from benchmarks.reproduce import Figure, K, draw, figure, say_and_run
 from passl_densecl.cli.command import Parser, command
 from passl_densecl.errors import InputError
 from passl_densecl.evaluation.dense_probe import DenseScores, jackknife
@@ -36,7 +37,11 @@ MEASURES = {
     "segmenter": "fine-tuned mIoU, %",
     "correspondence": "correspondences, %",
     "place": "place R², %",
+    "knn": f"{K}-NN top-1, %",
+    "linear": "linear top-1, %",
 }
+SEGMENTATION = ("dense", "dense_with_place", "segmenter", "correspondence", "place")
+CLASSES = ("knn", "linear")  # need folders of classes instead of masks
 
 
 class Judged(NamedTuple):
@@ -74,11 +79,17 @@ def judge(args: argparse.Namespace, measure: str, method: str, seed: int) -> Jud
         words = [word for option, folder in folders.items() for word in (f"--{option}", args.data / folder)]
         words += ["--size", args.size, *(["--with-place"] if measure == "dense_with_place" else [])]
         tool = ["tools/evaluate.py", verb.split("_")[0]]
+        if verb in CLASSES:
+            words = ["--train", args.data / "train", "--val", args.data / "val", "--size", args.size]
+            words += ["--k", K] if verb == "knn" else []
         if verb == "correspondence":
             words = ["--images", args.data / "val", "--size", args.pair_size, "--count", args.pairs]
         if verb == "segmenter":
             tool, words = ["-m", "benchmarks.segmenter"], ["--data", args.data]
         say_and_run([*tool, "--weights", *weights, *words, "--json", path])
+    if verb in CLASSES:
+        one = figure(verb, path)
+        return Judged(one.value, np.array([[one.value, one.standard_error]]), lambda group: float(group[0]))
     content = json.loads(path.read_text(encoding="utf-8"))
     *_, result = content["results"].values()  # a baseline comes first
     if measure == "place":
@@ -95,7 +106,7 @@ def joined(measure: str, per_seed: list[tuple[Judged, ...]]) -> tuple[float, flo
     """Mean over the seeds of a figure, or of the second minus the first; its errors over seeds and over images."""
     values = [each[-1].value - (each[0].value if len(each) == 2 else 0.0) for each in per_seed]
     over_seeds = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    if measure == "place":  # its errors over images are not paired, and the same images serve all seeds
+    if measure in ("place", *CLASSES):  # the errors over images are not paired, and the same images serve all seeds
         errors = [one.groups[0, 1] for each in per_seed for one in each]
         return float(np.mean(values)), over_seeds, float(np.sqrt(np.square(errors).sum() / len(per_seed)))
     groups = np.stack(
@@ -165,7 +176,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=404, help="of crops (default: %(default)s)")
     known = [method for method in METHODS if method != "random"]
     parser.add_argument("--methods", nargs="+", choices=known, default=known[:2], help="default: moco densecl")
-    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
+    parser.add_argument(
+        "--measures", nargs="+", choices=MEASURES, default=SEGMENTATION, help="default: those with masks"
+    )
     args = parser.parse_args(words)
     args.runs, args.data, args.output = (path.resolve() for path in (args.runs, args.data, args.output))
     args.output.mkdir(parents=True, exist_ok=True)

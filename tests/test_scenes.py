@@ -51,3 +51,21 @@ def test_differences_are_paired_and_errors_are_over_seeds_and_images(tmp_path, c
     (tmp_path / "moco_s1" / "checkpoints" / "epoch_0009").rmdir()
     assert scenes.main(list(map(str, words))) == 0
     assert "**one seed** (0): ± is over images only" in capsys.readouterr().out
+
+
+def test_folders_of_classes_are_judged_without_masks(tmp_path, capsys):
+    for method, top1 in (("random", 0.4), ("moco", 0.6), ("densecl", 0.55)):
+        name = "random" if method == "random" else f"{method}_s0_e0002"
+        (tmp_path / f"{method}_s0" / "checkpoints" / "epoch_0002").mkdir(parents=True)
+        for verb, result in (
+            ("knn", {"top1": {"20": top1}, "standard_error": {"20": 0.03}}),
+            ("linear", {"top1": top1 + 0.1, "standard_error": 0.04}),
+        ):
+            (tmp_path / f"{verb}_{name}.json").write_text(json.dumps({"results": {"network": result}}))
+    words = ["--runs", tmp_path, "--epoch", 2, "--data", tmp_path, "--output", tmp_path, "--measures", "knn", "linear"]
+    assert scenes.main(list(map(str, words))) == 0
+    said = capsys.readouterr().out
+    assert (
+        "| 20-NN top-1, % | 40.00 ± 3.00 | 60.00 ± 3.00 | 55.00 ± 3.00 | -5.00 ± 4.24 |" in said
+    )  # √2 · 3: not paired
+    assert "| linear top-1, % | 50.00 ± 4.00 | 70.00 ± 4.00 | 65.00 ± 4.00 | -5.00 ± 5.66 |" in said

@@ -64,8 +64,12 @@ def check_settings(start: Checkpoint, config: Config, *, accept_changes: bool) -
         + ("   (the network: cannot change)" if one.is_network else "")
         for one in wrong
     ]
-    agreeing = " ".join(f"{one.key}={one.before}" for one in wrong if one.key != "model.dense")
-    ways = [f"set what it was trained with ({printable(agreeing)})", "start another run with name=NAME"]
+    agreeing = {one.key: one.before for one in wrong}
+    if agreeing.pop("model.dense", None):  # no setting of its own: a λ above 0
+        assert isinstance(recorded, PretrainConfig)
+        agreeing["model.loss_lambda"] = f"{recorded.model.loss_lambda:g}"
+    set_back = printable(" ".join(f"{key}={value}" for key, value in agreeing.items()))
+    ways = [f"set what it was trained with ({set_back})", "start another run with name=NAME"]
     if not any(one.is_network for one in wrong):
         ways.insert(1, f"add {option('accept_changes')} to go on with the new values")
     raise InputError(

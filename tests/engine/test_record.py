@@ -66,6 +66,10 @@ def test_an_accepted_change_is_logged_recorded_and_the_old_config_stays(run, tmp
     assert lr
     with pytest.raises(InputError, match="add accept_changes"):
         pretrain(load_config(path, longer), resume="auto")
+    with pytest.raises(
+        InputError, match=r"set what it was trained with \(model\.loss_lambda=0\.5\); or start another run"
+    ):
+        pretrain(load_config(path, [*longer, "model.loss_lambda=0"]), resume="auto", accept_changes=True)
     assert pretrain(load_config(path, longer), resume="auto", accept_changes=True) == 0
     steps = 4  # two an epoch
     assert metrics(folder)[-1]["step"] == 6
