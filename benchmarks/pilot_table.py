@@ -22,7 +22,7 @@ from benchmarks.scenes import Judged, joined
 from passl_densecl.cli.command import Parser, command
 from passl_densecl.errors import InputError
 
-TITLES = {"correspondence": "correspondences − {base}, points", "place": "place R² − {base}, points"}
+TITLES = {"correspondence": "Δ correspondences", "place": "Δ place R²"}
 
 
 def judged(one: dict[str, Any], images: int) -> Judged:
@@ -79,7 +79,7 @@ def main(words: list[str] | None = None) -> int:
     table, rows = compare([json.loads(one.read_text()) for one in args.files], args.base, args.images)
     print(table)
     if args.picture:
-        draw(rows, {key: title.format(base=args.base) for key, title in TITLES.items()}, args.picture)
+        draw(rows, TITLES, args.picture)
     return 0
 
 
