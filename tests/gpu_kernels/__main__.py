@@ -50,7 +50,12 @@ def runs(folder: Path) -> dict[str, list[str]]:
     return {
         "planted": ["-c", f"import paddle; paddle.set_device('cpu'); paddle.linalg.{PLANTED}(paddle.eye(2))"],
         "DenseCL, online k-NN": pretrain(
-            "dense", f"evaluation.train={images}", f"evaluation.val={images}", "evaluation.k=5", "epochs=2"
+            "dense",
+            f"evaluation.train={images}",
+            f"evaluation.val={images}",
+            "evaluation.k=5",
+            "epochs=2",
+            "model.dense_matches=features",
         ),
         "num_grid": pretrain("grid", "model.num_grid=3"),
         "MoCo-v2 (λ = 0)": pretrain("moco", "model.loss_lambda=0"),
