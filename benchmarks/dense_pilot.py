@@ -162,7 +162,8 @@ def pilot(args: argparse.Namespace) -> dict[str, Any]:
                 one.model_copy(update={"size": 144} if isinstance(one, RandomResizedCrop) else {}) for one in views
             )
         data = recorded.data.model_copy(update={"root": str(args.train), "transforms": views})
-        model = recorded.model.model_copy(update=changes)
+        published = {"dense_matches": "features", "dense_negatives": "image_mean"}  # whatever the run itself has
+        model = recorded.model.model_copy(update=published | changes)
         config = recorded.model_copy(update={"data": data, "model": model})
         network, history = train(config, args.checkpoint, kind, args.steps)
         sampling = ViewSampling(2 * output_size(recorded.data.transforms))
