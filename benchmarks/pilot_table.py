@@ -18,18 +18,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reproduce import Figure, draw
-from benchmarks.scenes import Judged, joined
+from benchmarks.scenes import joined, judged_pairs
 from passl_densecl.cli.command import Parser, command
 from passl_densecl.errors import InputError
 
 TITLES = {"correspondence": "Δ correspondences", "place": "Δ place R²"}
-
-
-def judged(one: dict[str, Any], images: int) -> Judged:
-    """A variant's correspondences; its pairs were drawn from the images in turn."""
-    per_image = np.zeros((images, 2))
-    np.add.at(per_image, np.arange(len(one["per_pair"])) % images, np.array(one["per_pair"]))
-    return Judged(one["share"], per_image, lambda total: float(total[0] / total[1]))
 
 
 def compare(files: list[dict[str, Any]], base: str, images: int) -> tuple[str, dict[str, dict[str, list[Figure]]]]:
@@ -44,7 +37,7 @@ def compare(files: list[dict[str, Any]], base: str, images: int) -> tuple[str, d
     ]
     rows: dict[str, dict[str, list[Figure]]] = {}
     for kind in kinds:
-        pairs = [(judged(one[base], images), judged(one[kind], images)) for one in files]
+        pairs = [(judged_pairs(one[base], images), judged_pairs(one[kind], images)) for one in files]
         last = [one[kind]["last_epoch"] for one in files]
         loss, top1 = (float(np.mean([one[name] for one in last])) for name in ("dense_loss", "dense_top1"))
         place = np.array([one[kind]["place"] for one in files])

@@ -97,8 +97,13 @@ def judge(args: argparse.Namespace, measure: str, method: str, seed: int) -> Jud
     if verb != "correspondence":
         groups = np.array(result["confusion_of_groups"])
         return Judged(result["miou"][0], groups, lambda one: DenseScores.of(one).miou)
-    per_image = np.zeros((content["images"], 2))  # pairs are drawn from the images in turn
-    np.add.at(per_image, np.arange(len(result["per_pair"])) % len(per_image), np.array(result["per_pair"]))
+    return judged_pairs(result, content["images"])
+
+
+def judged_pairs(result: dict[str, Any], images: int) -> Judged:
+    """Correspondences by image; their pairs were drawn from the images in turn."""
+    per_image = np.zeros((images, 2))
+    np.add.at(per_image, np.arange(len(result["per_pair"])) % images, np.array(result["per_pair"]))
     return Judged(result["share"], per_image, lambda one: float(one[0] / one[1]))
 
 
